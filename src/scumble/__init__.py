@@ -1,0 +1,67 @@
+"""Scumble: block-diffusion language models that write on a canvas.
+
+    from scumble import LLM, GenerationConfig
+    llm = LLM.load()
+    print(llm.generate("def mean(values):", GenerationConfig(max_new_tokens=64, seed=7)).text)
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from scumble.errors import (
+    CheckpointError,
+    DataError,
+    InvalidRequest,
+    PromptTooLong,
+    ScumbleError,
+    TemplateError,
+    TokenizerError,
+)
+
+if TYPE_CHECKING:
+    from scumble.generation import Committed, Draft, Finished, Generation, GenerationConfig, TokenLogprobs
+    from scumble.llm import LLM
+
+try:
+    __version__ = version("scumble")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0+unknown"
+
+# Loaded on first use, so that `import scumble` stays quick: torch alone takes a second or two.
+_LAZY = {
+    "LLM": "scumble.llm",
+    "Committed": "scumble.generation",
+    "Draft": "scumble.generation",
+    "Finished": "scumble.generation",
+    "Generation": "scumble.generation",
+    "GenerationConfig": "scumble.generation",
+    "TokenLogprobs": "scumble.generation",
+}
+
+__all__ = [
+    "LLM",
+    "CheckpointError",
+    "Committed",
+    "DataError",
+    "Draft",
+    "Finished",
+    "Generation",
+    "GenerationConfig",
+    "InvalidRequest",
+    "PromptTooLong",
+    "ScumbleError",
+    "TemplateError",
+    "TokenLogprobs",
+    "TokenizerError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'scumble' has no attribute {name!r}")

@@ -1,0 +1,6 @@
+"""Checkpoint folders in the released format: load, save. Weights come from safetensors only."""
+
+from scumble.checkpoint.load import LoadReport, load_checkpoint, load_config, read_generation_config
+from scumble.checkpoint.save import save_checkpoint
+
+__all__ = ["LoadReport", "load_checkpoint", "load_config", "read_generation_config", "save_checkpoint"]

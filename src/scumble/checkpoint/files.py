@@ -1,0 +1,106 @@
+"""The safetensors files of a checkpoint folder: found, checked, and read a tensor at a time through a memory map."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from scumble.config import read_json
+from scumble.errors import CheckpointError
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor in a file: where, which shape, which number format (a safetensors code), how many bytes."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+
+
+def find_tensors(folder: Path) -> dict[str, Stored]:
+    """Every tensor of the checkpoint by key, from `model.safetensors` or the shards that its index names."""
+    return {key: stored for file in weight_files(folder) for key, stored in read_header(file).items()}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    if not folder.exists():
+        raise CheckpointError(f"{folder}: no such folder; give a checkpoint folder with config.json and {WEIGHTS}")
+    if folder.is_file():
+        if folder.suffix in PICKLES:
+            raise CheckpointError(_refusal(folder))
+        raise CheckpointError(f"{folder}: is a file; give the checkpoint folder that holds config.json and {WEIGHTS}")
+    if (folder / WEIGHTS).exists():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).exists():
+        weight_map = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{folder / INDEX}: weight_map must be an object of key → file name, found none")
+        names = sorted({str(name) for name in weight_map.values()})
+        for name in names:
+            if Path(name).name != name:
+                raise CheckpointError(f"{folder / INDEX}: names a file outside its folder: {name!r}")
+        missing = [name for name in names if not (folder / name).exists()]
+        if missing:
+            raise CheckpointError(f"{folder}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing[:5])}")
+        return [folder / name for name in names]
+    pickles = sorted(path for path in folder.iterdir() if path.suffix in PICKLES)
+    if pickles:
+        raise CheckpointError(_refusal(pickles[0]))
+    raise CheckpointError(f"{folder}: holds neither {WEIGHTS} nor {INDEX}")
+
+
+def _refusal(path: Path) -> str:
+    return (
+        f"{path}: pickle files are refused, because opening one can run any code; "
+        f"convert it to {WEIGHTS} where you trust it"
+    )
+
+
+@contextmanager
+def open_weights(file: Path) -> Iterator[safe_open]:
+    """A memory-mapped safetensors file. The library checks header, offsets and length, so nothing overlaps or lacks."""
+    try:
+        with safe_open(str(file), framework="pt", device="cpu") as handle:
+            yield handle
+    except SafetensorError as error:
+        size = file.stat().st_size if file.exists() else 0
+        raise CheckpointError(
+            f"{file}: not a whole safetensors file ({size} bytes): {error}; it may be truncated, fetch it again"
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error}") from None
+
+
+def read_header(file: Path) -> dict[str, Stored]:
+    """Names, shapes and formats of a file's tensors, after the library has checked that the file is whole."""
+    with open_weights(file):
+        pass
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length))
+    except (OSError, ValueError, struct.error) as error:
+        raise CheckpointError(f"{file}: cannot be read: {error}") from None
+    out = {}
+    for key, entry in header.items():
+        if key != "__metadata__":
+            begin, end = entry["data_offsets"]
+            out[key] = Stored(file, key, tuple(entry["shape"]), entry["dtype"], end - begin)
+    return out

@@ -1,0 +1,40 @@
+"""Commit: cut a finished canvas, encode it into the context, and read the log-probabilities off on the way."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from scumble.config import ModelConfig
+from scumble.generation import TokenLogprobs
+from scumble.kernels import softcap, vocab_head
+
+
+def cut(ids: Tensor, eos_ids: frozenset[int], room: int) -> tuple[Tensor, bool]:
+    """The first `room` ids, ended behind the first end-of-sequence id; and whether there was one."""
+    kept = ids[:room].tolist()
+    for position, token in enumerate(kept):
+        if token in eos_ids:
+            return ids[: position + 1], True
+    return ids[:room], False
+
+
+def token_logprobs(
+    hidden: Tensor, ids: Tensor, embedding: Tensor, model: ModelConfig, alternatives: int
+) -> tuple[TokenLogprobs, ...]:
+    """Causal log-probabilities of ids [n] from the hidden states [n, D] of the tokens before them (temperature 1)."""
+    result = vocab_head(hidden, embedding, cap=model.final_logit_softcapping, top=min(alternatives, model.vocab_size))
+    own = (hidden * embedding[ids]).sum(-1).float()  # one row of the head a token
+    own = softcap(own, model.final_logit_softcapping) - result.logsumexp
+    out = []
+    for index, (token, logprob) in enumerate(zip(ids.tolist(), own.tolist(), strict=True)):
+        top: tuple[tuple[int, float], ...] = ()
+        if result.top_ids is not None and result.top_logprobs is not None:
+            top = tuple(zip(result.top_ids[index].tolist(), result.top_logprobs[index].tolist(), strict=True))
+        out.append(TokenLogprobs(token, logprob, top))
+    return tuple(out)
+
+
+def shift(last: Tensor, hidden: Tensor) -> Tensor:
+    """Hidden states that predict a run of tokens: the one before the run [1, D], then all of the run's but its last."""
+    return torch.cat((last, hidden[:-1]))

@@ -1,0 +1,117 @@
+"""The main loop: one request, from prompt ids to committed ids, one canvas after another.
+
+Read `diffusion` top to bottom: encode the prompt; per canvas: start from noise, then per pass denoise, propose,
+accept, renoise, until stable and confident; commit; next canvas. `yield Segment` runs the model (see steps.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import torch
+from torch import Tensor
+
+from scumble.diffusion import Canvas, Proposal, committed_ids, start_canvas
+from scumble.engine.autoregressive import autoregressive
+from scumble.engine.commit import cut, shift, token_logprobs
+from scumble.engine.prefill import prefill
+from scumble.engine.request import Request
+from scumble.engine.steps import Answer, PassDone, Steps, TokensCommitted
+from scumble.kernels import vocab_head
+from scumble.model import Cache, Segment, Transformer
+
+
+def generate(model: Transformer, request: Request) -> Steps:
+    """The program of one row, by the decoder that the request names."""
+    return (diffusion if request.settings.decoder == "diffusion" else autoregressive)(model, request)
+
+
+def diffusion(model: Transformer, request: Request) -> Steps:
+    """Answer a request canvas by canvas."""
+    settings = request.settings
+    cache = model.new_cache()
+    last_hidden = yield from prefill(request.prompt.to(model.device), cache)
+
+    passes: list[int] = []
+    room = settings.max_new_tokens
+    while True:
+        index = len(passes)
+        canvas = first_canvas(model, request, index)
+        ids, taken = yield from denoise(model, request, cache, canvas)
+        passes.append(taken)
+
+        ids, ended = cut(ids, settings.eos_ids, room)
+        room -= ids.shape[0]
+        finished = ended or room == 0
+        logprobs = None
+        if not finished or settings.logprobs is not None:  # the last canvas is encoded only when something needs it
+            hidden = yield Segment(ids, cache, "encode")
+            if settings.logprobs is not None:
+                before = shift(last_hidden, hidden)
+                weight = model.embed_tokens.weight
+                logprobs = token_logprobs(before, ids, weight, model.config, settings.logprobs)
+            last_hidden = hidden[-1:]
+        yield TokensCommitted(tuple(ids.tolist()), index, logprobs)
+        if finished:
+            return Answer("stop" if ended else "length", tuple(passes))
+
+
+def first_canvas(model: Transformer, request: Request, index: int) -> Canvas:
+    """Canvas number `index` before its first pass: noise, with what the request's draft and pins say about it."""
+    length = request.settings.canvas_length
+    begin = index * length
+    draft = None if request.draft is None else request.draft[begin : begin + length]
+    pinned = {p - begin: token for p, token in request.pinned.items() if begin <= p < begin + length}
+    return start_canvas(request.noise, index, length, model.config.vocab_size, draft, pinned, model.device)
+
+
+def denoise(
+    model: Transformer, request: Request, cache: Cache, canvas: Canvas
+) -> Generator[Segment | PassDone, Tensor, tuple[Tensor, int]]:
+    """Denoise one canvas until it is stable and confident or out of passes -> ids to commit [L], passes taken."""
+    settings, noise, vocab = request.settings, request.noise, model.config.vocab_size
+    soft: Tensor | None = None
+    history: list[Tensor] = []
+    pass_index = 0
+    while True:
+        hidden = yield Segment(canvas.ids, cache, "denoise", soft)
+        temperature = settings.schedule(pass_index)
+        uniforms = noise.uniform(canvas.index, pass_index, canvas.length)
+        proposal, soft = propose(model, canvas, hidden, temperature, uniforms, settings.temperature == 0)
+
+        accepted = settings.sampler.accept(canvas, proposal)
+        fresh = noise.renoise(canvas.index, pass_index, canvas.length, vocab).to(model.device)
+        following = settings.sampler.renoise(canvas, proposal, accepted, fresh)
+
+        stopped = settings.stopping.done(canvas, proposal, history)
+        yield PassDone(
+            canvas.index, pass_index, temperature, canvas.ids, following.ids, accepted,
+            proposal.argmax, proposal.sample, proposal.entropy, stopped,
+        )  # fmt: skip
+        pass_index += 1
+        if stopped or pass_index == settings.schedule.passes:
+            return committed_ids(settings.commit, canvas, proposal), pass_index
+        history = [*history, proposal.argmax][-max(settings.stopping.stability, 1) :]
+        canvas = following
+
+
+def propose(
+    model: Transformer, canvas: Canvas, hidden: Tensor, temperature: float, uniforms: Tensor, greedy: bool
+) -> tuple[Proposal, Tensor]:
+    """Hidden states [L, D] -> what the model proposes, and the soft embedding [L, D] for the next pass.
+
+    A pinned position proposes its own id, is certain of it, and its soft embedding is that id's embedding.
+    """
+    weight = model.embed_tokens.weight
+    result = vocab_head(
+        hidden, weight, cap=model.config.final_logit_softcapping, temperature=temperature,
+        uniforms=None if greedy else torch.as_tensor(uniforms), want_soft=True,
+    )  # fmt: skip
+    assert result.soft is not None
+    sample = result.argmax if result.sample is None else result.sample
+    proposal = Proposal(
+        argmax=canvas.keep_pinned(result.argmax),
+        sample=canvas.keep_pinned(sample),
+        entropy=result.entropy.masked_fill(canvas.pinned, 0.0),
+    )
+    return proposal, torch.where(canvas.pinned[:, None], weight[canvas.ids].float(), result.soft)

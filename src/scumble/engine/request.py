@@ -1,0 +1,149 @@
+"""A request as the engine sees it: ids, and settings in which nothing is left unset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from scumble.config import ModelConfig
+from scumble.diffusion import EntropyBound, LinearTemperature, Noise, SeededNoise, StableAndConfident
+from scumble.diffusion.stopping import CommitRule
+from scumble.errors import InvalidRequest, PromptTooLong
+from scumble.generation import RELEASE_DEFAULTS, Decoder, GenerationConfig
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A GenerationConfig after every unset name was filled in and every name checked against the model."""
+
+    max_new_tokens: int
+    canvas_length: int
+    decoder: Decoder
+    temperature: float
+    schedule: LinearTemperature
+    sampler: EntropyBound
+    stopping: StableAndConfident
+    commit: CommitRule
+    eos_ids: frozenset[int]
+    stop: tuple[str, ...]
+    seed: int
+    top_k: int | None
+    top_p: float | None
+    logprobs: int | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """prompt: ids [n ≥ 1]. draft: ids that the answer starts from, from its position 0. pinned: position -> id.
+
+    Positions count from the start of the answer, across canvases.
+    """
+
+    prompt: Tensor
+    settings: Settings
+    noise: Noise
+    draft: Tensor | None = None
+    pinned: Mapping[int, int] = field(default_factory=dict)
+
+
+def make_request(
+    prompt: Sequence[int] | Tensor,
+    config: GenerationConfig,
+    checkpoint_defaults: Mapping[str, Any],
+    model: ModelConfig,
+    noise: Noise | None = None,
+    draft: Sequence[int] | Tensor | None = None,
+    pinned: Mapping[int, int] | None = None,
+) -> Request:
+    """Check a request against the model and fill in what it leaves open; raises InvalidRequest or PromptTooLong."""
+    ids = _ids("prompt", prompt, model.vocab_size)
+    if ids.shape[0] == 0:
+        raise InvalidRequest("the prompt is empty; give at least one token")
+    settings = resolve(config, checkpoint_defaults, model, ids.shape[0])
+    pinned = dict(pinned or {})
+    for position, token in pinned.items():
+        if not 0 <= position < settings.max_new_tokens:
+            raise InvalidRequest(
+                f"pinned positions must lie in 0 … {settings.max_new_tokens - 1} (max_new_tokens - 1), found {position}"
+            )
+        _ids("pinned", [token], model.vocab_size)
+    if settings.decoder == "autoregressive" and (pinned or draft is not None):
+        raise InvalidRequest("decoder='autoregressive' has no canvas: draft and pinned need decoder='diffusion'")
+    draft_ids = None if draft is None else _ids("draft", draft, model.vocab_size)
+    return Request(ids, settings, noise or SeededNoise(settings.seed), draft_ids, pinned)
+
+
+def resolve(
+    config: GenerationConfig, checkpoint_defaults: Mapping[str, Any], model: ModelConfig, prompt_tokens: int
+) -> Settings:
+    room = model.max_position_embeddings - prompt_tokens
+    if room < 1:
+        raise PromptTooLong(
+            f"the prompt has {prompt_tokens} tokens; the model's context holds {model.max_position_embeddings}, "
+            f"and at least one is needed for the answer; shorten the prompt"
+        )
+    asked = config.max_new_tokens
+    if asked is not None and asked > room:
+        raise PromptTooLong(
+            f"max_new_tokens must be ≤ {room} for this prompt ({prompt_tokens} tokens of a context of "
+            f"{model.max_position_embeddings}), found {asked}"
+        )
+    full = config.merged(checkpoint_defaults).merged(RELEASE_DEFAULTS)
+    length = full.canvas_length or model.canvas_length
+    if length > model.canvas_length:
+        raise InvalidRequest(f"canvas_length must lie in 1 … {model.canvas_length} for this model, found {length}")
+    if (full.top_k is not None or full.top_p is not None) and full.decoder == "diffusion":
+        raise InvalidRequest("top_k and top_p apply to decoder='autoregressive' only; diffusion uses entropy_bound")
+    # Every name that RELEASE_DEFAULTS holds is set from here on.
+    return Settings(
+        max_new_tokens=min(_set(full.max_new_tokens), room),
+        canvas_length=length,
+        decoder=_set(full.decoder),
+        temperature=_set(full.temperature),
+        schedule=_schedule(full),
+        sampler=EntropyBound(_set(full.entropy_bound)),
+        stopping=StableAndConfident(
+            _set(full.stability_threshold), _set(full.confidence_threshold), _set(full.stability)
+        ),
+        commit=_set(full.commit),
+        eos_ids=frozenset() if full.ignore_eos else frozenset(model.eos_token_ids),
+        stop=_set(full.stop),
+        seed=_set(full.seed),
+        top_k=full.top_k,
+        top_p=full.top_p,
+        logprobs=full.logprobs,
+    )
+
+
+def _schedule(full: GenerationConfig) -> LinearTemperature:
+    """The temperature schedule, scaled by `temperature` (0 keeps the scale and proposes the argmax instead)."""
+    scale = full.temperature or 1.0
+    return LinearTemperature(_set(full.t_min) * scale, _set(full.t_max) * scale, _set(full.max_denoising_steps))
+
+
+def _set(value: T | None) -> T:
+    assert value is not None, "RELEASE_DEFAULTS lacks a name"
+    return value
+
+
+def _ids(name: str, ids: Sequence[int] | Tensor, vocab: int) -> Tensor:
+    try:
+        tensor = torch.as_tensor(ids)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise InvalidRequest(f"{name} must be a flat list of token ids, found {type(ids).__name__}") from None
+    if tensor.numel() == 0:
+        return torch.zeros(0, dtype=torch.int64)
+    if tensor.ndim != 1 or tensor.is_floating_point() or tensor.dtype == torch.bool:
+        raise InvalidRequest(f"{name} must be a flat list of token ids, found shape {list(tensor.shape)}")
+    low, high = int(tensor.min()), int(tensor.max())
+    if low < 0 or high >= vocab:
+        raise InvalidRequest(
+            f"{name} ids must lie in 0 … {vocab - 1} (the vocabulary), found {low if low < 0 else high}"
+        )
+    return tensor.to(torch.int64)

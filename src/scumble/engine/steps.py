@@ -1,0 +1,56 @@
+"""The language between a row's program and the scheduler.
+
+A row is written as straight-line code: a Python generator that yields a `Segment` when it needs the model and is sent
+that segment's hidden states [n, D] in return. In between it yields what happened (`PassDone`, `TokensCommitted`) and
+is sent None. It returns an `Answer`. The scheduler runs many such programs side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from scumble.generation import FinishReason, TokenLogprobs
+from scumble.model import Segment
+
+
+@dataclass(frozen=True)
+class PassDone:
+    """One pass over a canvas of length L. Ids int64 [L], accepted bool [L], entropy float32 [L] in nats.
+
+    canvas_in went into the pass, canvas_out goes into the next one. temperature: what the logits were divided by.
+    stopped: this was the canvas's last pass because the stopping rule said so (not because passes ran out).
+    """
+
+    canvas_index: int
+    pass_index: int
+    temperature: float
+    canvas_in: Tensor
+    canvas_out: Tensor
+    accepted: Tensor
+    argmax: Tensor
+    proposal: Tensor
+    entropy: Tensor
+    stopped: bool
+    row: int = 0
+
+
+@dataclass(frozen=True)
+class TokensCommitted:
+    """Ids that will not change any more, in order. logprobs: one a token, when the request asked for them."""
+
+    ids: tuple[int, ...]
+    canvas_index: int
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    finish_reason: FinishReason
+    passes: tuple[int, ...]
+
+
+Event = PassDone | TokensCommitted
+Steps = Generator[Segment | Event, Tensor | None, Answer]

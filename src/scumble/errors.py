@@ -1,0 +1,45 @@
+"""Every exception that Scumble raises on purpose.
+
+    ScumbleError
+    ├── InvalidRequest      the caller asked for something impossible (also a ValueError); CLI exit code 2
+    │   └── PromptTooLong   prompt plus answer do not fit the model's context
+    ├── CheckpointError     a checkpoint folder or file is missing, damaged or of the wrong kind
+    ├── TemplateError       a chat template failed, ran too long or tried to leave its sandbox
+    ├── TokenizerError      a tokenizer file cannot be used
+    └── DataError           training data is missing, damaged or empty
+
+A message says what is wrong, the value, the allowed range, and what to do next, in one line.
+Anything else that escapes is a bug in Scumble.
+"""
+
+
+class ScumbleError(Exception):
+    """Root of all errors that Scumble raises on purpose."""
+
+    exit_code = 1
+
+
+class InvalidRequest(ScumbleError, ValueError):
+    """The caller asked for something impossible: an unknown name, a value out of range, an empty prompt."""
+
+    exit_code = 2
+
+
+class PromptTooLong(InvalidRequest):
+    """Prompt plus requested answer do not fit into the model's context."""
+
+
+class CheckpointError(ScumbleError):
+    """A checkpoint cannot be read or written: missing, truncated, wrong shapes, wrong kind."""
+
+
+class TemplateError(ScumbleError):
+    """A chat template failed, ran out of time or tried to do what its sandbox forbids."""
+
+
+class TokenizerError(ScumbleError):
+    """A tokenizer file is missing, damaged or lacks a token that is needed."""
+
+
+class DataError(ScumbleError):
+    """Training data is missing, damaged or empty."""

@@ -1,0 +1,207 @@
+"""What a caller asks for (`GenerationConfig`) and what it gets back (`Generation`, and the events of a stream)."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from scumble.diffusion.stopping import CommitRule, StabilityRule
+from scumble.errors import InvalidRequest
+
+Decoder = Literal["diffusion", "autoregressive"]
+FinishReason = Literal["stop", "length"]
+
+MAX_PASSES = 10_000  # an absurd number of passes is a typing error, not a wish
+
+
+@dataclass(frozen=True, init=False)
+class GenerationConfig:
+    """Settings of one request. Everything left None comes from the checkpoint, else from the release's values.
+
+    max_new_tokens: whole number ≥ 1; cuts exactly, whatever the canvas length. Default 256, less if the context ends.
+    seed: 0 … 2⁶⁴-1. Same seed, same tokens: alone, in any batch, on any device of equal arithmetic. Default 0.
+    temperature: diffusion: scales the schedule t_max → t_min; 1 is the checkpoint's own, 0 proposes the argmax (the
+        schedule then still weighs confidence). Autoregressive: divides the logits; 0 is greedy. Finite, ≥ 0.
+    entropy_bound: nats; how much joint uncertainty one pass may accept. > 0. Release: 0.1.
+    t_min, t_max: the temperature schedule, 0 < t_min ≤ t_max. Release: 0.4 and 0.8.
+    max_denoising_steps: passes a canvas at most, 1 … 10000. Release: 48.
+    stability_threshold: passes over which the argmax must not change, ≥ 0. Release: 1.
+    confidence_threshold: mean entropy in nats below which a canvas may stop, ≥ 0; 0 never stops early. Release: 0.005.
+    canvas_length: tokens a canvas, 1 … the checkpoint's.
+    stop: strings that end the answer; the answer ends before them.
+    ignore_eos: go on behind the end-of-sequence id.
+    decoder: "diffusion", or "autoregressive" on the same weights.
+    top_k (≥ 1), top_p (0 < p ≤ 1): autoregressive only.
+    logprobs: return the log-probability of every token under the causal model, and of that many alternatives (0 … 20).
+    commit: "argmax" (release) or "sample". stability: "argmax_history" (release) or "argmax_is_canvas".
+    """
+
+    max_new_tokens: int | None = None
+    seed: int | None = None
+    temperature: float | None = None
+    entropy_bound: float | None = None
+    t_min: float | None = None
+    t_max: float | None = None
+    max_denoising_steps: int | None = None
+    stability_threshold: int | None = None
+    confidence_threshold: float | None = None
+    canvas_length: int | None = None
+    stop: tuple[str, ...] | None = None
+    ignore_eos: bool | None = None
+    decoder: Decoder | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    logprobs: int | None = None
+    commit: CommitRule | None = None
+    stability: StabilityRule | None = None
+
+    def __init__(self, **settings: Any) -> None:
+        names = [field.name for field in dataclasses.fields(self)]
+        for name in settings:
+            if name not in names:
+                close = difflib.get_close_matches(name, names, 1)
+                hint = f"; did you mean {close[0]!r}?" if close else "."
+                raise InvalidRequest(f"unknown setting {name!r}{hint} Valid names: {', '.join(names)}")
+        for name in names:
+            object.__setattr__(self, name, settings.get(name))
+        self._validate()
+
+    def merged(self, defaults: Mapping[str, Any]) -> GenerationConfig:
+        """This config with every unset name taken from `defaults` (which may lack names)."""
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return GenerationConfig(
+            **{name: defaults.get(name) if value is None else value for name, value in own.items()}
+        )
+
+    def _validate(self) -> None:
+        _whole("max_new_tokens", self.max_new_tokens, 1, 2**31 - 1)
+        _whole("seed", self.seed, 0, 2**64 - 1)
+        _real("temperature", self.temperature, 0, 1000)
+        _real("entropy_bound", self.entropy_bound, 0, 1e9, open_low=True)
+        _real("t_min", self.t_min, 0, 1000, open_low=True)
+        _real("t_max", self.t_max, 0, 1000, open_low=True)
+        if self.t_min is not None and self.t_max is not None and self.t_min > self.t_max:
+            raise InvalidRequest(f"t_min must be ≤ t_max ({self.t_max}), found {self.t_min}")
+        _whole("max_denoising_steps", self.max_denoising_steps, 1, MAX_PASSES)
+        _whole("stability_threshold", self.stability_threshold, 0, MAX_PASSES)
+        _real("confidence_threshold", self.confidence_threshold, 0, 1e9)
+        _whole("canvas_length", self.canvas_length, 1, 2**20)
+        _whole("top_k", self.top_k, 1, 2**31 - 1)
+        _real("top_p", self.top_p, 0, 1, open_low=True)
+        _whole("logprobs", self.logprobs, 0, 20)
+        _choice("decoder", self.decoder, ("diffusion", "autoregressive"))
+        _choice("commit", self.commit, ("argmax", "sample"))
+        _choice("stability", self.stability, ("argmax_history", "argmax_is_canvas"))
+        if self.ignore_eos is not None and not isinstance(self.ignore_eos, bool):
+            raise InvalidRequest(f"ignore_eos must be True or False, found {self.ignore_eos!r}")
+        if self.stop is not None:
+            stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+            for stop in stops:
+                if not isinstance(stop, str) or not stop:
+                    raise InvalidRequest(f"stop must hold non-empty strings, found {stop!r}")
+            object.__setattr__(self, "stop", stops)
+
+
+def _whole(name: str, value: Any, low: int, high: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InvalidRequest(f"{name} must be a whole number in {low} … {high}, found {value!r}")
+
+
+def _real(name: str, value: Any, low: float, high: float, open_low: bool = False) -> None:
+    if value is None:
+        return
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not low <= value <= high or (open_low and value == low):
+        bounds = f"> {low:g} and ≤ {high:g}" if open_low else f"in {low:g} … {high:g}"
+        raise InvalidRequest(f"{name} must be a finite number {bounds}, found {value!r}")
+
+
+def _choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value is not None and value not in choices:
+        raise InvalidRequest(f"{name} must be one of {', '.join(choices)}, found {value!r}")
+
+
+RELEASE_DEFAULTS: dict[str, Any] = {
+    "max_new_tokens": 256,
+    "seed": 0,
+    "temperature": 1.0,
+    "entropy_bound": 0.1,
+    "t_min": 0.4,
+    "t_max": 0.8,
+    "max_denoising_steps": 48,
+    "stability_threshold": 1,
+    "confidence_threshold": 0.005,
+    "stop": (),
+    "ignore_eos": False,
+    "decoder": "diffusion",
+    "commit": "argmax",
+    "stability": "argmax_history",
+}
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Log-probability (nats) of one committed token under the causal model, and of the best alternatives."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished answer.
+
+    text: decoded answer without special tokens, cut before a stop string; "" when the model has no tokenizer.
+    token_ids: the ids, including the end-of-sequence id that ended them, nothing after it.
+    finish_reason: "stop" (end-of-sequence id or stop string) or "length".
+    passes: denoising passes, one number a canvas; of the autoregressive decoder: forward passes, one number in all.
+    seconds: wall time from request to end; first_text_seconds: to the first committed token.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    passes: tuple[int, ...]
+    seconds: float
+    first_text_seconds: float
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    thinking: str | None = None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A canvas after one pass: the present best guess (argmax) of all its positions; nothing of it is promised.
+
+    accepted: which positions the pass accepted. row: which request of a batch.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    canvas: int
+    pass_index: int
+    accepted: tuple[bool, ...]
+    row: int = 0
+
+
+@dataclass(frozen=True)
+class Committed:
+    """New tokens that will not change. text: the new characters, never half a one (it may lag behind the ids)."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    canvas: int
+    row: int = 0
+
+
+@dataclass(frozen=True)
+class Finished:
+    generation: Generation
+    row: int = 0

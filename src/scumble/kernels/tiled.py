@@ -1,0 +1,122 @@
+"""The vocabulary operator in tiles over the vocabulary: never more than one [n, tile] block of logits at a time.
+
+One sweep keeps running statistics relative to a running peak (online softmax). A sample then needs one tile more a
+position: the sweep remembers every tile's probability mass, so the tile in which the cumulative probability crosses
+the uniform is known, and only that tile is computed again.
+Extra memory: O(n · tile + n · V / tile + n · D) numbers instead of O(n · V).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from scumble.kernels.result import VocabResult
+
+TILE = 4096  # [256, 4096] float32 logits are 4 MB: they stay in the last-level cache of a laptop
+
+
+def vocab_head(
+    hidden: Tensor,
+    embedding: Tensor,
+    *,
+    cap: float,
+    temperature: float = 1.0,
+    uniforms: Tensor | None = None,
+    want_soft: bool = False,
+    allowed: Tensor | None = None,
+    top: int = 0,
+    tile: int = TILE,
+) -> VocabResult:
+    """Same contract as `reference.vocab_head`; `tile` is the number of ids taken at a time."""
+    n, vocab = hidden.shape[0], embedding.shape[0]
+    device = hidden.device
+    if allowed is not None and allowed.ndim == 1:
+        allowed = allowed.expand(n, vocab)
+
+    def logits(rows: Tensor | slice, first: int) -> Tensor:
+        """z of some rows over ids first … first + tile, float32, -inf where not allowed."""
+        last = min(first + tile, vocab)
+        z = (hidden[rows] @ embedding[first:last].T).float()
+        z.div_(cap).tanh_().mul_(cap / temperature)
+        if allowed is not None:
+            z.masked_fill_(~allowed[rows, first:last], float("-inf"))
+        return z
+
+    peak = torch.full((n,), float("-inf"), device=device)
+    argmax = torch.zeros(n, dtype=torch.int64, device=device)
+    total = torch.zeros(n, dtype=torch.float64, device=device)  # Σ exp(z - peak)
+    energy = torch.zeros(n, dtype=torch.float64, device=device)  # Σ exp(z - peak) · (z - peak), ≤ 0
+    soft = torch.zeros(n, hidden.shape[1], device=device) if want_soft else None
+    masses: list[Tensor] = []  # log of every tile's mass, [n] each
+    best: Tensor | None = None
+    best_ids: Tensor | None = None
+
+    for first in range(0, vocab, tile):
+        z = logits(slice(None), first)
+        tile_peak, tile_argmax = z.max(-1)
+        if top:
+            best, best_ids = _merge_top(z, first, best, best_ids, top)
+        higher = tile_peak > peak
+        argmax = torch.where(higher, tile_argmax + first, argmax)
+        old, peak = peak, torch.maximum(peak, tile_peak)
+        base = torch.where(peak == float("-inf"), 0.0, peak)  # all -inf so far: keep exp(-inf - 0) = 0
+        # Move what is summed so far to the new peak: with d = old - peak ≤ 0 and w = exp(d),
+        # Σ e^(z-peak) = w·total and Σ e^(z-peak)(z-peak) = w·(energy + d·total).
+        drop = torch.where(total > 0, (old - base).double(), 0.0)
+        factor = drop.exp()
+        energy = factor * (energy + drop * total)
+        total = factor * total
+
+        shifted = z.sub_(base[:, None])
+        weights = shifted.exp()
+        mass = weights.sum(-1, dtype=torch.float64)
+        if uniforms is not None:
+            masses.append(mass.log() + base)
+        total = total + mass
+        if allowed is not None:
+            shifted = shifted.masked_fill(weights == 0, 0.0)  # 0 · -inf
+        energy = energy + (shifted.mul_(weights)).sum(-1, dtype=torch.float64)
+        if soft is not None:
+            part = weights.to(embedding.dtype) @ embedding[first : first + tile]
+            soft.mul_(factor.float()[:, None]).add_(part)
+
+    logsumexp = peak.double() + total.log()
+    entropy = (total.log() - energy / total).clamp_min(0)
+    sample = None
+    if uniforms is not None:
+        sample = _sample(torch.stack(masses), uniforms.to(device).double(), logits, tile, argmax)
+    if soft is not None:
+        soft.div_(total.float()[:, None])
+    top_logprobs = None if best is None else (best.double() - logsumexp[:, None]).float()
+    return VocabResult(logsumexp.float(), entropy.float(), argmax, sample, soft, best_ids, top_logprobs)
+
+
+def _merge_top(z: Tensor, first: int, best: Tensor | None, ids: Tensor | None, top: int) -> tuple[Tensor, Tensor]:
+    values, found = torch.topk(z, min(top, z.shape[1]), dim=-1)
+    found = found + first
+    if best is not None and ids is not None:
+        values, found = torch.cat((best, values), -1), torch.cat((ids, found), -1)
+    order = values.sort(dim=-1, descending=True, stable=True).indices[:, :top]
+    return values.gather(1, order), found.gather(1, order)
+
+
+def _sample(masses: Tensor, uniforms: Tensor, logits, tile: int, argmax: Tensor) -> Tensor:
+    """Inverse CDF in two steps: masses [tiles, n] choose each row's tile, that tile's ids choose the sample [n]."""
+    relative = (masses - masses.max(0).values).exp()  # float64
+    running = relative.cumsum(0)
+    target = uniforms * running[-1]
+    chosen = (running <= target).sum(0).clamp_max(relative.shape[0] - 1)  # first tile whose running mass exceeds it
+    chosen = torch.where(relative.gather(0, chosen[None])[0] > 0, chosen, relative.argmax(0))
+    inside = target - (running.gather(0, chosen[None])[0] - relative.gather(0, chosen[None])[0])
+    share = inside / relative.gather(0, chosen[None])[0]  # 0 … 1 of that tile's mass
+    sample = argmax.clone()
+    for index in chosen.unique().tolist():
+        rows = (chosen == index).nonzero()[:, 0]
+        z = logits(rows, index * tile).double()
+        weights = (z - z.max(-1, keepdim=True).values).exp()
+        cumulative = weights.cumsum(-1)
+        position = (cumulative <= share[rows, None] * cumulative[:, -1:]).sum(-1)
+        last = weights.shape[1] - 1 - (weights > 0).flip(-1).int().argmax(-1)
+        sample[rows] = torch.minimum(position, last) + index * tile
+    return sample

@@ -1,0 +1,332 @@
+"""The facade: text in, text out. Ties tokenizer, checkpoint and engine together; sync, streaming and async."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+
+from scumble.answer import AnswerText
+from scumble.checkpoint import load_checkpoint, read_generation_config
+from scumble.diffusion import Noise
+from scumble.engine import Answer, PassDone, Request, TokensCommitted, generate, make_request, run
+from scumble.errors import InvalidRequest, TemplateError, TokenizerError
+from scumble.generation import Committed, Draft, Finished, Generation, GenerationConfig, TokenLogprobs
+from scumble.model import Transformer
+from scumble.text import ChatTemplate, Message, Tokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+StreamEvent = Draft | Committed | Finished
+Trace = Callable[[PassDone], None]
+Ids = Sequence[int] | torch.Tensor
+
+
+def embedded_path() -> Path:
+    """The folder of the embedded model, inside the installed package."""
+    return Path(str(resources.files("scumble") / "assets" / "embedded"))
+
+
+class LLM:
+    """A loaded model with its tokenizer. Safe to use from several threads; each call has a cache of its own.
+
+    batch_invariant: rows of a batch never influence each other, bit for bit (see engine/scheduler.py).
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer | None = None,
+        *,
+        folder: Path | None = None,
+        defaults: Mapping[str, Any] | None = None,
+        batch_invariant: bool = True,
+    ):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.folder = folder
+        self.defaults = dict(defaults or {})
+        self.batch_invariant = batch_invariant
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path | None = None,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device = "auto",
+        *,
+        batch_invariant: bool = True,
+    ) -> LLM:
+        """Load a checkpoint folder in the released format; None loads the embedded model.
+
+        dtype: "float32", "bfloat16", or "auto" (as stored; float32 on a CPU without native bfloat16).
+        device: "cpu", "cuda", "cuda:1" …, or "auto" (the GPU when there is one).
+        A folder without tokenizer.json loads for work on ids. Raises CheckpointError or TokenizerError.
+        """
+        folder = embedded_path() if path is None else Path(path)
+        where = _device(device)
+        model = load_checkpoint(folder, _dtype(dtype, where), where)
+        tokenizer = Tokenizer.from_folder(folder) if (folder / "tokenizer.json").exists() else None
+        if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
+            raise TokenizerError(
+                f"{folder}: tokenizer.json has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}"
+            )
+        defaults = read_generation_config(folder)
+        return cls(model, tokenizer, folder=folder, defaults=defaults, batch_invariant=batch_invariant)
+
+    # --- text ---------------------------------------------------------------------------------------------------
+
+    @overload
+    def generate(self, prompt: str, config: GenerationConfig | None = ..., **inputs: Any) -> Generation: ...
+    @overload
+    def generate(
+        self, prompt: Sequence[str], config: GenerationConfig | None = ..., **inputs: Any
+    ) -> list[Generation]: ...
+    def generate(
+        self, prompt: str | Sequence[str], config: GenerationConfig | None = None, **inputs: Any
+    ) -> Generation | list[Generation]:
+        """Continue a text, or several in one batch. `inputs`: draft and pinned, as for generate_ids."""
+        if isinstance(prompt, str):
+            return self.generate_ids(self.encode_prompt(prompt), config, **inputs)
+        return self.generate_ids([self.encode_prompt(one) for one in prompt], config, **inputs)
+
+    def stream(
+        self, prompt: str, config: GenerationConfig | None = None, **inputs: Any
+    ) -> Iterator[StreamEvent]:
+        """Continue a text, event by event: a Draft after every pass, Committed text, and Finished at the end."""
+        return self.stream_ids([self.encode_prompt(prompt)], config, **_listed(inputs))
+
+    def chat(
+        self, messages: Sequence[Message], config: GenerationConfig | None = None, **template: Any
+    ) -> Generation:
+        """Answer a conversation, [{"role": "user", "content": "…"}, …]. `template`: tools, enable_thinking, ….
+
+        Raises TemplateError where the model has no chat template.
+        """
+        return _last(self.stream_ids([self.encode_chat(messages, **template)], config))[0]
+
+    def stream_chat(
+        self, messages: Sequence[Message], config: GenerationConfig | None = None, **template: Any
+    ) -> Iterator[StreamEvent]:
+        """Like `chat`, event by event."""
+        return self.stream_ids([self.encode_chat(messages, **template)], config)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Prompt ids of a text: the beginning-of-sequence id, where there is one, then the text as plain data."""
+        tokenizer = self._need_tokenizer()
+        if text == "":
+            raise InvalidRequest("the prompt is empty; give at least one character")
+        bos = tokenizer.bos_id
+        return ([] if bos is None else [bos]) + tokenizer.encode(text)
+
+    def encode_chat(self, messages: Sequence[Message], **template: Any) -> list[int]:
+        """Prompt ids of a conversation, by the checkpoint's chat template."""
+        return self.chat_template.encode(messages, self._need_tokenizer(), **template)
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        if self.folder is None:
+            raise TemplateError("this LLM was made without a folder, so it has no chat template; use generate")
+        return ChatTemplate.from_folder(self.folder, self._need_tokenizer())
+
+    def _need_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise TokenizerError(f"{self.folder}: has no tokenizer.json; text needs one, ids work with generate_ids")
+        return self.tokenizer
+
+    # --- async --------------------------------------------------------------------------------------------------
+
+    async def agenerate(self, prompt: str, config: GenerationConfig | None = None, **inputs: Any) -> Generation:
+        return await asyncio.to_thread(self.generate, prompt, config, **inputs)
+
+    async def achat(
+        self, messages: Sequence[Message], config: GenerationConfig | None = None, **template: Any
+    ) -> Generation:
+        return await asyncio.to_thread(self.chat, messages, config, **template)
+
+    async def astream(
+        self, prompt: str, config: GenerationConfig | None = None, **inputs: Any
+    ) -> AsyncIterator[StreamEvent]:
+        """Like `stream`; the event loop stays free while the model works. Closing it cancels the request."""
+        events = self.stream(prompt, config, **inputs)
+        try:
+            while (event := await asyncio.to_thread(next, events, None)) is not None:
+                yield event
+        finally:
+            events.close()  # type: ignore[attr-defined]  # a generator
+
+    # --- ids ----------------------------------------------------------------------------------------------------
+
+    def generate_ids(
+        self,
+        ids: Ids | Sequence[Ids],
+        config: GenerationConfig | None = None,
+        *,
+        noise: Noise | Sequence[Noise] | None = None,
+        draft: Any = None,
+        pinned: Any = None,
+        trace: Trace | None = None,
+    ) -> Any:
+        """Continue a list of ids -> Generation; or several lists in one batch -> a list of Generations.
+
+        draft: ids the answer starts from, from its position 0, instead of noise. pinned: {answer position: id},
+        which stay. For a batch, noise, draft and pinned are lists too, one entry a row.
+        trace is called with a PassDone after every pass of every row.
+        """
+        single = isinstance(ids, torch.Tensor) or len(ids) == 0 or isinstance(ids[0], int)
+        if single:
+            events = self.stream_ids(
+                [ids], config, noise=None if noise is None else [noise], draft=[draft], pinned=[pinned], trace=trace
+            )  # fmt: skip
+            return _last(events)[0]
+        return _last(self.stream_ids(ids, config, noise=noise, draft=draft, pinned=pinned, trace=trace))
+
+    def stream_ids(
+        self,
+        ids: Sequence[Any],
+        config: GenerationConfig | Sequence[GenerationConfig] | None = None,
+        *,
+        noise: Any = None,
+        draft: Any = None,
+        pinned: Any = None,
+        trace: Trace | None = None,
+    ) -> Iterator[StreamEvent]:
+        """Continue several lists of ids side by side; events carry their row. Checks all requests before it starts."""
+        rows = len(ids)
+        configs = _per_row("config", config or GenerationConfig(), rows, GenerationConfig)
+        noises, drafts, pins = (
+            [None] * rows if value is None else _per_row(name, value, rows)
+            for name, value in (("noise", noise), ("draft", draft), ("pinned", pinned))
+        )
+        requests = [
+            make_request(ids[r], configs[r], self.defaults, self.model.config, noises[r], drafts[r], pins[r])
+            for r in range(rows)
+        ]
+        return self._events(requests, trace)
+
+    def _events(self, requests: Sequence[Request], trace: Trace | None) -> Iterator[StreamEvent]:
+        started = time.perf_counter()
+        rows = [_Row(self, request, number, started) for number, request in enumerate(requests)]
+        programs = [generate(self.model, request) for request in requests]
+        for number, event in run(self.model, programs, self.batch_invariant):
+            row = rows[number]
+            if isinstance(event, PassDone):
+                if trace is not None:
+                    trace(replace(event, row=number))
+                yield row.draft(event)
+            elif isinstance(event, TokensCommitted):
+                yield row.commit(event)
+                if row.answer.stopped:  # a stop string: the row's program ends here
+                    programs[number].close()
+                    yield from row.finish(Answer("stop", tuple(row.passes)))
+            else:
+                yield from row.finish(event)
+
+
+class _Row:
+    """The text side of one request while it runs."""
+
+    def __init__(self, llm: LLM, request: Request, number: int, started: float):
+        self.number = number
+        self.request = request
+        self.answer = AnswerText(llm.tokenizer, request.settings.stop)
+        self.passes: list[int] = []
+        self._tokenizer = llm.tokenizer
+        self._started = started
+        self._first: float | None = None
+        self._logprobs: list[TokenLogprobs] = []
+
+    def draft(self, event: PassDone) -> Draft:
+        if event.pass_index == 0:
+            self.passes.append(0)
+        self.passes[-1] += 1
+        ids = tuple(event.argmax.tolist())
+        text = ""
+        if self._tokenizer is not None:
+            ends = [i for i, token in enumerate(ids) if token in self.request.settings.eos_ids]
+            text = self._tokenizer.decode(ids[: ends[0]] if ends else ids)
+        accepted = tuple(event.accepted.tolist())
+        return Draft(ids, text, event.canvas_index, event.pass_index, accepted, self.number)
+
+    def commit(self, event: TokensCommitted) -> Committed:
+        if self._first is None:
+            self._first = time.perf_counter() - self._started
+        if self.request.settings.decoder == "autoregressive":
+            self.passes = [event.canvas_index + 1]
+        before = len(self.answer.ids)
+        text = self.answer.feed(event.ids)
+        self._logprobs += event.logprobs or ()
+        return Committed(tuple(self.answer.ids[before:]), text, event.canvas_index, self.number)
+
+    def finish(self, end: Answer) -> Iterator[StreamEvent]:
+        rest = self.answer.finish()
+        if rest:
+            yield Committed((), rest, len(end.passes) - 1, self.number)
+        ids = tuple(self.answer.ids)
+        wanted = self.request.settings.logprobs is not None
+        seconds = time.perf_counter() - self._started
+        generation = Generation(
+            text=self.answer.text,
+            token_ids=ids,
+            finish_reason="stop" if self.answer.stopped else end.finish_reason,
+            prompt_tokens=self.request.prompt.shape[0],
+            passes=end.passes,
+            seconds=seconds,
+            first_text_seconds=self._first if self._first is not None else seconds,
+            logprobs=tuple(self._logprobs[: len(ids)]) if wanted else None,
+            thinking=self.answer.thinking,
+        )
+        yield Finished(generation, self.number)
+
+
+def _last(events: Iterator[StreamEvent]) -> list[Generation]:
+    """Run a stream to its end and keep the generations, in row order."""
+    done = {event.row: event.generation for event in events if isinstance(event, Finished)}
+    return [done[row] for row in sorted(done)]
+
+
+def _listed(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs of one request as inputs of a batch of one."""
+    return {name: value if name == "trace" or value is None else [value] for name, value in inputs.items()}
+
+
+def _per_row(name: str, value: Any, rows: int, scalar: type | None = None) -> Sequence[Any]:
+    if scalar is not None and isinstance(value, scalar):
+        return [value] * rows
+    if not isinstance(value, Sequence) or len(value) != rows:
+        raise InvalidRequest(f"{name} must be a list with one entry a row ({rows}), found {value!r:.80}")
+    return value
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidRequest(
+            f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', and present; found {device!r}: {str(error).splitlines()[0]}"
+        ) from None
+    return where
+
+
+def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | None:
+    """The dtype to convert to; None keeps what is stored."""
+    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
+        return dtype
+    if dtype == "auto":
+        native = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
+        return None if native else torch.float32
+    if dtype not in DTYPES:
+        raise InvalidRequest(f"dtype must be one of auto, {', '.join(DTYPES)}; found {dtype!r}")
+    return DTYPES[str(dtype)]
+
+
+__all__ = ["LLM", "embedded_path"]

@@ -1,0 +1,106 @@
+"""Attention: projections with their norms and rotary positions, and the two ways to attend.
+
+Shapes: N tokens of all segments, n tokens of one segment, S keys it may see, H query heads, G kv heads, K head_dim.
+`Attend` is the seam: the transformer hands it queries, keys and values of all tokens and gets the mixed values back.
+Inference attends segment by segment over caches (here); training attends a batch with masks (train/attention.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scumble.config import LayerConfig, ModelConfig
+from scumble.model.layers import RMSNorm, apply_rope, rms_norm
+from scumble.model.segment import Segment
+
+
+class Attend(Protocol):
+    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """queries [N, H, K], keys and values [N, G, K] of layer number `layer` -> mixed values [N, H, K]."""
+        ...
+
+
+class Attention(nn.Module):
+    """One layer's attention. Scores are not scaled (1.0): q_norm and k_norm bound them.
+
+    A full-attention layer has no v_proj: its value is the raw key projection, normed without weight, not rotated.
+    """
+
+    def __init__(self, config: ModelConfig, layer: LayerConfig):
+        super().__init__()
+        self.head_dim = layer.head_dim
+        heads, groups = config.num_attention_heads * layer.head_dim, layer.num_key_value_heads * layer.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, heads, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, groups, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, groups, bias=False) if layer.is_sliding else None
+        self.o_proj = nn.Linear(heads, config.hidden_size, bias=False)
+        self.q_norm = RMSNorm(layer.head_dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(layer.head_dim, config.rms_norm_eps)
+        self.eps = config.rms_norm_eps
+
+    def forward(self, x: Tensor, index: int, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        shape = (x.shape[0], -1, self.head_dim)
+        queries = apply_rope(self.q_norm(self.q_proj(x).view(shape)), *rope)
+        raw_keys = self.k_proj(x).view(shape)
+        keys = apply_rope(self.k_norm(raw_keys), *rope)
+        values = rms_norm(raw_keys if self.v_proj is None else self.v_proj(x).view(shape), None, self.eps)
+        return self.o_proj(attend(index, queries, keys, values).flatten(1))
+
+
+class SegmentAttention:
+    """Attend segment by segment, each over its own cache. An encode segment writes; a denoise segment only reads.
+
+    Segments are served in order, so a denoise segment sees what an encode segment of the same row, earlier in the
+    same batch, has just appended in this layer.
+    """
+
+    def __init__(self, segments: Sequence[Segment], config: ModelConfig):
+        self.segments = segments
+        self.config = config
+
+    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        window = self.config.sliding_window if self.config.layers[layer].is_sliding else None
+        outputs = []
+        start = 0
+        for segment in self.segments:
+            part = slice(start, start + segment.tokens.shape[0])
+            cache = segment.cache.layers[layer]
+            if segment.mode == "denoise":
+                seen = cache.scratch(keys[part], values[part])
+                outputs.append(attend_grouped(queries[part], *seen, mask=None))
+            else:
+                seen = cache.append(keys[part], values[part])
+                mask = causal_mask(queries[part].shape[0], seen[0].shape[1], window, queries.device)
+                outputs.append(attend_grouped(queries[part], *seen, mask=mask))
+            start = part.stop
+        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+
+
+def causal_mask(n: int, seen: int, window: int | None, device: torch.device) -> Tensor | None:
+    """True where query i of the last n of `seen` tokens may look [n, seen]; None where it may look everywhere."""
+    if n == 1 and (window is None or seen <= window):
+        return None
+    query = torch.arange(seen - n, seen, device=device)[:, None]
+    key = torch.arange(seen, device=device)
+    mask = key <= query
+    return mask if window is None else mask & (key > query - window)
+
+
+def attend_grouped(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Grouped-query attention: queries [n, H, K] over keys and values [G, S, K] -> [n, H, K].
+
+    The H/G query heads that share a key head become extra query rows of it, so keys are never repeated in memory.
+    """
+    n, heads, dim = queries.shape
+    groups = keys.shape[0]
+    share = heads // groups
+    folded = queries.view(n, groups, share, dim).permute(1, 2, 0, 3).reshape(groups, share * n, dim)
+    if mask is not None:
+        mask = mask.repeat(share, 1)
+    mixed = F.scaled_dot_product_attention(folded[None], keys[None], values[None], attn_mask=mask, scale=1.0)[0]
+    return mixed.view(groups, share, n, dim).permute(2, 0, 1, 3).reshape(n, heads, dim)

@@ -1,0 +1,65 @@
+"""Mixture of experts: route every token to its top-k experts, sort by expert, one product a group, add back.
+
+Shapes: N tokens, D hidden, E experts, k experts a token, F expert width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from scumble.config import ModelConfig
+from scumble.model.layers import geglu, rms_norm
+
+
+class Router(nn.Module):
+    """Softmax over all experts in float32, top-k, renormalised to sum 1, times a learned scale per expert.
+
+    It reads the raw residual stream, so it has a norm (without weight) of its own.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(config.hidden_size))
+        self.per_expert_scale = nn.Parameter(torch.ones(config.num_experts))
+        self.proj = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        self.top_k = config.top_k_experts
+        self.eps = config.rms_norm_eps
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [N, D] -> weights [N, k] float32, expert ids [N, k], probabilities [N, E] float32."""
+        h = rms_norm(x.float(), None, self.eps)
+        h = h * self.scale.float() * x.shape[-1] ** -0.5
+        probabilities = torch.softmax(h @ self.proj.weight.float().T, dim=-1)
+        weights, experts = torch.topk(probabilities, self.top_k, dim=-1)
+        weights = weights / weights.sum(-1, keepdim=True)
+        return weights * self.per_expert_scale.float()[experts], experts, probabilities
+
+
+class Experts(nn.Module):
+    """E gated MLPs with fused weights: gate_up_proj [E, 2F, D] (gate first), down_proj [E, D, F]."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        width = config.moe_intermediate_size
+        self.gate_up_proj = nn.Parameter(torch.empty(config.num_experts, 2 * width, config.hidden_size))
+        self.down_proj = nn.Parameter(torch.empty(config.num_experts, config.hidden_size, width))
+
+    def forward(self, x: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
+        """x [N, D], weights and experts [N, k] -> weighted sum of the chosen experts' outputs [N, D]."""
+        k = experts.shape[1]
+        order = experts.flatten().argsort(stable=True)  # [N·k]: slots grouped by expert
+        counts = torch.bincount(experts.flatten(), minlength=self.gate_up_proj.shape[0]).tolist()
+        token = order // k
+        grouped = x[token]  # [N·k, D]
+        outputs = []
+        start = 0
+        for expert, count in enumerate(counts):
+            if count:
+                rows = grouped[start : start + count]
+                gate, up = (rows @ self.gate_up_proj[expert].T).chunk(2, dim=-1)
+                outputs.append(geglu(gate, up) @ self.down_proj[expert].T)
+                start += count
+        weighted = torch.cat(outputs).float() * weights.flatten()[order, None]
+        out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        return out.index_add(0, token, weighted).to(x.dtype)

@@ -1,0 +1,89 @@
+"""The small parts of a layer: RMSNorm, rotary positions, gated MLP. Shapes: N tokens, D hidden, H heads, K head_dim."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scumble.config import Rope
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """x · (mean(x²) + eps)^-½ · weight over the last axis, computed in float32, returned in x's dtype."""
+    h = x.float()
+    h = h * (h.square().mean(-1, keepdim=True) + eps).pow(-0.5)
+    if weight is not None:
+        h = h * weight.float()
+    return h.to(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """RMSNorm with a plain weight (no 1 + weight)."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+def rope_frequencies(rope: Rope, head_dim: int) -> Tensor:
+    """Angular frequencies [head_dim / 2] in float32.
+
+    "proportional" lays `partial_rotary_factor · head_dim / 2` frequencies out over the whole head_dim; the rest are 0,
+    so those dimensions do not rotate.
+    """
+    rotated = head_dim // 2 if rope.kind == "default" else int(rope.partial_rotary_factor * head_dim // 2)
+    exponent = torch.arange(0, 2 * rotated, 2, dtype=torch.float32) / head_dim
+    frequencies = 1.0 / (rope.theta**exponent)
+    return F.pad(frequencies, (0, head_dim // 2 - rotated))
+
+
+def rope_tables(positions: Tensor, frequencies: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin [N, 1, K] for positions [N]; angles in float32, tables in the model's dtype."""
+    angles = positions.float()[:, None] * frequencies  # [N, K/2]
+    angles = torch.cat((angles, angles), dim=-1)[:, None, :]
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate x [N, H, K] by its positions ("rotate half": dimension i pairs with i + K/2)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def geglu(gate: Tensor, up: Tensor) -> Tensor:
+    return F.gelu(gate, approximate="tanh") * up
+
+
+class GatedMLP(nn.Module):
+    """down(gelu_tanh(gate(x)) · up(x)), D → F → D."""
+
+    def __init__(self, hidden: int, intermediate: int):
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden, intermediate, bias=False)
+        self.up_proj = nn.Linear(hidden, intermediate, bias=False)
+        self.down_proj = nn.Linear(intermediate, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(geglu(self.gate_proj(x), self.up_proj(x)))
+
+
+class SelfConditioning(nn.Module):
+    """Mixes the soft embedding of the previous pass into the canvas: norm(embedding + mlp(norm(soft)))."""
+
+    def __init__(self, hidden: int, intermediate: int, eps: float):
+        super().__init__()
+        self.pre_norm = RMSNorm(hidden, eps)
+        self.gate_proj = nn.Linear(hidden, intermediate, bias=False)
+        self.up_proj = nn.Linear(hidden, intermediate, bias=False)
+        self.down_proj = nn.Linear(intermediate, hidden, bias=False)
+        self.eps = eps
+
+    def forward(self, embedded: Tensor, soft: Tensor) -> Tensor:
+        normed = self.pre_norm(soft)
+        signal = self.down_proj(geglu(self.gate_proj(normed), self.up_proj(normed)))
+        return rms_norm(embedded + signal, None, self.eps)  # the last norm has no weight

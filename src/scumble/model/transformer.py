@@ -1,0 +1,158 @@
+"""One transformer, two ways to run it: encode (causal, writes the cache) and denoise (bidirectional, reads it).
+
+Tokens of all segments lie one after another in a single [N, D] tensor; only attention knows where one ends.
+Shapes: N tokens, D hidden, V vocabulary, L canvas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from scumble.config import LayerConfig, ModelConfig
+from scumble.kernels import softcap
+from scumble.model.attention import Attend, Attention, SegmentAttention
+from scumble.model.cache import Cache
+from scumble.model.experts import Experts, Router
+from scumble.model.layers import GatedMLP, RMSNorm, SelfConditioning, rope_frequencies, rope_tables
+from scumble.model.segment import Segment
+
+if TYPE_CHECKING:
+    from scumble.checkpoint.load import LoadReport
+
+
+class Layer(nn.Module):
+    """Attention, then a dense MLP and a mixture of experts side by side, each between norms of its own."""
+
+    layer_scalar: Tensor
+    encode_layer_scalar: Tensor
+
+    def __init__(self, config: ModelConfig, layer: LayerConfig):
+        super().__init__()
+        size, eps = config.hidden_size, config.rms_norm_eps
+        self.kind = layer.kind
+        self.self_attn = Attention(config, layer)
+        self.mlp = GatedMLP(size, config.intermediate_size)
+        self.router = Router(config)
+        self.experts = Experts(config)
+        self.input_layernorm = RMSNorm(size, eps)
+        self.post_attention_layernorm = RMSNorm(size, eps)
+        self.pre_feedforward_layernorm = RMSNorm(size, eps)
+        self.post_feedforward_layernorm = RMSNorm(size, eps)
+        self.pre_feedforward_layernorm_2 = RMSNorm(size, eps)
+        self.post_feedforward_layernorm_1 = RMSNorm(size, eps)
+        self.post_feedforward_layernorm_2 = RMSNorm(size, eps)
+        # The only weights the two modes do not share. Constants of the checkpoint, not trained.
+        self.register_buffer("layer_scalar", torch.ones(1))
+        self.register_buffer("encode_layer_scalar", torch.ones(1))
+
+    def forward(self, x: Tensor, index: int, rope: tuple[Tensor, Tensor], attend: Attend, denoise: Tensor) -> Tensor:
+        h = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), index, rope, attend))
+        dense = self.post_feedforward_layernorm_1(self.mlp(self.pre_feedforward_layernorm(h)))
+        weights, experts, _ = self.router(h)  # reads the raw residual
+        mixed = self.experts(self.pre_feedforward_layernorm_2(h), weights, experts)
+        mixed = self.post_feedforward_layernorm_2(mixed)
+        h = h + self.post_feedforward_layernorm(dense + mixed)
+        return h * torch.where(denoise, self.layer_scalar, self.encode_layer_scalar)
+
+
+class Transformer(nn.Module):
+    """The text model. Parameters are named as in a checkpoint, less the prefix `model.decoder.`."""
+
+    load_report: LoadReport | None = None  # set by load_checkpoint
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, layer) for layer in config.layers)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_conditioning = SelfConditioning(config.hidden_size, config.intermediate_size, config.rms_norm_eps)
+        self._frequencies: dict[tuple[str, int, torch.device], Tensor] = {}
+        assert config.layers[-1].kind == "full_attention"
+
+    # --- the public face, by row --------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed_tokens.weight.dtype
+
+    def new_cache(self) -> Cache:
+        return Cache(self.config, self.dtype, self.device)
+
+    @torch.no_grad()
+    def encode(self, ids: Tensor, cache: Cache) -> Tensor:
+        """Encode ids [n] behind what the cache holds; returns hidden states [n, D] after the final norm."""
+        return self.forward([Segment(torch.as_tensor(ids, device=self.device), cache, "encode")])
+
+    @torch.no_grad()
+    def denoise_logits(self, canvas: Tensor, cache: Cache, previous_logits: Tensor | None = None) -> Tensor:
+        """Logits [L, V] in float32 after the soft-cap for canvas ids [L]; the cache stays as it was.
+
+        previous_logits: the *processed* logits (soft-capped, divided by temperature) of the previous pass, or None.
+        This materializes L·V numbers; generation uses `kernels.vocab_head` instead.
+        """
+        soft = None
+        if previous_logits is not None:
+            probabilities = torch.softmax(previous_logits.to(self.device).float(), dim=-1)
+            soft = (probabilities.to(self.dtype) @ self.embed_tokens.weight).float()
+        hidden = self.forward([Segment(torch.as_tensor(canvas, device=self.device), cache, "denoise", soft)])
+        return softcap((hidden @ self.embed_tokens.weight.T).float(), self.config.final_logit_softcapping)
+
+    # --- one forward over segments ------------------------------------------------------------------------------
+
+    def forward(self, segments: Sequence[Segment]) -> Tensor:
+        """Hidden states [N, D] of all segments' tokens, after the final norm."""
+        inputs, positions, denoise = [], [], []
+        ahead: dict[int, int] = {}  # tokens that earlier segments of this batch append, by cache
+        for segment in segments:
+            n = segment.tokens.shape[0]
+            first = segment.cache.length + ahead.get(id(segment.cache), 0)
+            if segment.mode == "encode":
+                ahead[id(segment.cache)] = ahead.get(id(segment.cache), 0) + n
+                inputs.append(self.embed(segment.tokens))
+            else:
+                inputs.append(self.condition(segment.tokens, segment.soft))
+            positions.append(torch.arange(first, first + n, device=self.device))
+            denoise.append(torch.full((n, 1), segment.mode == "denoise", device=self.device))
+        hidden = self.body(
+            torch.cat(inputs), torch.cat(positions), torch.cat(denoise), SegmentAttention(segments, self.config)
+        )
+        for segment in segments:
+            if segment.mode == "encode":
+                segment.cache.length += segment.tokens.shape[0]
+        return hidden
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Embedding × √D. The factor is rounded to the model's dtype, as the released weights were trained with."""
+        scale = torch.tensor(self.config.hidden_size**0.5, dtype=self.dtype, device=self.device)
+        return self.embed_tokens(tokens) * scale
+
+    def condition(self, tokens: Tensor, soft: Tensor | None) -> Tensor:
+        """Input of a denoise segment: canvas embeddings joined with the soft embedding of the previous pass."""
+        embedded = self.embed(tokens)
+        if soft is None:
+            return self.self_conditioning(embedded, torch.zeros_like(embedded))
+        scale = torch.tensor(self.config.hidden_size**0.5, dtype=self.dtype, device=self.device)
+        return self.self_conditioning(embedded, soft.to(self.dtype) * scale)
+
+    def body(self, x: Tensor, positions: Tensor, denoise: Tensor, attend: Attend) -> Tensor:
+        """All layers and the final norm: x [N, D], positions [N], denoise [N, 1] bool (which layer scalar)."""
+        tables = {layer: self._rope(layer, positions) for layer in set(self.config.layers)}
+        for index, (config, layer) in enumerate(zip(self.config.layers, self.layers, strict=True)):
+            x = layer(x, index, tables[config], attend, denoise)
+        return self.norm(x)
+
+    def _rope(self, layer: LayerConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
+        key = (layer.kind, layer.head_dim, positions.device)
+        if key not in self._frequencies:
+            frequencies = rope_frequencies(self.config.rope(layer), layer.head_dim)
+            self._frequencies[key] = frequencies.to(positions.device)
+        return rope_tables(positions, self._frequencies[key], self.dtype)

@@ -1,0 +1,74 @@
+"""The list of packages: lines `name==version`, or a manifest from an earlier build, which also knows the hashes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from importlib import resources
+from pathlib import Path
+
+from scumble.errors import DataError
+
+_PIN = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)\s*==\s*([A-Za-z0-9][A-Za-z0-9.!+_-]*)")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, order=True)
+class Pin:
+    """One package at one version; `sha256` is known when the pin comes from a manifest."""
+
+    name: str
+    version: str
+    sha256: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}=={self.version}"
+
+
+def normalise(name: str) -> str:
+    """The registry's canonical spelling: lower case, runs of `-_.` become one `-`."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def read_pins(path: Path | None = None) -> list[Pin]:
+    """Pins from `path` (text list or manifest JSON), or the list that Scumble ships. Raises DataError."""
+    source = "the shipped list" if path is None else str(path)
+    try:
+        if path is None:
+            text = resources.files(__package__).joinpath("packages.txt").read_text(encoding="utf-8")
+        else:
+            text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the package list {source}: {error}") from error
+    pins = _from_manifest(text, source) if text.lstrip().startswith("{") else _from_lines(text, source)
+    if not pins:
+        raise DataError(f"the package list {source} is empty; write one name==version a line")
+    return list({pin.name: pin for pin in reversed(pins)}.values())[::-1]
+
+
+def _from_lines(text: str, source: str) -> list[Pin]:
+    pins = []
+    for number, line in enumerate(text.splitlines(), 1):
+        entry = line.split("#", 1)[0].strip()
+        if not entry:
+            continue
+        match = _PIN.fullmatch(entry)
+        if match is None:
+            raise DataError(f"{source}, line {number}: {entry!r} is not of the form name==version")
+        pins.append(Pin(normalise(match[1]), match[2]))
+    return pins
+
+
+def _from_manifest(text: str, source: str) -> list[Pin]:
+    try:
+        rows = json.loads(text)["packages"]
+        pairs = [(f"{row['name']}=={row['version']}", row["sha256"]) for row in rows]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{source} looks like JSON but not like a corpus manifest: {error}") from error
+    pins = []
+    for entry, sha256 in pairs:
+        match = _PIN.fullmatch(entry)
+        if match is None:
+            raise DataError(f"{source}: {entry!r} is not of the form name==version")
+        pins.append(Pin(normalise(match[1]), match[2], sha256))
+    return pins

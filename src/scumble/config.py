@@ -9,15 +9,29 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from scumble.errors import CheckpointError
+from scumble.errors import CheckpointError, shown
 
 MODEL_TYPE = "diffusion_gemma"
 LayerKind = Literal["sliding_attention", "full_attention"]
+
+# Far beyond any model of this architecture: a larger number is damage, and is refused before anything is allocated.
+MOST_LAYERS = 1000
+LARGEST = {
+    "vocab_size": 2**24,
+    "hidden_size": 2**17,
+    "intermediate_size": 2**20,
+    "num_attention_heads": 2**12,
+    "num_experts": 2**14,
+    "top_k_experts": 2**14,
+    "moe_intermediate_size": 2**20,
+    "sliding_window": 2**31 - 1,
+    "max_position_embeddings": 2**31 - 1,
+    "canvas_length": 2**16,
+}
 
 
 @dataclass(frozen=True)
@@ -72,13 +86,8 @@ class ModelConfig:
         return self.sliding_rope if layer.is_sliding else self.full_rope
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_experts", "top_k_experts",
-            "moe_intermediate_size", "sliding_window", "max_position_embeddings", "canvas_length",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise CheckpointError(f"config.json: {name} must be a whole number ≥ 1, found {value!r}")
+        for name, largest in LARGEST.items():
+            _check_whole(f"config.json: {name}", getattr(self, name), 1, largest)
         if not self.layers:
             raise CheckpointError("config.json: num_hidden_layers must be ≥ 1, found 0")
         if self.top_k_experts > self.num_experts:
@@ -89,30 +98,41 @@ class ModelConfig:
             where = f"config.json, layer {index}"
             if layer.kind not in ("sliding_attention", "full_attention"):
                 raise CheckpointError(
-                    f"{where}: layer type must be sliding_attention or full_attention, found {layer.kind!r}"
+                    f"{where}: layer type must be sliding_attention or full_attention, found {shown(layer.kind)}"
                 )
-            if not isinstance(layer.head_dim, int) or layer.head_dim < 2 or layer.head_dim % 2:
-                raise CheckpointError(f"{where}: head_dim must be an even number ≥ 2, found {layer.head_dim!r}")
+            _check_whole(f"{where}: head_dim", layer.head_dim, 2, 2**13)
+            if layer.head_dim % 2:
+                raise CheckpointError(f"{where}: head_dim must be even, found {layer.head_dim}")
             heads = layer.num_key_value_heads
-            if not isinstance(heads, int) or heads < 1 or self.num_attention_heads % heads:
+            _check_whole(f"{where}: num_key_value_heads", heads, 1, self.num_attention_heads)
+            if self.num_attention_heads % heads:
                 raise CheckpointError(
                     f"{where}: num_key_value_heads must divide num_attention_heads "
-                    f"({self.num_attention_heads}), found {heads!r}"
+                    f"({self.num_attention_heads}), found {heads}"
                 )
         for name in ("rms_norm_eps", "final_logit_softcapping"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
-                raise CheckpointError(f"config.json: {name} must be a finite number > 0, found {value!r}")
+            _check_real(f"config.json: {name}", getattr(self, name))
         for token in self.eos_token_ids:
-            if not isinstance(token, int) or not 0 <= token < self.vocab_size:
-                raise CheckpointError(
-                    f"config.json: eos_token_id must lie in 0 … {self.vocab_size - 1}, found {token!r}"
-                )
+            _check_whole("config.json: eos_token_id", token, 0, self.vocab_size - 1)
+        for name in ("bos_token_id", "pad_token_id", "image_token_id"):  # may lie outside a small model's vocabulary
+            if getattr(self, name) is not None:
+                _check_whole(f"config.json: {name}", getattr(self, name), 0, 2**31 - 1)
         if self.use_bidirectional_attention not in (None, "vision"):
             raise CheckpointError(
                 f"config.json: use_bidirectional_attention must be null or 'vision' for text generation, "
-                f"found {self.use_bidirectional_attention!r}"
+                f"found {shown(self.use_bidirectional_attention)}"
             )
+
+
+def _check_whole(name: str, value: Any, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise CheckpointError(f"{name} must be a whole number in {low} … {high}, found {shown(value)}")
+
+
+def _check_real(name: str, value: Any) -> None:
+    """A number > 0 that float32 can hold; NaN fails both comparisons."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1e38:
+        raise CheckpointError(f"{name} must be a finite number > 0, found {shown(value)}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -121,7 +141,8 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; a checkpoint folder needs a {path.name}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    # ValueError: not UTF-8, not JSON, or a whole number of thousands of digits. RecursionError: nested absurdly deep.
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: must hold a JSON object, found {type(value).__name__}")
@@ -135,51 +156,52 @@ def parse_model_config(raw: dict[str, Any]) -> ModelConfig:
     """
     found = raw.get("model_type")
     if found != MODEL_TYPE:
-        raise CheckpointError(f"config.json: model_type must be {MODEL_TYPE!r}, found {found!r}; Scumble runs no other")
-    text = raw.get("text_config") or {}
-    if not isinstance(text, dict):
-        raise CheckpointError(f"config.json: text_config must be an object, found {type(text).__name__}")
+        raise CheckpointError(
+            f"config.json: model_type must be {MODEL_TYPE!r}, found {shown(found)}; Scumble runs no other"
+        )
+    text = _object(raw, "text_config")
     if text.get("attention_bias"):
         raise CheckpointError("config.json: attention_bias must be false, found true")
     activation = text.get("hidden_activation", "gelu_pytorch_tanh")
     if activation != "gelu_pytorch_tanh":
-        raise CheckpointError(f"config.json: hidden_activation must be 'gelu_pytorch_tanh', found {activation!r}")
+        raise CheckpointError(f"config.json: hidden_activation must be 'gelu_pytorch_tanh', found {shown(activation)}")
     if not raw.get("tie_word_embeddings", True) or not text.get("tie_word_embeddings", True):
         raise CheckpointError("config.json: tie_word_embeddings must be true; untied checkpoints are not supported")
-    count = _whole(text, "num_hidden_layers", 30)
-    ropes = text.get("rope_parameters") or {}
-    try:
-        return ModelConfig(
-            vocab_size=text.get("vocab_size", 262_144),
-            hidden_size=text.get("hidden_size", 2304),
-            intermediate_size=text.get("intermediate_size", 9216),
-            num_attention_heads=text.get("num_attention_heads", 8),
-            num_experts=text.get("num_experts"),  # type: ignore[arg-type]  # no default: validated below
-            top_k_experts=text.get("top_k_experts"),  # type: ignore[arg-type]
-            moe_intermediate_size=text.get("moe_intermediate_size"),  # type: ignore[arg-type]
-            layers=_layers(text, count),
-            sliding_rope=_rope(ropes.get("sliding_attention"), Rope("default", 1e4)),
-            full_rope=_rope(ropes.get("full_attention"), Rope("proportional", 1e6, 0.25)),
-            sliding_window=text.get("sliding_window", 512),
-            max_position_embeddings=text.get("max_position_embeddings", 131_072),
-            canvas_length=raw.get("canvas_length", 256),
-            rms_norm_eps=text.get("rms_norm_eps", 1e-6),
-            final_logit_softcapping=text.get("final_logit_softcapping", 30.0),
-            eos_token_ids=_ids(raw.get("eos_token_id", text.get("eos_token_id", 1))),
-            bos_token_id=text.get("bos_token_id", 2),
-            pad_token_id=text.get("pad_token_id", 0),
-            image_token_id=raw.get("image_token_id", 258_880),
-            use_bidirectional_attention=text.get("use_bidirectional_attention"),
-            source=raw,
-        )
-    except (TypeError, AttributeError) as error:
-        raise CheckpointError(f"config.json: a value has the wrong type: {error}") from None
+    count = text.get("num_hidden_layers", 30)
+    _check_whole("config.json: num_hidden_layers", count, 1, MOST_LAYERS)
+    ropes = _object(text, "rope_parameters")
+    return ModelConfig(
+        vocab_size=text.get("vocab_size", 262_144),
+        hidden_size=text.get("hidden_size", 2304),
+        intermediate_size=text.get("intermediate_size", 9216),
+        num_attention_heads=text.get("num_attention_heads", 8),
+        num_experts=text.get("num_experts"),  # type: ignore[arg-type]  # no default: validated below
+        top_k_experts=text.get("top_k_experts"),  # type: ignore[arg-type]
+        moe_intermediate_size=text.get("moe_intermediate_size"),  # type: ignore[arg-type]
+        layers=_layers(text, count),
+        sliding_rope=_rope(_object(ropes, "sliding_attention"), Rope("default", 1e4)),
+        full_rope=_rope(_object(ropes, "full_attention"), Rope("proportional", 1e6, 0.25)),
+        sliding_window=text.get("sliding_window", 512),
+        max_position_embeddings=text.get("max_position_embeddings", 131_072),
+        canvas_length=raw.get("canvas_length", 256),
+        rms_norm_eps=text.get("rms_norm_eps", 1e-6),
+        final_logit_softcapping=text.get("final_logit_softcapping", 30.0),
+        eos_token_ids=_ids(raw.get("eos_token_id", text.get("eos_token_id", 1))),
+        bos_token_id=text.get("bos_token_id", 2),
+        pad_token_id=text.get("pad_token_id", 0),
+        image_token_id=raw.get("image_token_id", 258_880),
+        use_bidirectional_attention=text.get("use_bidirectional_attention"),
+        source=raw,
+    )
 
 
-def _whole(source: dict[str, Any], name: str, default: int) -> int:
-    value = source.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 10_000:
-        raise CheckpointError(f"config.json: {name} must be a whole number in 1 … 10000, found {value!r}")
+def _object(source: dict[str, Any], name: str) -> dict[str, Any]:
+    """A nested object; {} where it is null or missing."""
+    value = source.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise CheckpointError(f"config.json: {name} must be an object, found {shown(value)}")
     return value
 
 
@@ -190,19 +212,18 @@ def _ids(value: Any) -> tuple[int, ...]:
     return tuple(value) if isinstance(value, list) else (value,)
 
 
-def _rope(raw: dict[str, Any] | None, default: Rope) -> Rope:
+def _rope(raw: dict[str, Any], default: Rope) -> Rope:
     if not raw:
         return default
     kind = raw.get("rope_type", default.kind)
     if kind not in ("default", "proportional"):
-        raise CheckpointError(f"config.json: rope_type must be 'default' or 'proportional', found {kind!r}")
+        raise CheckpointError(f"config.json: rope_type must be 'default' or 'proportional', found {shown(kind)}")
     theta, factor = raw.get("rope_theta", default.theta), raw.get("partial_rotary_factor", 1.0)
-    if not isinstance(theta, (int, float)) or not math.isfinite(theta) or theta <= 0:
-        raise CheckpointError(f"config.json: rope_theta must be a finite number > 0, found {theta!r}")
-    if not isinstance(factor, (int, float)) or not 0 <= factor <= 1:
-        raise CheckpointError(f"config.json: partial_rotary_factor must lie in 0 … 1, found {factor!r}")
+    _check_real("config.json: rope_theta", theta)
+    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 <= factor <= 1:
+        raise CheckpointError(f"config.json: partial_rotary_factor must lie in 0 … 1, found {shown(factor)}")
     if kind == "proportional" and raw.get("factor", 1.0) != 1.0:
-        raise CheckpointError(f"config.json: rope factor must be 1, found {raw['factor']!r}")
+        raise CheckpointError(f"config.json: rope factor must be 1, found {shown(raw['factor'])}")
     if kind == "default" and factor != 1.0:
         raise CheckpointError(f"config.json: partial_rotary_factor must be 1 for rope_type 'default', found {factor!r}")
     return Rope(kind, float(theta), float(factor))
@@ -214,12 +235,12 @@ def _layers(text: dict[str, Any], count: int) -> tuple[LayerConfig, ...]:
     if kinds is None:
         kinds = ["full_attention" if (i + 1) % 6 == 0 else "sliding_attention" for i in range(count)]
     if not isinstance(kinds, list) or len(kinds) != count:
-        found = len(kinds) if isinstance(kinds, list) else repr(kinds)
+        found = len(kinds) if isinstance(kinds, list) else shown(kinds)
         raise CheckpointError(f"config.json: layer_types must name {count} layers, found {found}")
     kinds = [*kinds[:-1], "full_attention"]
 
     head_dim, kv_heads = text.get("head_dim", 256), text.get("num_key_value_heads", 4)
-    overrides = text.get("per_layer_config") or {}
+    overrides = _object(text, "per_layer_config")
     if "per_layer_config" not in text:
         full = {"head_dim": text.get("global_head_dim", 512)}
         if text.get("num_global_key_value_heads") is not None:
@@ -227,7 +248,7 @@ def _layers(text: dict[str, Any], count: int) -> tuple[LayerConfig, ...]:
         overrides = {str(i): full for i, kind in enumerate(kinds) if kind == "full_attention"}
     layers = []
     for index, kind in enumerate(kinds):
-        own = overrides.get(str(index), {})
+        own = _object(overrides, str(index))
         layers.append(LayerConfig(kind, own.get("head_dim", head_dim), own.get("num_key_value_heads", kv_heads)))
     return tuple(layers)
 

@@ -43,3 +43,13 @@ class TokenizerError(ScumbleError):
 
 class DataError(ScumbleError):
     """Training data is missing, damaged or empty."""
+
+
+def shown(value: object) -> str:
+    """A wrong value as a message shows it: its repr, on one short line."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to print whole numbers of more than some thousand digits
+        return f"a {type(value).__name__} of too many digits to print"
+    text = " ".join(text.split())
+    return text if len(text) <= 80 else f"{text[:77]}…"

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from scumble.diffusion.stopping import CommitRule, StabilityRule
-from scumble.errors import InvalidRequest
+from scumble.errors import InvalidRequest, shown
 
 Decoder = Literal["diffusion", "autoregressive"]
 FinishReason = Literal["stop", "length"]
 
+COLDEST = 1e-4  # temperatures below would overflow float32 in places, and are argmax in all but name
 MAX_PASSES = 10_000  # an absurd number of passes is a typing error, not a wish
 
 
@@ -24,10 +24,10 @@ class GenerationConfig:
 
     max_new_tokens: whole number ≥ 1; cuts exactly, whatever the canvas length. Default 256, less if the context ends.
     seed: 0 … 2⁶⁴-1. Same seed, same tokens: alone, in any batch, on any device of equal arithmetic. Default 0.
-    temperature: diffusion: scales the schedule t_max → t_min; 1 is the checkpoint's own, 0 proposes the argmax (the
-        schedule then still weighs confidence). Autoregressive: divides the logits; 0 is greedy. Finite, ≥ 0.
+    temperature: 0, or 0.0001 … 1000. Diffusion: scales the schedule t_max → t_min; 1 is the checkpoint's own, 0
+        proposes the argmax (the schedule then still weighs confidence). Autoregressive: divides the logits; 0 is greedy.
     entropy_bound: nats; how much joint uncertainty one pass may accept. > 0. Release: 0.1.
-    t_min, t_max: the temperature schedule, 0 < t_min ≤ t_max. Release: 0.4 and 0.8.
+    t_min, t_max: the temperature schedule, 0.0001 ≤ t_min ≤ t_max ≤ 1000. Release: 0.4 and 0.8.
     max_denoising_steps: passes a canvas at most, 1 … 10000. Release: 48.
     stability_threshold: passes over which the argmax must not change, ≥ 0. Release: 1.
     confidence_threshold: mean entropy in nats below which a canvas may stop, ≥ 0; 0 never stops early. Release: 0.005.
@@ -73,17 +73,16 @@ class GenerationConfig:
     def merged(self, defaults: Mapping[str, Any]) -> GenerationConfig:
         """This config with every unset name taken from `defaults` (which may lack names)."""
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return GenerationConfig(
-            **{name: defaults.get(name) if value is None else value for name, value in own.items()}
-        )
+        return GenerationConfig(**{name: defaults.get(name) if value is None else value for name, value in own.items()})
 
     def _validate(self) -> None:
         _whole("max_new_tokens", self.max_new_tokens, 1, 2**31 - 1)
         _whole("seed", self.seed, 0, 2**64 - 1)
-        _real("temperature", self.temperature, 0, 1000)
+        if self.temperature != 0 or isinstance(self.temperature, bool):
+            _real("temperature", self.temperature, COLDEST, 1000, " (or 0: argmax)")
         _real("entropy_bound", self.entropy_bound, 0, 1e9, open_low=True)
-        _real("t_min", self.t_min, 0, 1000, open_low=True)
-        _real("t_max", self.t_max, 0, 1000, open_low=True)
+        _real("t_min", self.t_min, COLDEST, 1000)
+        _real("t_max", self.t_max, COLDEST, 1000)
         if self.t_min is not None and self.t_max is not None and self.t_min > self.t_max:
             raise InvalidRequest(f"t_min must be ≤ t_max ({self.t_max}), found {self.t_min}")
         _whole("max_denoising_steps", self.max_denoising_steps, 1, MAX_PASSES)
@@ -97,34 +96,36 @@ class GenerationConfig:
         _choice("commit", self.commit, ("argmax", "sample"))
         _choice("stability", self.stability, ("argmax_history", "argmax_is_canvas"))
         if self.ignore_eos is not None and not isinstance(self.ignore_eos, bool):
-            raise InvalidRequest(f"ignore_eos must be True or False, found {self.ignore_eos!r}")
+            raise InvalidRequest(f"ignore_eos must be True or False, found {shown(self.ignore_eos)}")
         if self.stop is not None:
-            stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+            stops = (self.stop,) if isinstance(self.stop, str) else self.stop
+            if not isinstance(stops, (list, tuple)):
+                raise InvalidRequest(f"stop must be a string or a list of strings, found {shown(self.stop)}")
             for stop in stops:
                 if not isinstance(stop, str) or not stop:
-                    raise InvalidRequest(f"stop must hold non-empty strings, found {stop!r}")
-            object.__setattr__(self, "stop", stops)
+                    raise InvalidRequest(f"stop must hold non-empty strings, found {shown(stop)}")
+            object.__setattr__(self, "stop", tuple(stops))
 
 
 def _whole(name: str, value: Any, low: int, high: int) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InvalidRequest(f"{name} must be a whole number in {low} … {high}, found {value!r}")
+        raise InvalidRequest(f"{name} must be a whole number in {low} … {high}, found {shown(value)}")
 
 
-def _real(name: str, value: Any, low: float, high: float, open_low: bool = False) -> None:
+def _real(name: str, value: Any, low: float, high: float, also: str = "", open_low: bool = False) -> None:
     if value is None:
         return
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)  # NaN fails every comparison below
     if not number or not low <= value <= high or (open_low and value == low):
         bounds = f"> {low:g} and ≤ {high:g}" if open_low else f"in {low:g} … {high:g}"
-        raise InvalidRequest(f"{name} must be a finite number {bounds}, found {value!r}")
+        raise InvalidRequest(f"{name} must be a finite number {bounds}{also}, found {shown(value)}")
 
 
 def _choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value is not None and value not in choices:
-        raise InvalidRequest(f"{name} must be one of {', '.join(choices)}, found {value!r}")
+        raise InvalidRequest(f"{name} must be one of {', '.join(choices)}, found {shown(value)}")
 
 
 RELEASE_DEFAULTS: dict[str, Any] = {

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from functools import cached_property
 from importlib import resources
+from numbers import Integral
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import torch
 
@@ -17,7 +19,7 @@ from scumble.answer import AnswerText
 from scumble.checkpoint import load_checkpoint, read_generation_config
 from scumble.diffusion import Noise
 from scumble.engine import Answer, PassDone, Request, TokensCommitted, generate, make_request, run
-from scumble.errors import InvalidRequest, TemplateError, TokenizerError
+from scumble.errors import InvalidRequest, TemplateError, TokenizerError, shown
 from scumble.generation import Committed, Draft, Finished, Generation, GenerationConfig, TokenLogprobs
 from scumble.model import Transformer
 from scumble.text import ChatTemplate, Message, Tokenizer
@@ -83,7 +85,9 @@ class LLM:
     # --- text ---------------------------------------------------------------------------------------------------
 
     @overload
-    def generate(self, prompt: str, config: GenerationConfig | None = ..., **inputs: Any) -> Generation: ...
+    def generate(  # type: ignore[overload-overlap]  # a str is a sequence of str as well
+        self, prompt: str, config: GenerationConfig | None = ..., **inputs: Any
+    ) -> Generation: ...
     @overload
     def generate(
         self, prompt: Sequence[str], config: GenerationConfig | None = ..., **inputs: Any
@@ -92,19 +96,15 @@ class LLM:
         self, prompt: str | Sequence[str], config: GenerationConfig | None = None, **inputs: Any
     ) -> Generation | list[Generation]:
         """Continue a text, or several in one batch. `inputs`: draft and pinned, as for generate_ids."""
-        if isinstance(prompt, str):
+        if isinstance(prompt, str) or not isinstance(prompt, Sequence):
             return self.generate_ids(self.encode_prompt(prompt), config, **inputs)
         return self.generate_ids([self.encode_prompt(one) for one in prompt], config, **inputs)
 
-    def stream(
-        self, prompt: str, config: GenerationConfig | None = None, **inputs: Any
-    ) -> Iterator[StreamEvent]:
+    def stream(self, prompt: str, config: GenerationConfig | None = None, **inputs: Any) -> Iterator[StreamEvent]:
         """Continue a text, event by event: a Draft after every pass, Committed text, and Finished at the end."""
         return self.stream_ids([self.encode_prompt(prompt)], config, **_listed(inputs))
 
-    def chat(
-        self, messages: Sequence[Message], config: GenerationConfig | None = None, **template: Any
-    ) -> Generation:
+    def chat(self, messages: Sequence[Message], config: GenerationConfig | None = None, **template: Any) -> Generation:
         """Answer a conversation, [{"role": "user", "content": "…"}, …]. `template`: tools, enable_thinking, ….
 
         Raises TemplateError where the model has no chat template.
@@ -120,6 +120,8 @@ class LLM:
     def encode_prompt(self, text: str) -> list[int]:
         """Prompt ids of a text: the beginning-of-sequence id, where there is one, then the text as plain data."""
         tokenizer = self._need_tokenizer()
+        if not isinstance(text, str):
+            raise InvalidRequest(f"a prompt must be a text, found {shown(text)}; token ids go to generate_ids")
         if text == "":
             raise InvalidRequest("the prompt is empty; give at least one character")
         bos = tokenizer.bos_id
@@ -143,22 +145,37 @@ class LLM:
     # --- async --------------------------------------------------------------------------------------------------
 
     async def agenerate(self, prompt: str, config: GenerationConfig | None = None, **inputs: Any) -> Generation:
-        return await asyncio.to_thread(self.generate, prompt, config, **inputs)
+        """Like `generate`; the event loop stays free. Cancelling it ends the work after the present pass."""
+        return await _finished(self._aevents(lambda: self.stream(prompt, config, **inputs)))
 
     async def achat(
         self, messages: Sequence[Message], config: GenerationConfig | None = None, **template: Any
     ) -> Generation:
-        return await asyncio.to_thread(self.chat, messages, config, **template)
+        """Like `chat`, in the manner of `agenerate`."""
+        return await _finished(self._aevents(lambda: self.stream_chat(messages, config, **template)))
 
     async def astream(
         self, prompt: str, config: GenerationConfig | None = None, **inputs: Any
     ) -> AsyncIterator[StreamEvent]:
         """Like `stream`; the event loop stays free while the model works. Closing it cancels the request."""
-        events = self.stream(prompt, config, **inputs)
-        try:
-            while (event := await asyncio.to_thread(next, events, None)) is not None:
+        async with aclosing(self._aevents(lambda: self.stream(prompt, config, **inputs))) as events:
+            async for event in events:
                 yield event
-        finally:
+
+    async def _aevents(self, start: Callable[[], Iterator[StreamEvent]]) -> AsyncGenerator[StreamEvent, None]:
+        """Events of a stream that runs in threads, a pass at a time."""
+        events = await asyncio.to_thread(start)
+        step: asyncio.Future[StreamEvent | None] | None = None
+        try:
+            while True:
+                step = asyncio.ensure_future(asyncio.to_thread(next, events, None))
+                event = await asyncio.shield(step)
+                if event is None:
+                    return
+                yield event
+        finally:  # cancelled in the middle of a pass: a thread cannot be stopped, so let it end its pass first
+            if step is not None and not step.done():
+                await asyncio.wait([step])
             events.close()  # type: ignore[attr-defined]  # a generator
 
     # --- ids ----------------------------------------------------------------------------------------------------
@@ -179,13 +196,14 @@ class LLM:
         which stay. For a batch, noise, draft and pinned are lists too, one entry a row.
         trace is called with a PassDone after every pass of every row.
         """
-        single = isinstance(ids, torch.Tensor) or len(ids) == 0 or isinstance(ids[0], int)
+        single = not isinstance(ids, Sequence) or len(ids) == 0 or isinstance(ids[0], Integral | float)
         if single:
             events = self.stream_ids(
                 [ids], config, noise=None if noise is None else [noise], draft=[draft], pinned=[pinned], trace=trace
             )  # fmt: skip
             return _last(events)[0]
-        return _last(self.stream_ids(ids, config, noise=noise, draft=draft, pinned=pinned, trace=trace))
+        rows = cast(Sequence[Ids], ids)
+        return _last(self.stream_ids(rows, config, noise=noise, draft=draft, pinned=pinned, trace=trace))
 
     def stream_ids(
         self,
@@ -199,7 +217,7 @@ class LLM:
     ) -> Iterator[StreamEvent]:
         """Continue several lists of ids side by side; events carry their row. Checks all requests before it starts."""
         rows = len(ids)
-        configs = _per_row("config", config or GenerationConfig(), rows, GenerationConfig)
+        configs = _per_row("config", GenerationConfig() if config is None else config, rows, GenerationConfig)
         noises, drafts, pins = (
             [None] * rows if value is None else _per_row(name, value, rows)
             for name, value in (("noise", noise), ("draft", draft), ("pinned", pinned))
@@ -291,6 +309,15 @@ def _last(events: Iterator[StreamEvent]) -> list[Generation]:
     return [done[row] for row in sorted(done)]
 
 
+async def _finished(events: AsyncGenerator[StreamEvent, None]) -> Generation:
+    """The generation at the end of one row's events."""
+    async with aclosing(events) as stream:
+        async for event in stream:
+            if isinstance(event, Finished):
+                return event.generation
+    raise AssertionError("a stream ends with Finished")
+
+
 def _listed(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Inputs of one request as inputs of a batch of one."""
     return {name: value if name == "trace" or value is None else [value] for name, value in inputs.items()}
@@ -299,8 +326,12 @@ def _listed(inputs: Mapping[str, Any]) -> dict[str, Any]:
 def _per_row(name: str, value: Any, rows: int, scalar: type | None = None) -> Sequence[Any]:
     if scalar is not None and isinstance(value, scalar):
         return [value] * rows
-    if not isinstance(value, Sequence) or len(value) != rows:
-        raise InvalidRequest(f"{name} must be a list with one entry a row ({rows}), found {value!r:.80}")
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != rows:
+        one = f"a {scalar.__name__} or " if scalar is not None else ""
+        raise InvalidRequest(f"{name} must be {one}a list with one entry a row ({rows}), found {shown(value)}")
+    for entry in value:
+        if scalar is not None and not isinstance(entry, scalar):
+            raise InvalidRequest(f"{name} must hold {scalar.__name__} objects, found {shown(entry)}")
     return value
 
 
@@ -310,9 +341,10 @@ def _device(device: str | torch.device) -> torch.device:
     try:
         where = torch.device(device)
         torch.empty(0, device=where)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
         raise InvalidRequest(
-            f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', and present; found {device!r}: {str(error).splitlines()[0]}"
+            f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', and present; found {shown(device)}: {reason}"
         ) from None
     return where
 
@@ -324,9 +356,9 @@ def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | None
     if dtype == "auto":
         native = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
         return None if native else torch.float32
-    if dtype not in DTYPES:
-        raise InvalidRequest(f"dtype must be one of auto, {', '.join(DTYPES)}; found {dtype!r}")
-    return DTYPES[str(dtype)]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise InvalidRequest(f"dtype must be one of auto, {', '.join(DTYPES)}; found {shown(dtype)}")
+    return DTYPES[dtype]
 
 
 __all__ = ["LLM", "embedded_path"]

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from scumble.config import read_json
-from scumble.errors import CheckpointError
+from scumble.errors import CheckpointError, shown
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+BUFFER = 8 * 2**20  # bytes read at a time where tensors are converted
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -25,18 +28,25 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor in a file: where, which shape, which number format (a safetensors code), how many bytes."""
+    """One tensor in a file: its shape, number format (a safetensors code), and where its bytes begin and how many."""
 
     file: Path
     key: str
     shape: tuple[int, ...]
     dtype: str
+    begin: int
     nbytes: int
 
 
 def find_tensors(folder: Path) -> dict[str, Stored]:
     """Every tensor of the checkpoint by key, from `model.safetensors` or the shards that its index names."""
-    return {key: stored for file in weight_files(folder) for key, stored in read_header(file).items()}
+    out: dict[str, Stored] = {}
+    for file in weight_files(folder):
+        for key, stored in read_header(file).items():
+            if key in out:
+                raise CheckpointError(f"{folder}: {key} is stored twice, in {out[key].file.name} and in {file.name}")
+            out[key] = stored
+    return out
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -54,11 +64,17 @@ def weight_files(folder: Path) -> list[Path]:
             raise CheckpointError(f"{folder / INDEX}: weight_map must be an object of key → file name, found none")
         names = sorted({str(name) for name in weight_map.values()})
         for name in names:
-            if Path(name).name != name:
-                raise CheckpointError(f"{folder / INDEX}: names a file outside its folder: {name!r}")
+            if Path(name).suffix in PICKLES:
+                raise CheckpointError(_refusal(folder / name))
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise CheckpointError(
+                    f"{folder / INDEX}: must name .safetensors files inside its own folder, found {shown(name)}"
+                )
         missing = [name for name in names if not (folder / name).exists()]
         if missing:
-            raise CheckpointError(f"{folder}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing[:5])}")
+            raise CheckpointError(
+                f"{folder}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing[:5])}"
+            )
         return [folder / name for name in names]
     pickles = sorted(path for path in folder.iterdir() if path.suffix in PICKLES)
     if pickles:
@@ -102,5 +118,39 @@ def read_header(file: Path) -> dict[str, Stored]:
     for key, entry in header.items():
         if key != "__metadata__":
             begin, end = entry["data_offsets"]
-            out[key] = Stored(file, key, tuple(entry["shape"]), entry["dtype"], end - begin)
+            out[key] = Stored(file, key, tuple(entry["shape"]), entry["dtype"], 8 + length + begin, end - begin)
     return out
+
+
+def read_mapped(file: Path, tensors: Sequence[Stored]) -> list[Tensor]:
+    """Tensors of one file as they are stored, still mapped: pages of the file cache are the only copy."""
+    with open_weights(file) as handle:
+        return [handle.get_tensor(stored.key) for stored in tensors]
+
+
+def read_converted(stored: Stored, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """One tensor in another number format or on another device, read piece by piece through a small buffer.
+
+    Not through a map: its pages would count as resident memory until the whole file is closed.
+    """
+    source = DTYPES[stored.dtype]
+    out = torch.empty(stored.shape, dtype=dtype, device=device)
+    buffer = bytearray(min(BUFFER, stored.nbytes))
+    try:
+        with stored.file.open("rb", buffering=0) as stream:
+            stream.seek(stored.begin)
+            for piece in out.view(-1).split(BUFFER // source.itemsize):
+                view = memoryview(buffer)[: piece.numel() * source.itemsize]
+                _fill(stream, view)
+                piece.copy_(torch.frombuffer(view, dtype=source))
+    except OSError as error:
+        raise CheckpointError(f"{stored.file}: cannot be read: {error}") from None
+    return out
+
+
+def _fill(stream: RawIOBase, view: memoryview) -> None:
+    while view:
+        count = stream.readinto(view)
+        if not count:
+            raise OSError("the file became shorter while it was being read")
+        view = view[count:]

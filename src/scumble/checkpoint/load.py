@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter, defaultdict
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scumble.checkpoint.files import DTYPES, Stored, find_tensors, open_weights
+from scumble.checkpoint.files import DTYPES, Stored, find_tensors, read_converted, read_mapped
 from scumble.checkpoint.names import ENCODER, HEAD, VISION, candidates
 from scumble.config import ModelConfig, parse_model_config, read_json
-from scumble.errors import CheckpointError
+from scumble.errors import CheckpointError, InvalidRequest, shown
+from scumble.generation import GenerationConfig
 from scumble.model import Transformer
 
 log = logging.getLogger("scumble")
-
-MAPPED_AT_ONCE = 256 * 2**20  # bytes; how much of a file may stay mapped while its tensors are converted
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def load_config(path: str | Path) -> ModelConfig:
     folder = Path(path)
     generation = folder / "generation_config.json"
     raw = read_json(folder / "config.json")
-    if "eos_token_id" not in raw and generation.exists():  # where the release keeps its list of end ids
+    if generation.exists():  # it decides how answers end, as in `transformers`; the release keeps its list there
         eos = read_json(generation).get("eos_token_id")
         if eos is not None:
             raw = {**raw, "eos_token_id": eos}
@@ -77,8 +76,14 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     )  # fmt: skip
     out = {name: raw[name] for name in names if raw.get(name) is not None}
     sampler = raw.get("sampler_config")
-    if isinstance(sampler, dict) and sampler.get("entropy_bound") is not None:
+    if sampler is not None and not isinstance(sampler, dict):
+        raise CheckpointError(f"{path}: sampler_config must be an object, found {shown(sampler)}")
+    if sampler and sampler.get("entropy_bound") is not None:
         out["entropy_bound"] = sampler["entropy_bound"]
+    try:
+        GenerationConfig(**out)
+    except InvalidRequest as error:  # the file's fault, not the caller's
+        raise CheckpointError(f"{path}: {error}") from None
     return out
 
 
@@ -87,8 +92,9 @@ def load_checkpoint(
 ) -> Transformer:
     """The model in a released-format folder, in `dtype` (None: as stored), ready for inference.
 
-    Weights are read through a memory map. When nothing is to be converted they stay mapped: the pages are the only
-    copy. Raises CheckpointError, with the key, what was expected and what was found.
+    Weights that need no conversion stay memory-mapped: their pages are the only copy. Others are converted piece by
+    piece. A file of several formats becomes the one that most of its bytes have, unless dtype says otherwise.
+    Raises CheckpointError, with the key, what was expected and what was found.
     The result has `.config` (ModelConfig) and `.load_report` (LoadReport).
     """
     folder = Path(path)
@@ -98,7 +104,7 @@ def load_checkpoint(
         model = Transformer(config)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     plan, assumed = _plan(wanted, tensors, folder)
-    weights = _read(plan, dtype, torch.device(device))
+    weights = _read(plan, dtype or _main_dtype(plan), torch.device(device))
     for name in assumed:
         weights[name] = weights[name.replace("encode_layer_scalar", "layer_scalar")].clone()
     model.load_state_dict(weights, assign=True)
@@ -138,28 +144,26 @@ def _plan(
     return plan, assumed
 
 
-def _read(plan: dict[str, Stored], dtype: torch.dtype | None, device: torch.device) -> dict[str, Tensor]:
-    """Tensors by weight name. The map is closed every few tensors, so converted pages do not pile up in memory."""
+def _main_dtype(plan: dict[str, Stored]) -> torch.dtype:
+    """The number format that most bytes of the weights are stored in."""
+    counts: Counter[str] = Counter()
+    for stored in plan.values():
+        counts[stored.dtype] += stored.nbytes
+    return DTYPES[counts.most_common(1)[0][0]]
+
+
+def _read(plan: dict[str, Stored], dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """Tensors by weight name: mapped where the file already holds what is wanted, else converted."""
     out: dict[str, Tensor] = {}
-    by_file = sorted(plan.items(), key=lambda item: (str(item[1].file), item[0]))
-    for file, items in groupby(by_file, key=lambda item: item[1].file):
-        for batch in _batches(list(items)):
-            with open_weights(file) as handle:
-                for name, stored in batch:
-                    out[name] = handle.get_tensor(stored.key).to(device=device, dtype=dtype or DTYPES[stored.dtype])
+    mapped: dict[Path, list[str]] = defaultdict(list)
+    for name, stored in plan.items():
+        if device.type == "cpu" and DTYPES[stored.dtype] == dtype:
+            mapped[stored.file].append(name)
+        else:
+            out[name] = read_converted(stored, dtype, device)
+    for file, names in mapped.items():
+        out.update(zip(names, read_mapped(file, [plan[name] for name in names]), strict=True))
     return out
-
-
-def _batches(items: list[tuple[str, Stored]]) -> list[list[tuple[str, Stored]]]:
-    batches: list[list[tuple[str, Stored]]] = []
-    room = 0
-    for item in items:
-        if room < item[1].nbytes or not batches:
-            batches.append([])
-            room = MAPPED_AT_ONCE
-        batches[-1].append(item)
-        room -= item[1].nbytes
-    return batches
 
 
 def _report(

@@ -1,4 +1,4 @@
-"""Write a checkpoint folder in the released format. Every file appears whole or not at all."""
+"""Write a checkpoint folder in the released format. Its files change all together, at the end, or not at all."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -37,59 +39,78 @@ def save_checkpoint(
     dtype = str(model.dtype).removeprefix("torch.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_weights(tensors, folder, shard_bytes)
-        write_json(folder / "config.json", write_model_config(model.config, dtype))
-        if generation_config is not None:
-            write_json(folder / "generation_config.json", _stored_generation_config(generation_config, model))
-    except (OSError, RuntimeError) as error:
+        with Staging(folder) as staging:
+            weight_files = _write_weights(tensors, staging, shard_bytes)
+            staging.json("config.json", write_model_config(model.config, dtype))
+            if generation_config is not None:
+                staging.json("generation_config.json", _stored_generation_config(generation_config, model))
+        for other in {INDEX, WEIGHTS} - weight_files:  # the old weights, in the other form
+            (folder / other).unlink(missing_ok=True)
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: cannot be written: {error}") from None
 
 
-def _write_weights(tensors: dict[str, Tensor], folder: Path, shard_bytes: int) -> None:
-    shards: list[dict[str, Tensor]] = [{}]
-    room = shard_bytes
-    for key, tensor in tensors.items():
-        size = tensor.numel() * tensor.element_size()
-        if size > room and shards[-1]:
-            shards.append({})
-            room = shard_bytes
-        shards[-1][key] = tensor.contiguous().cpu()
-        room -= size
-    if len(shards) == 1:
-        _write_shard(shards[0], folder / WEIGHTS)
-        (folder / INDEX).unlink(missing_ok=True)
-        return
-    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    for name, shard in zip(names, shards, strict=True):
-        _write_shard(shard, folder / name)
-    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
-    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    (folder / WEIGHTS).unlink(missing_ok=True)
+class Staging:
+    """Files written beside their places, and moved there all together at the end, or not at all.
 
+    A disk that fills up, a kill or an error before that leaves the folder's files as they were.
+    """
 
-def _write_shard(shard: dict[str, Tensor], path: Path) -> None:
-    replace_file(path, lambda temporary: save_file(shard, temporary, metadata={"format": "pt"}))
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._temporary: dict[str, Path] = {}
 
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    replace_file(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
-
-
-def replace_file(path: Path, write: Callable[[str], Any]) -> None:
-    """Write beside `path`, flush to disk, then rename: a reader sees the old file or the new one, never half."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
+    def write(self, name: str, write: Callable[[str], Any]) -> None:
+        """`write` is called with the path to write to; the bytes are on disk before this returns."""
+        handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=f".{name}.")
+        os.close(handle)
+        self._temporary[name] = Path(temporary)
         write(temporary)
         with open(temporary, "rb") as stream:
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+
+    def json(self, name: str, value: Mapping[str, Any]) -> None:
+        text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+        self.write(name, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+
+    def __enter__(self) -> Staging:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                for name, temporary in self._temporary.items():
+                    os.replace(temporary, self.folder / name)
+        finally:
+            for temporary in self._temporary.values():
+                temporary.unlink(missing_ok=True)
+
+
+def _write_weights(tensors: dict[str, Tensor], staging: Staging, shard_bytes: int) -> set[str]:
+    """Stage the weights in one file, or in shards and an index; returns the names of the staged files."""
+    shards: list[dict[str, Tensor]] = [{}]
+    room = shard_bytes
+    for key, tensor in tensors.items():
+        if tensor.nbytes > room and shards[-1]:
+            shards.append({})
+            room = shard_bytes
+        shards[-1][key] = tensor
+        room -= tensor.nbytes
+    count = len(shards)
+    names = [WEIGHTS] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    for name, shard in zip(names, shards, strict=True):
+        staging.write(name, partial(_save_shard, shard))
+    if count == 1:
+        return {WEIGHTS}
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+    staging.json(INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    return {*names, INDEX}
+
+
+def _save_shard(shard: dict[str, Tensor], path: str) -> None:
+    save_file({key: tensor.contiguous().cpu() for key, tensor in shard.items()}, path, metadata={"format": "pt"})
 
 
 def _stored_generation_config(config: Mapping[str, Any], model: Transformer) -> dict[str, Any]:

@@ -24,7 +24,8 @@ def token_logprobs(
 ) -> tuple[TokenLogprobs, ...]:
     """Causal log-probabilities of ids [n] from the hidden states [n, D] of the tokens before them (temperature 1)."""
     result = vocab_head(hidden, embedding, cap=model.final_logit_softcapping, top=min(alternatives, model.vocab_size))
-    own = (hidden * embedding[ids]).sum(-1).float()  # one row of the head a token
+    # One row of the head a token, rounded as the head's product is: summed in float32, kept in the model's dtype.
+    own = (hidden.float() * embedding[ids].float()).sum(-1).to(hidden.dtype).float()
     own = softcap(own, model.final_logit_softcapping) - result.logsumexp
     out = []
     for index, (token, logprob) in enumerate(zip(ids.tolist(), own.tolist(), strict=True)):

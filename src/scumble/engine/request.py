@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, TypeVar
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from scumble.config import ModelConfig
 from scumble.diffusion import EntropyBound, LinearTemperature, Noise, SeededNoise, StableAndConfident
 from scumble.diffusion.stopping import CommitRule
-from scumble.errors import InvalidRequest, PromptTooLong
+from scumble.errors import InvalidRequest, PromptTooLong, shown
 from scumble.generation import RELEASE_DEFAULTS, Decoder, GenerationConfig
 
 T = TypeVar("T")
@@ -66,13 +67,7 @@ def make_request(
     if ids.shape[0] == 0:
         raise InvalidRequest("the prompt is empty; give at least one token")
     settings = resolve(config, checkpoint_defaults, model, ids.shape[0])
-    pinned = dict(pinned or {})
-    for position, token in pinned.items():
-        if not 0 <= position < settings.max_new_tokens:
-            raise InvalidRequest(
-                f"pinned positions must lie in 0 … {settings.max_new_tokens - 1} (max_new_tokens - 1), found {position}"
-            )
-        _ids("pinned", [token], model.vocab_size)
+    pinned = _pinned(pinned, settings.max_new_tokens, model.vocab_size)
     if settings.decoder == "autoregressive" and (pinned or draft is not None):
         raise InvalidRequest("decoder='autoregressive' has no canvas: draft and pinned need decoder='diffusion'")
     draft_ids = None if draft is None else _ids("draft", draft, model.vocab_size)
@@ -132,6 +127,24 @@ def _set(value: T | None) -> T:
     return value
 
 
+def _pinned(pinned: Mapping[int, int] | None, room: int, vocab: int) -> dict[int, int]:
+    """Positions in 0 … room-1 and ids in 0 … vocab-1, both checked."""
+    if pinned is None:
+        return {}
+    if not isinstance(pinned, Mapping):
+        raise InvalidRequest(f"pinned must map answer positions to token ids, {{3: 17}}, found {shown(pinned)}")
+    out = {}
+    for position, token in pinned.items():
+        for name, value, end, why in (
+            ("pinned positions", position, room, "max_new_tokens - 1"),
+            ("pinned ids", token, vocab, "the vocabulary"),
+        ):
+            if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= value < end:
+                raise InvalidRequest(f"{name} must be whole numbers in 0 … {end - 1} ({why}), found {shown(value)}")
+        out[int(position)] = int(token)
+    return out
+
+
 def _ids(name: str, ids: Sequence[int] | Tensor, vocab: int) -> Tensor:
     try:
         tensor = torch.as_tensor(ids)
@@ -139,8 +152,9 @@ def _ids(name: str, ids: Sequence[int] | Tensor, vocab: int) -> Tensor:
         raise InvalidRequest(f"{name} must be a flat list of token ids, found {type(ids).__name__}") from None
     if tensor.numel() == 0:
         return torch.zeros(0, dtype=torch.int64)
-    if tensor.ndim != 1 or tensor.is_floating_point() or tensor.dtype == torch.bool:
-        raise InvalidRequest(f"{name} must be a flat list of token ids, found shape {list(tensor.shape)}")
+    if tensor.ndim != 1 or tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise InvalidRequest(f"{name} must be a flat list of token ids, found {kind} of shape {list(tensor.shape)}")
     low, high = int(tensor.min()), int(tensor.max())
     if low < 0 or high >= vocab:
         raise InvalidRequest(

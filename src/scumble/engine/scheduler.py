@@ -11,7 +11,9 @@ from scumble.engine.steps import Answer, Event, Steps
 from scumble.model import Segment, Transformer
 
 
-def run(model: Transformer, programs: Sequence[Steps], batch_invariant: bool = True) -> Iterator[tuple[int, Event | Answer]]:
+def run(
+    model: Transformer, programs: Sequence[Steps], batch_invariant: bool = True
+) -> Iterator[tuple[int, Event | Answer]]:
     """Advance all rows until each has returned its Answer; yields (row, event) in the order in which they happen.
 
     batch_invariant: every row's segment is a forward of its own. A matrix product rounds differently for different

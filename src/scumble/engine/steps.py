@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -53,4 +54,4 @@ class Answer:
 
 
 Event = PassDone | TokensCommitted
-Steps = Generator[Segment | Event, Tensor | None, Answer]
+Steps = Generator[Segment | Event, Any, Answer]  # sent: hidden states [n, D] after a Segment, else None

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from scumble.kernels.result import VocabResult
 
-TILE = 4096  # [256, 4096] float32 logits are 4 MB: they stay in the last-level cache of a laptop
+# [256, 2048] float32 logits are 2 MB: they stay in cache. Most of the extra memory is what the matrix library packs of
+# one tile of the embedding; benchmarks/vocab_memory.py measures it.
+TILE = 2048
 
 
 def vocab_head(
@@ -38,7 +40,7 @@ def vocab_head(
         """z of some rows over ids first … first + tile, float32, -inf where not allowed."""
         last = min(first + tile, vocab)
         z = (hidden[rows] @ embedding[first:last].T).float()
-        z.div_(cap).tanh_().mul_(cap / temperature)
+        z.div_(cap).tanh_().mul_(cap).div_(temperature)  # rounded step by step as the reference does
         if allowed is not None:
             z.masked_fill_(~allowed[rows, first:last], float("-inf"))
         return z
@@ -48,7 +50,8 @@ def vocab_head(
     total = torch.zeros(n, dtype=torch.float64, device=device)  # Σ exp(z - peak)
     energy = torch.zeros(n, dtype=torch.float64, device=device)  # Σ exp(z - peak) · (z - peak), ≤ 0
     soft = torch.zeros(n, hidden.shape[1], device=device) if want_soft else None
-    masses: list[Tensor] = []  # log of every tile's mass, [n] each
+    # Log of every tile's mass. One tensor: small ones made between large temporaries would fragment the heap.
+    masses = torch.empty((vocab + tile - 1) // tile, n, dtype=torch.float64, device=device)
     best: Tensor | None = None
     best_ids: Tensor | None = None
 
@@ -72,7 +75,7 @@ def vocab_head(
         weights = shifted.exp()
         mass = weights.sum(-1, dtype=torch.float64)
         if uniforms is not None:
-            masses.append(mass.log() + base)
+            masses[first // tile] = mass.log() + base
         total = total + mass
         if allowed is not None:
             shifted = shifted.masked_fill(weights == 0, 0.0)  # 0 · -inf
@@ -85,7 +88,7 @@ def vocab_head(
     entropy = (total.log() - energy / total).clamp_min(0)
     sample = None
     if uniforms is not None:
-        sample = _sample(torch.stack(masses), uniforms.to(device).double(), logits, tile, argmax)
+        sample = _sample(masses, uniforms.to(device).double(), logits, tile, argmax)
     if soft is not None:
         soft.div_(total.float()[:, None])
     top_logprobs = None if best is None else (best.double() - logsumexp[:, None]).float()
@@ -108,8 +111,9 @@ def _sample(masses: Tensor, uniforms: Tensor, logits, tile: int, argmax: Tensor)
     target = uniforms * running[-1]
     chosen = (running <= target).sum(0).clamp_max(relative.shape[0] - 1)  # first tile whose running mass exceeds it
     chosen = torch.where(relative.gather(0, chosen[None])[0] > 0, chosen, relative.argmax(0))
-    inside = target - (running.gather(0, chosen[None])[0] - relative.gather(0, chosen[None])[0])
-    share = inside / relative.gather(0, chosen[None])[0]  # 0 … 1 of that tile's mass
+    own = relative.gather(0, chosen[None])[0]
+    inside = target - (running.gather(0, chosen[None])[0] - own)
+    share = (inside / own).clamp_min(0)  # 0 … 1 of that tile's mass; rounding may leave it a little below 0
     sample = argmax.clone()
     for index in chosen.unique().tolist():
         rows = (chosen == index).nonzero()[:, 0]

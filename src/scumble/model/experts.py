@@ -28,9 +28,10 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x [N, D] -> weights [N, k] float32, expert ids [N, k], probabilities [N, E] float32."""
-        h = rms_norm(x.float(), None, self.eps)
-        h = h * self.scale.float() * x.shape[-1] ** -0.5
-        probabilities = torch.softmax(h @ self.proj.weight.float().T, dim=-1)
+        with torch.autocast(x.device.type, enabled=False):  # statistics stay in float32 in mixed-precision training too
+            h = rms_norm(x.float(), None, self.eps)
+            h = h * self.scale.float() * x.shape[-1] ** -0.5
+            probabilities = torch.softmax(h @ self.proj.weight.float().T, dim=-1)
         weights, experts = torch.topk(probabilities, self.top_k, dim=-1)
         weights = weights / weights.sum(-1, keepdim=True)
         return weights * self.per_expert_scale.float()[experts], experts, probabilities
@@ -51,15 +52,13 @@ class Experts(nn.Module):
         order = experts.flatten().argsort(stable=True)  # [N·k]: slots grouped by expert
         counts = torch.bincount(experts.flatten(), minlength=self.gate_up_proj.shape[0]).tolist()
         token = order // k
-        grouped = x[token]  # [N·k, D]
         outputs = []
-        start = 0
-        for expert, count in enumerate(counts):
-            if count:
-                rows = grouped[start : start + count]
-                gate, up = (rows @ self.gate_up_proj[expert].T).chunk(2, dim=-1)
-                outputs.append(geglu(gate, up) @ self.down_proj[expert].T)
-                start += count
+        # unbind and split, not indexing: their gradients are one stack and one cat, not a zero-filled copy an expert
+        groups = x[token].split(counts)
+        for rows, up, down in zip(groups, self.gate_up_proj.unbind(), self.down_proj.unbind(), strict=True):
+            if rows.shape[0]:
+                gate, linear = (rows @ up.T).chunk(2, dim=-1)
+                outputs.append(geglu(gate, linear) @ down.T)
         weighted = torch.cat(outputs).float() * weights.flatten()[order, None]
         out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         return out.index_add(0, token, weighted).to(x.dtype)

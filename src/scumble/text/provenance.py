@@ -9,9 +9,13 @@ would have been.
 
 A token can also be put together from harmless parts: by two strings that the template writes side by side, or where
 it cuts something out of the middle. Marks at strings' ends that could complete a token, and marks left alone by a cut,
-keep such parts apart. Limits: a template that compares content with exact strings sees the marks (only in strings that
-hold a special token's text, or an end of one, at all); one that deletes ordinary text from the middle of content,
-say `replace('x', '')`, can still join what was around it.
+keep such parts apart. Limits:
+
+- a template that compares content with exact strings sees the marks (only in strings that hold a special token's text,
+  or an end of one, at all);
+- one that deletes ordinary text from the middle of content, say `replace('x', '')`, can still join what was around it;
+- a tokenizer that puts a space before the first word of a text only (Metaspace "first"; not Gemma's, not byte-level
+  ones) puts one before each piece.
 """
 
 from __future__ import annotations

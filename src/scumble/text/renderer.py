@@ -59,6 +59,8 @@ class TemplateRenderer:
         request = _to_line({"template": template, "variables": variables, "seconds": seconds})
         with self._lock:
             if self._worker is None or not self._worker.alive:
+                if self._worker is not None:
+                    self._worker.close()
                 self._worker = _Worker()
             reply = self._worker.ask(request, seconds)
             if reply is None or reply.get("final"):
@@ -102,6 +104,7 @@ class _Worker:
             )
         except OSError as error:
             raise TemplateError(f"cannot start the process that renders chat templates: {error}") from error
+        self._expired = False
         if self.ask(_to_line({"paths": paths, "memory": MEMORY_BYTES}), START_SECONDS) != {"ready": True}:
             self.close()
             code = self._process.returncode
@@ -109,13 +112,13 @@ class _Worker:
 
     @property
     def alive(self) -> bool:
-        return self._process.poll() is None
+        return not self._expired and self._process.poll() is None
 
     def ask(self, line: bytes, seconds: float) -> dict[str, Any] | None:
         """The reply, or None where none came in time. The child is then dead."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        clock = threading.Timer(seconds, self._process.kill)
+        clock = threading.Timer(seconds, self._expire)
         clock.daemon = True
         clock.start()
         try:
@@ -129,7 +132,12 @@ class _Worker:
             raise
         finally:
             clock.cancel()
+            clock.join()  # so that `alive` tells the truth if the clock struck just as the reply came
         return json.loads(reply) if reply.endswith(b"\n") else None
+
+    def _expire(self) -> None:
+        self._expired = True
+        self._process.kill()
 
     def close(self) -> None:
         self._process.kill()

@@ -18,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scumble.errors import DataError
-from scumble.train.corpus.ngrams import WORDS, Hashes, TokenHasher, rolling
+from scumble.train.corpus.ngrams import WORDS, TokenHasher, windows
+
+_BATCH = 2_000
 
 
 class Benchmark:
@@ -27,22 +29,16 @@ class Benchmark:
     def __init__(self, texts: Iterable[str], words: int = 10) -> None:
         self.words = words
         self._hasher = TokenHasher(WORDS, lower=True)
-        grams = [self._grams(text) for text in texts]
-        self._known = np.unique(np.concatenate(grams)) if grams else np.zeros(0, np.uint64)
-
-    def _grams(self, text: str) -> Hashes:
-        hashes = self._hasher(text)
-        return rolling(hashes, self.words) if len(hashes) >= self.words else np.zeros(0, np.uint64)
+        hashed = [h for text in texts if len(h := self._hasher(text)) >= words]
+        self._known = np.unique(windows(hashed, words)[0]) if hashed else np.zeros(0, np.uint64)
 
     def contaminated(self, texts: Sequence[str]) -> NDArray[np.bool_]:
         """True where a text shares an n-gram with the benchmark. [texts]"""
         out = np.zeros(len(texts), np.bool_)
-        if len(self._known) == 0:
-            return out
-        for i, text in enumerate(texts):
-            grams = self._grams(text)
+        for start in range(0, len(texts) if len(self._known) else 0, _BATCH):
+            grams, starts = windows([self._hasher(text) for text in texts[start : start + _BATCH]], self.words)
             place = np.minimum(np.searchsorted(self._known, grams), len(self._known) - 1)
-            out[i] = bool((self._known[place] == grams).any())
+            out[start : start + len(starts)] = np.logical_or.reduceat(self._known[place] == grams, starts)
         return out
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from scumble.train.corpus.ngrams import TOKENS, Hashes, TokenHasher, rolling, scramble
+from scumble.train.corpus.ngrams import TOKENS, Hashes, TokenHasher, scramble, windows
 
 HASHES = 64
 BANDS = 16
@@ -49,17 +49,15 @@ def signatures(
     hasher = TokenHasher(TOKENS)
     out = np.empty((len(texts), HASHES), np.uint32)
     for start in range(0, len(texts), _BATCH):
-        grams = [rolling(hasher(text), shingle) for text in texts[start : start + _BATCH]]
-        out[start : start + len(grams)] = _minima(grams)
-        progress(start + len(grams))
+        batch = [hasher(text) for text in texts[start : start + _BATCH]]
+        out[start : start + len(batch)] = _minima(*windows(batch, shingle))
+        progress(start + len(batch))
     return out
 
 
-def _minima(grams: list[Hashes]) -> NDArray[np.uint32]:
-    """Per text the least value of each hash function; all texts of a batch at once."""
-    starts = np.concatenate([[0], np.cumsum([len(g) for g in grams])[:-1]])
-    values = np.concatenate(grams)
-    out = np.empty((len(grams), HASHES), np.uint32)
+def _minima(values: Hashes, starts: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """Per text the least value of each hash function over its shingles; all texts of a batch at once."""
+    out = np.empty((len(starts), HASHES), np.uint32)
     for k in range(HASHES):
         seed = scramble(np.array([k + 1], np.uint64))
         hashed = (scramble(values ^ seed) >> np.uint64(32)).astype(np.uint32)

@@ -25,10 +25,12 @@ from scumble.train.corpus.licences import Licence, read_licence
 from scumble.train.corpus.settings import CorpusSettings
 
 VENDORED = frozenset(
-    "_vendor vendor vendored _vendored _vendored_packages extern externals external third_party thirdparty "
-    "3rdparty site-packages node_modules _bundled bundled packages_vendored _distutils_system_mod".split()
-)
-TESTS = frozenset("tests test testsuite _tests unittests test_data testdata".split())
+    (
+        "_vendor", "vendor", "vendored", "_vendored", "_vendored_packages", "extern", "externals", "external",
+        "third_party", "thirdparty", "3rdparty", "site-packages", "node_modules", "_bundled", "bundled",
+    )
+)  # fmt: skip
+TESTS = frozenset(("tests", "test", "testsuite", "_tests", "unittests", "test_data", "testdata"))
 _GENERATED_NAME = re.compile(r"(_pb2|_pb2_grpc|_pb)\.pyi?$|^(_version|version|parsetab|lextab|_parser_tables)\.py$")
 _GENERATED_HEAD = re.compile(
     r"do not (?:manually )?(?:edit|modify)|(?:auto-?|automatically )generated|code generated|@generated"
@@ -96,9 +98,7 @@ def _licence_of(archive: zipfile.ZipFile) -> Licence:
     return read_licence(metadata, files)
 
 
-def _sources(
-    archive: zipfile.ZipFile, settings: CorpusSettings, dropped: Counter[str]
-) -> Iterator[tuple[str, str]]:
+def _sources(archive: zipfile.ZipFile, settings: CorpusSettings, dropped: Counter[str]) -> Iterator[tuple[str, str]]:
     """The wheel's own .py files as text with `\\n` line ends."""
     for info in sorted(archive.infolist(), key=lambda i: i.filename):
         if not info.filename.endswith(".py"):
@@ -153,9 +153,9 @@ def _from_source(
     imports = _module_imports(tree, lines)
     for node in _functions(tree):
         text = function_text(node, lines)
-        reason = "function: odd indentation" if text is None else _unfit(node, text, settings)
+        reason = None if text is None else _unfit(node, text, settings)
         if reason is not None or text is None:
-            dropped[reason or ""] += 1
+            dropped[reason or "function: odd indentation"] += 1
             continue
         used = _used_imports(node, imports)
         yield Sample(text, package, "function", ast.get_docstring(node, clean=False) is not None, used)

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -29,11 +30,13 @@ from scumble.train.corpus.atomic import as_data_error
 from scumble.train.corpus.pins import Pin
 
 # One fixed target, so that the same pin means the same file everywhere. The wheels are only read, never installed.
-TARGET = ["--python-version", "3.13", "--implementation", "cp", "--abi", "cp313", "--abi", "abi3", "--abi", "none"]
-for _tag in ("2014", "_2_17", "_2_27", "_2_28", "1", "_2_5", "_2_12", "_2_24", "_2_26", "_2_34", "2010"):
+TARGET = ["--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--abi", "abi3", "--abi", "none"]
+for _tag in ("2014", "_2_17", "_2_27", "_2_28", "1", "_2_5", "_2_12"):
     TARGET += ["--platform", f"manylinux{_tag}_x86_64"]
 
-Status = Literal["fetched", "unreachable", "not found", "no wheel", "yanked", "timed out", "corrupt", "changed", "failed"]
+Status = Literal[
+    "fetched", "unreachable", "not found", "no wheel", "yanked", "timed out", "corrupt", "changed", "failed"
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -94,31 +97,50 @@ def fetch_all(
             if wheel is not None:
                 wheel.unlink(missing_ok=True)
             missing.append(pin)
+    source = _Index(folder, timeout, runner)
     groups = [missing[i : i + batch] for i in range(0, len(missing), batch)]
     pool = ThreadPoolExecutor(max_workers=max(1, jobs))
     try:
-        futures = [pool.submit(_fetch_group, group, folder, timeout, runner) for group in groups]
-        for future in as_completed(futures):
+        for future in as_completed([pool.submit(source.fetch, group) for group in groups]):
             for found in future.result():
                 results[found.pin] = found
                 progress(found)
     except BaseException:
+        source.stopped.set()
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     pool.shutdown()
     return {pin: results[pin] for pin in pins}
 
 
-def _fetch_group(pins: list[Pin], folder: Path, timeout: float, runner: Runner) -> list[Fetched]:
-    status, reason = _download(pins, folder, timeout, runner)
-    if status is None:
-        present = _wheels_by_pin(folder)
-        found = [(pin, present.get(_key(pin))) for pin in pins]
-        missing = Fetched(pins[0], "failed", reason="pip reported success but left no wheel")
-        return [_accept(pin, w) if w is not None else dataclasses.replace(missing, pin=pin) for pin, w in found]
-    if len(pins) == 1:
-        return [Fetched(pins[0], status, reason=reason)]
-    return [result for pin in pins for result in _fetch_group([pin], folder, timeout, runner)]
+class _Index:
+    """Fetches groups of pins from several threads; gives up on an index that has been out of reach for a while."""
+
+    def __init__(self, folder: Path, timeout: float, runner: Runner, patience: int = 4) -> None:
+        self.stopped = threading.Event()
+        self._folder, self._timeout, self._runner = folder, timeout, runner
+        self._patience = patience
+        self._failures = 0
+        """Calls in a row that could not reach the index."""
+
+    def fetch(self, pins: list[Pin]) -> list[Fetched]:
+        """One result a pin. A failed group is tried again pin by pin, to name the one that failed."""
+        if self.stopped.is_set() or self._failures >= self._patience:
+            return [Fetched(pin, "unreachable", reason="not tried: the package index is out of reach") for pin in pins]
+        status, reason = _download(pins, self._folder, self._timeout, self._runner)
+        self._failures = self._failures + 1 if status == "unreachable" else 0
+        if status is None:
+            present = _wheels_by_pin(self._folder)
+            return [_arrived(pin, present.get(_key(pin))) for pin in pins]
+        if len(pins) == 1:
+            return [Fetched(pins[0], status, reason=reason)]
+        return [result for pin in pins for result in self.fetch([pin])]
+
+
+def _arrived(pin: Pin, wheel: Path | None) -> Fetched:
+    if wheel is None:
+        return Fetched(pin, "failed", reason="pip reported success but left no wheel of this version")
+    return _accept(pin, wheel)
 
 
 def _download(pins: list[Pin], folder: Path, timeout: float, runner: Runner) -> tuple[Status | None, str]:
@@ -151,10 +173,15 @@ def classify_failure(errors: str) -> tuple[Status, str]:
     lower = errors.lower()
     if "no space left" in lower or "errno 28" in lower:
         raise DataError("the disk is full; free some space and run the same command again")
-    network = r"connection (?:refused|reset|broken|error)|newconnectionerror|max retries|name resolution|timed out|proxy|ssl"
+    if "no module named pip" in lower:
+        raise DataError("this Python has no pip to fetch packages with; install it (python -m ensurepip) and run again")
+    network = (
+        r"connection (?:refused|reset|broken|error)|newconnectionerror|connectionerror|max retries|name resolution"
+        r"|timed out|proxyerror|sslerror|no route to host|network is unreachable"
+    )
     if re.search(network, lower):
         return "unreachable", "the package index could not be reached"
-    if re.search(r"\b5\d\d (?:server error|internal|bad gateway|service)|403|429", lower):
+    if re.search(r"http error (?:403|429|5\d\d)|\b(?:403|429) client error|\b5\d\d server error", lower):
         return "unreachable", "the package index answered with an error"
     if "from versions: none" in lower:
         return "not found", "the index has no wheel of this package for the target"

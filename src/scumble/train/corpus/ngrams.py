@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,16 +38,25 @@ class TokenHasher:
         return np.fromiter((known[token] for token in tokens), np.uint64, len(tokens))
 
 
-def rolling(hashes: Hashes, n: int) -> Hashes:
-    """Hash of every window of n tokens; the hash of all tokens if there are fewer. [max(1, tokens - n + 1)]"""
-    width = min(n, len(hashes))
-    if width == 0:
-        return np.zeros(1, np.uint64)
-    count = len(hashes) - width + 1
+def windows(texts: Sequence[Hashes], n: int) -> tuple[Hashes, NDArray[np.int64]]:
+    """Hash of every window of n tokens of every text; a shorter text is padded and has one. Never across texts.
+
+    Returns all windows, one text after another [windows], and where each text's begin [texts].
+    """
+    lengths = np.array([max(n, len(text)) for text in texts], np.int64)
+    ends = np.cumsum(lengths)
+    tokens = np.zeros(int(ends[-1]), np.uint64)
+    for text, end, length in zip(texts, ends, lengths, strict=True):
+        tokens[end - length : end - length + len(text)] = text
+    count = len(tokens) - n + 1
     out = np.zeros(count, np.uint64)
-    for offset in range(width):
-        out = scramble(out * np.uint64(31) + hashes[offset : offset + count])
-    return out
+    for offset in range(n):
+        out = scramble(out * np.uint64(31) + tokens[offset : offset + count])
+    inside = np.ones(len(tokens), np.bool_)
+    for back in range(1, n):
+        inside[ends - back] = False
+    kept = lengths - n + 1
+    return out[inside[:count]], np.cumsum(kept) - kept
 
 
 def scramble(values: Hashes) -> Hashes:

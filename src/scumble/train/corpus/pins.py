@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from importlib import resources
 from pathlib import Path
 
 from scumble.errors import DataError
+from scumble.train.corpus.manifest import parse_manifest
 
 _PIN = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)\s*==\s*([A-Za-z0-9][A-Za-z0-9.!+_-]*)")
 
@@ -35,7 +35,7 @@ def read_pins(path: Path | None = None) -> list[Pin]:
     source = "the shipped list" if path is None else str(path)
     try:
         if path is None:
-            text = resources.files(__package__).joinpath("packages.txt").read_text(encoding="utf-8")
+            text = resources.files("scumble.train.corpus").joinpath("packages.txt").read_text(encoding="utf-8")
         else:
             text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -60,15 +60,10 @@ def _from_lines(text: str, source: str) -> list[Pin]:
 
 
 def _from_manifest(text: str, source: str) -> list[Pin]:
-    try:
-        rows = json.loads(text)["packages"]
-        pairs = [(f"{row['name']}=={row['version']}", row["sha256"]) for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{source} looks like JSON but not like a corpus manifest: {error}") from error
     pins = []
-    for entry, sha256 in pairs:
-        match = _PIN.fullmatch(entry)
+    for row in parse_manifest(text, source)["packages"]:
+        match = _PIN.fullmatch(f"{row['name']}=={row['version']}")
         if match is None:
-            raise DataError(f"{source}: {entry!r} is not of the form name==version")
-        pins.append(Pin(normalise(match[1]), match[2], sha256))
+            raise DataError(f"{source}: {row['name']!r} {row['version']!r} is not a package at a version")
+        pins.append(Pin(normalise(match[1]), match[2], row["sha256"]))
     return pins

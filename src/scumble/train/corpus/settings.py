@@ -52,9 +52,7 @@ class CorpusSettings:
 
     def extraction_key(self) -> str:
         """A short hash of the settings that change what is read from one wheel; a change makes old parts stale."""
-        names = (
-            "min_lines max_lines max_function_bytes max_line_length max_docstring_share max_bytes_per_package "
-            "max_source_bytes include_tests include_files max_file_bytes"
-        ).split()
-        values = json.dumps({"format": 2, **{name: getattr(self, name) for name in names}}, sort_keys=True)
+        later = ("shingle", "near_duplicate", "decontamination_words", "train_share", "validation_share")
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in later}
+        values = json.dumps({"format": 2, **fields}, sort_keys=True)
         return hashlib.sha256(values.encode()).hexdigest()[:16]

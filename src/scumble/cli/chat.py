@@ -1,0 +1,148 @@
+"""`scumble chat`: a conversation, drawn live on a terminal; piped, one message a line in, answers out."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from scumble.cli import options as o
+from scumble.cli.loading import load_llm
+from scumble.cli.prompt import decode
+from scumble.cli.terminal import can_draw, error_console
+from scumble.errors import ScumbleError, TemplateError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from scumble.cli.conversation import Conversation
+
+EPILOG = """\
+Examples:
+
+  scumble chat --seed 7 --save talk.json
+
+  printf 'Hello\\nAnd then?\\n' | scumble chat
+"""
+
+HELP = """\
+/reset          forget the conversation
+/system TEXT    instructions for the model; without TEXT: none
+/seed N         another seed
+/save FILE      write the conversation as JSON
+/help           this list
+/quit           leave, like Ctrl-D
+Ctrl-C stops an answer and keeps what was committed."""
+
+
+def chat(
+    model: o.Model = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    system: Annotated[str | None, typer.Option(help="Instructions for the model.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the conversation to this file after every answer.")] = None,
+    max_new_tokens: o.MaxNewTokens = None,
+    seed: o.Seed = None,
+    temperature: o.Temperature = None,
+    steps: o.Steps = None,
+    entropy_bound: o.EntropyBound = None,
+    confidence: o.Confidence = None,
+    canvas_length: o.CanvasLength = None,
+    stop: o.Stop = None,
+    decoder: o.Decoder = None,
+    top_k: o.TopK = None,
+    top_p: o.TopP = None,
+    no_live: o.NoLive = False,
+    delay: o.Delay = 0.0,
+) -> None:
+    """Talk with a model that has a chat template.
+
+    On a terminal /help lists what else can be typed. Piped, every line is one message, and only answers are printed.
+    """
+    console = error_console()
+    llm = load_llm(model, dtype, device, console)
+    from scumble.cli.conversation import Conversation
+
+    config = o.generation_config(
+        max_new_tokens=max_new_tokens, seed=seed, temperature=temperature, steps=steps, entropy_bound=entropy_bound,
+        confidence=confidence, canvas_length=canvas_length, stop=stop, decoder=decoder, top_k=top_k, top_p=top_p,
+    )  # fmt: skip
+    try:
+        _ = llm.chat_template
+    except TemplateError as error:
+        raise TemplateError(f"{error}; to continue plain text, use: scumble generate PROMPT") from None
+    talk = Conversation(llm, config, console, can_draw(console) and not no_live, delay, save)
+    talk.set_system(system or "")
+    if sys.stdin.isatty():
+        _interactive(talk, console)
+    else:
+        _piped(talk)
+
+
+def _piped(talk: Conversation) -> None:
+    from scumble.cli.follow import INTERRUPTED
+
+    for number, raw in enumerate(sys.stdin.buffer, start=1):
+        line = decode(raw, f"stdin, line {number},").strip()
+        if not line:
+            continue
+        if line.startswith("/"):
+            if not command(talk, line):
+                return
+        elif not talk.say(line):
+            raise typer.Exit(INTERRUPTED)
+
+
+def _interactive(talk: Conversation, console: Console) -> None:
+    with contextlib.suppress(ImportError):  # Windows has none
+        import readline  # noqa: F401  # gives input() a history and editing
+    talk.note("/help lists the commands, Ctrl-D leaves")
+    while True:
+        try:
+            line = _ask(console).strip()
+            if line.startswith("/"):
+                if not command(talk, line):
+                    return
+            elif line:
+                talk.say(line)
+        except EOFError:
+            console.print()
+            return
+        except KeyboardInterrupt:
+            console.print()
+            talk.note("Ctrl-D leaves")
+        except ScumbleError as error:
+            talk.note(f"scumble: error: {error}")
+
+
+def _ask(console: Console) -> str:
+    """One line from a person. The sign before it never gets into a file that stdout goes to."""
+    if sys.stdout.isatty():
+        return input("› ")
+    console.print("› ", end="")
+    return input()
+
+
+def command(talk: Conversation, line: str) -> bool:
+    """Do what a line that begins with / says; False: leave."""
+    name, _, rest = line[1:].partition(" ")
+    rest = rest.strip()
+    if name in ("quit", "exit"):
+        return False
+    if name == "reset":
+        talk.reset()
+    elif name == "system":
+        talk.set_system(rest)
+        talk.note("instructions set; the conversation starts anew" if rest else "no instructions")
+    elif name == "seed":
+        talk.set_seed(rest)
+    elif name == "save":
+        talk.save(Path(rest).expanduser() if rest else None)
+    elif name == "help":
+        talk.note(HELP)
+    else:
+        talk.note(f"no command /{name}; /help lists them")
+    return True

@@ -1,0 +1,111 @@
+"""`scumble data`: build the training corpus, train its tokenizer, pack it into token ids."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Build the training data: corpus, tokenizer, packed tokens.", no_args_is_help=True)
+
+OutOption = Annotated[Path, typer.Option("--out", help="Folder for the corpus; made if missing.")]
+
+
+def _say(line: str, start: float = time.monotonic()) -> None:
+    typer.echo(f"{time.monotonic() - start:7.1f} s  {line}", err=True)
+
+
+@app.command()
+def build(
+    out: OutOption = Path("corpus"),
+    packages: Annotated[
+        Path | None, typer.Option(help="List of name==version lines, or a manifest.json; default: the shipped list.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N packages.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, max=256, help="Processes for reading wheels.")] = 2,
+    max_bytes_per_package: Annotated[int, typer.Option(help="At most this much text from one package.")] = 3_000_000,
+    include_files: Annotated[bool, typer.Option("--include-files", help="Whole files too.")] = False,
+    include_tests: Annotated[bool, typer.Option("--include-tests", help="Test code too.")] = False,
+    keep_wheels: Annotated[bool, typer.Option(help="Keep the downloaded wheels.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the totals as JSON.")] = False,
+) -> None:
+    """Fetch permissively licensed packages and extract their functions into train, validation and test.jsonl.
+
+    Interrupt it at any time; the same command goes on where it was.
+
+    Example: scumble data build --out corpus --limit 20
+    """
+    from scumble.train.corpus import CorpusSettings, build_corpus, read_pins
+
+    settings = CorpusSettings(
+        max_bytes_per_package=max_bytes_per_package, include_files=include_files, include_tests=include_tests
+    )
+    pins = read_pins(packages)[:limit]
+    try:
+        manifest = build_corpus(out, pins, settings, jobs=jobs, keep_wheels=keep_wheels, say=_say)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; run the same command to go on", err=True)
+        raise typer.Exit(130) from None
+    if as_json:
+        typer.echo(json.dumps(manifest["totals"]))
+        return
+    total = manifest["totals"]
+    typer.echo(f"{total['functions']} texts, {total['bytes'] / 1e6:.1f} MB, {total['packages']} packages in {out}")
+    for split, count in total["splits"].items():
+        typer.echo(
+            f"  {split}: {count['functions']} texts, {count['bytes'] / 1e6:.1f} MB, {count['packages']} packages"
+        )
+    for reason, count in total["excluded"].items():
+        typer.echo(f"  left out: {count} packages, {reason}")
+
+
+@app.command()
+def tokenizer(
+    out: OutOption = Path("corpus"),
+    vocabulary: Annotated[list[int] | None, typer.Option(min=272, max=65536, help="Size; may be repeated.")] = None,
+    megabytes: Annotated[int, typer.Option(min=1, max=1000, help="Training text to use.")] = 40,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Train byte-level BPE vocabularies on the corpus in --out; writes tokenizer-<size>/tokenizer.json there.
+
+    Example: scumble data tokenizer --out corpus --vocabulary 8192 --vocabulary 16384
+    """
+    from scumble.train.bpe import bytes_per_token, load_tokenizer, sample_texts, save_tokenizer, spread, train_bpe
+
+    train = out / "train.jsonl"
+    every = spread(train, megabytes * 1_000_000)
+    held_out = list(sample_texts(out / "validation.jsonl", 20_000_000))
+    results = []
+    for size in vocabulary or [8192]:
+        path = out / f"tokenizer-{size}" / "tokenizer.json"
+        save_tokenizer(train_bpe(sample_texts(train, megabytes * 1_000_000, every), size), path)
+        ratio = bytes_per_token(load_tokenizer(path), held_out) if held_out else 0.0
+        results.append({"vocabulary": size, "bytes_per_token": round(ratio, 4)})
+        if not as_json:
+            typer.echo(f"{path}: {ratio:.3f} bytes a token on validation")
+    if as_json:
+        typer.echo(json.dumps(results))
+
+
+@app.command()
+def pack(
+    tokenizer_file: Annotated[Path, typer.Option("--tokenizer", help="A tokenizer.json from `data tokenizer`.")],
+    out: OutOption = Path("corpus"),
+    seed: Annotated[int, typer.Option(help="Seed of the document order.")] = 0,
+) -> None:
+    """Turn the three splits into flat files of token ids; writes tok<size>/<split>.bin, .offsets and .json.
+
+    Example: scumble data pack --out corpus --tokenizer corpus/tokenizer-8192/tokenizer.json
+    """
+    from scumble.train.bpe import load_tokenizer
+    from scumble.train.corpus.split import SPLITS
+    from scumble.train.pack import pack_jsonl
+
+    loaded = load_tokenizer(tokenizer_file)
+    folder = out / f"tok{loaded.get_vocab_size()}"
+    for split in SPLITS:
+        tokens = pack_jsonl(out / f"{split}.jsonl", loaded, folder / split, seed=seed)
+        typer.echo(f"{folder / split}.bin: {tokens} tokens")

@@ -1,0 +1,158 @@
+"""`scumble generate`: continue a text, drawing the canvas while it forms."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scumble.cli import options as o
+from scumble.cli.loading import load_llm
+from scumble.cli.prompt import read_prompt
+from scumble.cli.terminal import can_draw, error_console, quiet_keyboard, stdout_is_terminal, visible
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from scumble.cli.follow import Outcome
+    from scumble.cli.screen import Screen
+    from scumble.engine.request import Settings
+    from scumble.generation import GenerationConfig, TokenLogprobs
+    from scumble.llm import LLM
+
+EPILOG = """\
+Examples:
+
+  scumble generate "def mean(values):" --seed 7
+
+  cat start.py | scumble generate -n 512 > whole.py
+
+  scumble generate "import os" --json --logprobs 3
+"""
+
+
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="Text to continue; - or nothing reads stdin.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.")] = None,
+    model: o.Model = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    max_new_tokens: o.MaxNewTokens = None,
+    seed: o.Seed = None,
+    temperature: o.Temperature = None,
+    steps: o.Steps = None,
+    entropy_bound: o.EntropyBound = None,
+    confidence: o.Confidence = None,
+    canvas_length: o.CanvasLength = None,
+    stop: o.Stop = None,
+    ignore_eos: o.IgnoreEos = False,
+    decoder: o.Decoder = None,
+    top_k: o.TopK = None,
+    top_p: o.TopP = None,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(help="With --json: log-probability of every token and of N others, 0 … 20.",
+                     rich_help_panel=o.SCREEN),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object with everything.", rich_help_panel=o.SCREEN)
+    ] = False,
+    no_live: o.NoLive = False,
+    delay: o.Delay = 0.0,
+) -> None:  # fmt: skip
+    """Continue a text.
+
+    On a terminal the canvas is drawn while it is denoised. Into a pipe or file goes the text alone.
+    Ctrl-C ends early and keeps what was committed.
+    """
+    text = read_prompt(prompt, file)
+    console = error_console()
+    llm = load_llm(model, dtype, device, console)
+    config = o.generation_config(
+        max_new_tokens=max_new_tokens, seed=seed, temperature=temperature, steps=steps, entropy_bound=entropy_bound,
+        confidence=confidence, canvas_length=canvas_length, stop=stop, ignore_eos=ignore_eos, decoder=decoder,
+        top_k=top_k, top_p=top_p, logprobs=logprobs,
+    )  # fmt: skip
+    live = can_draw(console) and not no_live and not as_json
+    _run(llm, text, config, console, live=live, as_json=as_json, delay=delay)
+
+
+def _run(
+    llm: LLM, prompt: str, config: GenerationConfig, console: Console, *, live: bool, as_json: bool, delay: float
+) -> None:
+    from scumble.cli.follow import INTERRUPTED, follow, print_summary
+    from scumble.engine.request import resolve
+
+    ids = llm.encode_prompt(prompt)
+    settings = resolve(config, llm.defaults, llm.model.config, len(ids))
+    screen = _screen(llm, settings, console, prompt, live=live, as_json=as_json)
+    with quiet_keyboard(live):
+        outcome = follow(llm.stream_ids([ids], config), screen, delay)
+    if as_json:
+        text = json.dumps(describe(outcome, llm, settings, config, len(ids)), ensure_ascii=False)
+        print(visible(text) if stdout_is_terminal() else text)
+    sys.stdout.flush()
+    if live or (can_draw(console) and not as_json):
+        print_summary(console, outcome, settings.decoder)
+    if outcome.generation is None:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _screen(llm: LLM, settings: Settings, console: Console, prompt: str, *, live: bool, as_json: bool) -> Screen:
+    from scumble.cli.canvas_view import CanvasView
+    from scumble.cli.screen import LiveScreen, PlainScreen, SilentScreen
+
+    if as_json:
+        return SilentScreen()
+    if not live:
+        return PlainScreen()
+    view = CanvasView(llm.tokenizer, settings.eos_ids, settings.max_new_tokens)
+    return LiveScreen(console, view, prompt, settings.schedule.passes, settings.max_new_tokens)
+
+
+def describe(
+    outcome: Outcome, llm: LLM, settings: Settings, config: GenerationConfig, prompt_tokens: int
+) -> dict[str, Any]:
+    """The object that --json prints. finish_reason: "stop", "length", or "interrupted"."""
+    done = outcome.generation
+    seconds = outcome.seconds if done is None else done.seconds
+    logprobs = None if done is None or done.logprobs is None else [_logprob(llm, one) for one in done.logprobs]
+    return {
+        "text": outcome.text if done is None else done.text,
+        "token_ids": outcome.token_ids if done is None else list(done.token_ids),
+        "finish_reason": "interrupted" if done is None else done.finish_reason,
+        "prompt_tokens": prompt_tokens,
+        "passes": outcome.passes if done is None else list(done.passes),
+        "seconds": seconds,
+        "first_text_seconds": None if done is None else done.first_text_seconds,
+        "tokens_per_second": len(outcome.token_ids) / seconds if seconds > 0 else None,
+        "logprobs": logprobs,
+        "thinking": None if done is None else done.thinking,
+        "model": {
+            "path": str(llm.folder),
+            "dtype": str(llm.model.dtype).removeprefix("torch."),
+            "device": str(llm.model.device),
+        },
+        "config": used_config(llm, settings, config),
+    }
+
+
+def used_config(llm: LLM, settings: Settings, config: GenerationConfig) -> dict[str, Any]:
+    """Every setting by its GenerationConfig name, as the request ran with it."""
+    from dataclasses import asdict
+
+    from scumble.generation import RELEASE_DEFAULTS
+
+    full = asdict(config.merged(llm.defaults).merged(RELEASE_DEFAULTS))
+    return {**full, "max_new_tokens": settings.max_new_tokens, "canvas_length": settings.canvas_length}
+
+
+def _logprob(llm: LLM, one: TokenLogprobs) -> dict[str, Any]:
+    def token(id: int) -> str:
+        return "" if llm.tokenizer is None else llm.tokenizer.decode([id], skip_special=False)
+
+    top = [{"token_id": id, "token": token(id), "logprob": value} for id, value in one.top]
+    return {"token_id": one.token_id, "token": token(one.token_id), "logprob": one.logprob, "top": top}

@@ -1,0 +1,208 @@
+"""`scumble info`: what a checkpoint is, from its config and the headers of its files. No weights are read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scumble.cli.terminal import error_console, spinner
+from scumble.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from scumble.checkpoint.files import Stored
+    from scumble.config import ModelConfig
+
+EPILOG = """\
+Examples:
+
+  scumble info
+
+  scumble info path/to/checkpoint --json
+"""
+
+# Bits of a matrix's weight. Vectors (norms, scales) keep 16 bits in the integer formats.
+PRECISIONS = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}
+LOADABLE = ("float32", "bfloat16")
+CONTEXT_UNIT = 1000  # tokens of context for which the KV cache is stated
+
+
+def info(
+    path: Annotated[Path | None, typer.Argument(help="Checkpoint folder; the embedded model when left out.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show a checkpoint's architecture, parameters and memory, without loading it."""
+    with spinner(error_console(), "reading the headers"):
+        facts = gather(path)
+    if as_json:
+        print(json.dumps(facts, ensure_ascii=False))
+        return
+    from scumble.cli.info_table import print_facts
+
+    print_facts(facts)
+
+
+def gather(path: Path | None) -> dict[str, Any]:
+    """Everything `info` knows about a folder, as JSON values. Sizes in bytes."""
+    from scumble.checkpoint import load_config, read_generation_config
+    from scumble.checkpoint.files import find_tensors
+    from scumble.llm import embedded_path
+
+    if path is None and not embedded_path().is_dir():
+        raise CheckpointError("this installation has no embedded model; name a checkpoint folder: scumble info PATH")
+    folder = embedded_path() if path is None else path
+    tensors = find_tensors(folder)
+    config = load_config(folder)
+    shapes = text_shapes(config)
+    check(shapes, tensors, folder)
+    return {
+        "path": str(folder),
+        "architecture": architecture(config),
+        "generation": read_generation_config(folder),
+        "parameters": parameters(config, shapes),
+        "memory": {name: weight_bytes(shapes, bits) for name, bits in PRECISIONS.items()},
+        "memory_loadable": list(LOADABLE),
+        "kv_cache": {name: kv_cache(config, PRECISIONS[name] // 8) for name in LOADABLE},
+        "files": stored(tensors),
+        "left_out": left_out(tensors),
+        **text_side(folder),
+    }
+
+
+def text_side(folder: Path) -> dict[str, Any]:
+    """tokens: of the tokenizer, None without one. chat_template: "own", "built-in" (needs turn markers) or None."""
+    from scumble.errors import TemplateError
+    from scumble.text import ChatTemplate, Tokenizer
+    from scumble.text.chat import BUILT_IN_TEMPLATE
+
+    if not (folder / "tokenizer.json").is_file():
+        return {"tokenizer_tokens": None, "chat_template": None}
+    tokenizer = Tokenizer.from_folder(folder)
+    try:
+        built_in = ChatTemplate.from_folder(folder, tokenizer).source == BUILT_IN_TEMPLATE
+        template = "built-in" if built_in else "own"
+    except TemplateError:
+        template = None
+    return {"tokenizer_tokens": tokenizer.vocab_size, "chat_template": template}
+
+
+def architecture(config: ModelConfig) -> dict[str, Any]:
+    kinds: dict[str, dict[str, Any]] = {}
+    for layer in config.layers:
+        name = "sliding" if layer.is_sliding else "full"
+        key = f"{name}, {layer.num_key_value_heads} KV heads of {layer.head_dim}"
+        kind = kinds.setdefault(
+            key, {"kind": name, "layers": 0, "key_value_heads": layer.num_key_value_heads, "head_dim": layer.head_dim}
+        )
+        kind["layers"] += 1
+    return {
+        "layers": len(config.layers),
+        "layer_kinds": list(kinds.values()),
+        "sliding_window": config.sliding_window,
+        "hidden_size": config.hidden_size,
+        "query_heads": config.num_attention_heads,
+        "dense_width": config.intermediate_size,
+        "experts": config.num_experts,
+        "experts_per_token": config.top_k_experts,
+        "expert_width": config.moe_intermediate_size,
+        "vocabulary": config.vocab_size,
+        "context": config.max_position_embeddings,
+        "canvas_length": config.canvas_length,
+        "eos_token_ids": list(config.eos_token_ids),
+    }
+
+
+def text_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of all weights of the text model, by name: the embedding once, nothing that is stored twice."""
+    import torch
+
+    from scumble.model import Transformer
+
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in Transformer(config).state_dict().items()}
+
+
+def check(shapes: dict[str, tuple[int, ...]], tensors: dict[str, Stored], folder: Path) -> None:
+    """Numbers about a checkpoint that cannot be loaded would mislead: find missing and misshapen weights now."""
+    from scumble.checkpoint.names import candidates
+
+    missing = []
+    for name, shape in shapes.items():
+        found = next((tensors[key] for key in candidates(name) if key in tensors), None)
+        if found is None and not name.endswith(".encode_layer_scalar"):
+            missing.append(candidates(name)[0])
+        elif found is not None and found.shape != shape:
+            raise CheckpointError(
+                f"{folder}: {found.key} has the wrong shape: expected {list(shape)} by config.json, "
+                f"found {list(found.shape)}"
+            )
+    if missing:
+        raise CheckpointError(
+            f"{folder}: {len(missing)} of {len(shapes)} weights are missing: {', '.join(missing[:5])}"
+            f"{' …' if len(missing) > 5 else ''}"
+        )
+
+
+def parameters(config: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
+    """total: all weights of the text model. active: those that one token uses in one denoising pass, that is all but
+    the experts that its router does not choose. The embedding counts once in both: it is also the output head, which
+    reads all of it."""
+    total = sum(_count(shape) for shape in shapes.values())
+    experts = sum(_count(shape) for name, shape in shapes.items() if ".experts." in name)
+    idle = experts * (config.num_experts - config.top_k_experts) // config.num_experts
+    return {
+        "total": total,
+        "active": total - idle,
+        "experts": experts,
+        "embedding": _count(shapes["embed_tokens.weight"]),
+    }
+
+
+def weight_bytes(shapes: dict[str, tuple[int, ...]], bits: int) -> int:
+    """Bytes of all weights. In the integer formats without the scales that go with them (a few percent)."""
+    return sum(_count(shape) * (bits if len(shape) > 1 or bits >= 16 else 16) // 8 for shape in shapes.values())
+
+
+def kv_cache(config: ModelConfig, size: int) -> dict[str, int]:
+    """Bytes at `size` bytes a number. Full layers grow with the context; sliding ones stop at their window."""
+    sliding = [layer for layer in config.layers if layer.is_sliding]
+    full = [layer for layer in config.layers if not layer.is_sliding]
+    full_token = sum(2 * layer.num_key_value_heads * layer.head_dim for layer in full) * size
+    sliding_token = sum(2 * layer.num_key_value_heads * layer.head_dim for layer in sliding) * size
+    window = config.sliding_window - 1
+    return {
+        "full_layers_per_1000_tokens": full_token * CONTEXT_UNIT,
+        "sliding_layers_at_most": sliding_token * window,
+        "at_1000_tokens": full_token * CONTEXT_UNIT + sliding_token * min(window, CONTEXT_UNIT),
+        "at_full_context": full_token * config.max_position_embeddings
+        + sliding_token * min(window, config.max_position_embeddings),
+    }
+
+
+def stored(tensors: dict[str, Stored]) -> dict[str, Any]:
+    formats: dict[str, int] = {}
+    for tensor in tensors.values():
+        formats[tensor.dtype] = formats.get(tensor.dtype, 0) + tensor.nbytes
+    return {
+        "count": len({tensor.file for tensor in tensors.values()}),
+        "tensors": len(tensors),
+        "bytes": sum(formats.values()),
+        "bytes_by_format": formats,
+    }
+
+
+def left_out(tensors: dict[str, Stored]) -> dict[str, int]:
+    """What a text-only load does not read: the vision tower."""
+    from scumble.checkpoint.names import VISION
+
+    vision = [tensor for key, tensor in tensors.items() if key.startswith(VISION)]
+    return {"vision_tensors": len(vision), "vision_bytes": sum(tensor.nbytes for tensor in vision)}
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count

@@ -1,0 +1,81 @@
+"""Which documents make up the batch of a step. A function of (seed, step) alone, so a resumed run sees the same data.
+
+Documents are sorted by length into batches of equal padded length; the order of the batches is shuffled every epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scumble.errors import DataError
+
+
+class Documents(Protocol):
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> NDArray: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """ids [B, T] int64: bos, document, eos, then pads; lengths [B]: tokens before the pads. prompt: tokens of every
+    row that are context only; canvases tile what follows."""
+
+    ids: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    prompt: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Specials:
+    bos: int
+    eos: int
+    pad: int
+
+
+class Batches:
+    """Batches over documents: about `tokens` document tokens each, rows cut at `length` tokens.
+
+    canvas: every row is padded so that whole canvases of that length follow the prompt.
+    """
+
+    def __init__(
+        self, documents: Documents, lengths: NDArray[np.int64], specials: Specials, *,
+        tokens: int, length: int, canvas: int, prompt_share: float, seed: int,
+    ):  # fmt: skip
+        self.documents, self.specials = documents, specials
+        self.canvas, self.prompt_share, self.seed = canvas, prompt_share, seed
+        self.sizes = np.minimum(lengths + 2, length)  # with bos and eos
+        if len(self.sizes) == 0:
+            raise DataError("the training data holds no documents; give at least one")
+        order = np.argsort(self.sizes, kind="stable")
+        totals = np.cumsum(self.sizes[order])
+        # Cut where the running total passes a multiple of `tokens`: rows of one batch have nearly one length.
+        self.groups: Sequence[NDArray] = [
+            group for group in np.split(order, np.flatnonzero(np.diff(totals // tokens)) + 1) if len(group)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def batch(self, step: int) -> Batch:
+        epoch, index = divmod(step, len(self.groups))
+        group = self.groups[np.random.default_rng((self.seed, epoch)).permutation(len(self.groups))[index]]
+        rng = np.random.default_rng((self.seed, epoch, index))
+        sizes = self.sizes[group]
+        longest = int(sizes.max())
+        prompt = 1 + int(rng.integers(0, max(1, int(self.prompt_share * sizes.min()))))
+        canvases = -(-max(1, longest - prompt) // self.canvas)
+        ids = np.full((len(group), prompt + canvases * self.canvas), self.specials.pad, np.int64)
+        for row, (document, size) in enumerate(zip(group, sizes, strict=True)):
+            ids[row, 0] = self.specials.bos
+            body = self.documents[int(document)]
+            ids[row, 1 : 1 + min(len(body), size - 1)] = body[: size - 1]
+            if len(body) + 2 <= size:  # not cut: the document ends here
+                ids[row, size - 1] = self.specials.eos
+        return Batch(ids, sizes, prompt, epoch)

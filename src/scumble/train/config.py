@@ -1,0 +1,227 @@
+"""The file that `scumble train` reads: TOML with the tables [model], [data], [objective], [optimizer] and [run]."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from scumble.config import LayerConfig, ModelConfig, Rope
+from scumble.errors import DataError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A new model's sizes. Layers repeat `sliding_per_full` sliding layers and one full; the last is always full."""
+
+    hidden_size: int
+    layers: int
+    heads: int
+    head_dim: int
+    kv_heads: int
+    full_head_dim: int
+    full_kv_heads: int
+    mlp: int
+    experts: int
+    experts_per_token: int
+    expert_mlp: int
+    sliding_window: int
+    context: int
+    canvas_length: int
+    sliding_per_full: int = 5
+    full_rope_theta: float = 1e6
+    full_rope_fraction: float = 0.25
+
+    def build(self, vocab_size: int, eos_id: int, bos_id: int | None, pad_id: int) -> ModelConfig:
+        kinds = ["full" if (i + 1) % (self.sliding_per_full + 1) == 0 else "sliding" for i in range(self.layers)]
+        kinds[-1] = "full"
+        sliding = LayerConfig("sliding_attention", self.head_dim, self.kv_heads)
+        full = LayerConfig("full_attention", self.full_head_dim, self.full_kv_heads)
+        return ModelConfig(
+            vocab_size=vocab_size,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.mlp,
+            num_attention_heads=self.heads,
+            num_experts=self.experts,
+            top_k_experts=self.experts_per_token,
+            moe_intermediate_size=self.expert_mlp,
+            layers=tuple(full if kind == "full" else sliding for kind in kinds),
+            full_rope=Rope("proportional", self.full_rope_theta, self.full_rope_fraction),
+            sliding_window=self.sliding_window,
+            max_position_embeddings=self.context,
+            canvas_length=self.canvas_length,
+            eos_token_ids=(eos_id,),
+            bos_token_id=bos_id,
+            pad_token_id=pad_id,
+            image_token_id=None,
+            source={"vision_config": _PLACEHOLDER_VISION},
+        )
+
+
+# The format wants a vision tower. A text-only model declares the smallest one, so that software that builds the
+# declared tower (transformers does) builds almost nothing.
+_PLACEHOLDER_VISION = {
+    "model_type": "gemma4_vision", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+    "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8, "global_head_dim": 8, "patch_size": 4,
+    "position_embedding_size": 4,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Data:
+    """train, validation: JSON Lines with a "text" each, a text file or folder of them, or packed tokens (`*.bin`).
+
+    tokenizer: folder with tokenizer.json. length: tokens of a training row at most; longer documents are cut.
+    """
+
+    train: str
+    validation: str
+    tokenizer: str
+    length: int = 256
+
+
+@dataclass(frozen=True)
+class Objective:
+    """causal_first: share of the steps, at the start, that train the next-token loss alone (half the arithmetic a
+        token); the canvas then starts from weights that know the language.
+    canvases: how many canvases of a row are trained at once; 0: all (the released recipe trains 1).
+
+    prompt_share: the prompt is 1 … that share of a row's document, uniformly. causal_weight: of the next-token loss.
+    """
+
+    causal_first: float = 0.0
+    canvases: int = 0
+    prompt_share: float = 0.7
+    causal_weight: float = 1.0
+    self_conditioning: float = 0.5
+    balance_weight: float = 0.01
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW; the rate rises linearly for `warmup` steps, then falls by a half cosine to `final` of its peak."""
+
+    rate: float = 2e-3
+    final: float = 0.05
+    warmup: int = 100
+    weight_decay: float = 0.05
+    beta1: float = 0.9
+    beta2: float = 0.95
+    clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """steps: optimizer steps in all; may be changed between pieces, the learning rate then follows the new plan.
+    tokens: document tokens a step, about. threads: 0 leaves torch's choice.
+    minutes: stop this piece after that long, to be resumed; 0: no limit. init: a checkpoint folder to start from.
+    """
+
+    out: str
+    steps: int
+    tokens: int = 4096
+    seed: int = 0
+    save_every: int = 200
+    validate_every: int = 200
+    minutes: float = 0.0
+    bfloat16: bool = True
+    threads: int = 0
+    init: str = ""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    model: ModelShape | None
+    data: Data
+    objective: Objective
+    optimizer: Optimizer
+    run: Run
+
+
+def read_train_config(path: Path) -> TrainConfig:
+    """Read and check a TOML file; paths in it are relative to the file's folder. Raises DataError."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; give a training configuration in TOML") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as TOML: {error}") from None
+    known = {"model", "data", "objective", "optimizer", "run"}
+    if unknown := set(raw) - known:
+        raise DataError(f"{path}: unknown table {sorted(unknown)[0]!r}; known: {', '.join(sorted(known))}")
+    config = TrainConfig(
+        model=_table(ModelShape, raw["model"], path, "model") if "model" in raw else None,
+        data=_table(Data, raw.get("data", {}), path, "data"),
+        objective=_table(Objective, raw.get("objective", {}), path, "objective"),
+        optimizer=_table(Optimizer, raw.get("optimizer", {}), path, "optimizer"),
+        run=_table(Run, raw.get("run", {}), path, "run"),
+    )
+    if (config.model is None) == (config.run.init == ""):
+        raise DataError(
+            f"{path}: give either a [model] table (a new model) or run.init (a checkpoint folder), not both"
+        )
+    _check(config, path)
+    base = path.parent
+    data = dataclasses.replace(
+        config.data,
+        train=str(base / config.data.train),
+        validation=str(base / config.data.validation),
+        tokenizer=str(base / config.data.tokenizer),
+    )
+    init = str(base / config.run.init) if config.run.init else ""
+    return dataclasses.replace(
+        config, data=data, run=dataclasses.replace(config.run, out=str(base / config.run.out), init=init)
+    )
+
+
+def _table(kind: type[T], raw: Any, path: Path, name: str) -> T:
+    """A dataclass from one TOML table, every value of the declared type."""
+    if not isinstance(raw, dict):
+        raise DataError(f"{path}: [{name}] must be a table, found {type(raw).__name__}")
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for key, value in raw.items():
+        if key not in fields:
+            raise DataError(f"{path}: [{name}] has no {key!r}; known: {', '.join(fields)}")
+        expected = str(fields[key].type)
+        accepted = {"int": int, "float": (int, float), "str": str, "bool": bool}[expected]
+        if not isinstance(value, accepted) or (isinstance(value, bool) and expected != "bool"):
+            raise DataError(f"{path}: {name}.{key} must be a {expected}, found {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise DataError(f"{path}: {name}.{key} must be finite, found {value!r}")
+    missing = [
+        key for key, field in fields.items()
+        if key not in raw and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]  # fmt: skip
+    if missing:
+        raise DataError(f"{path}: [{name}] lacks {', '.join(missing)}")
+    return kind(**raw)
+
+
+def _check(config: TrainConfig, path: Path) -> None:
+    ranges: list[tuple[str, float, float, float]] = [
+        ("data.length", config.data.length, 8, 2**20),
+        ("objective.causal_first", config.objective.causal_first, 0, 1),
+        ("objective.canvases", config.objective.canvases, 0, 2**20),
+        ("objective.prompt_share", config.objective.prompt_share, 0, 1),
+        ("objective.causal_weight", config.objective.causal_weight, 0, 1e3),
+        ("objective.self_conditioning", config.objective.self_conditioning, 0, 1),
+        ("objective.balance_weight", config.objective.balance_weight, 0, 1e3),
+        ("optimizer.rate", config.optimizer.rate, 1e-9, 10),
+        ("optimizer.final", config.optimizer.final, 0, 1),
+        ("optimizer.warmup", config.optimizer.warmup, 0, 10**7),
+        ("optimizer.weight_decay", config.optimizer.weight_decay, 0, 10),
+        ("optimizer.clip", config.optimizer.clip, 1e-6, 1e6),
+        ("run.steps", config.run.steps, 1, 10**8),
+        ("run.tokens", config.run.tokens, 8, 10**8),
+        ("run.save_every", config.run.save_every, 1, 10**8),
+        ("run.validate_every", config.run.validate_every, 1, 10**8),
+        ("run.minutes", config.run.minutes, 0, 10**6),
+    ]
+    for name, value, low, high in ranges:
+        if not low <= value <= high:
+            raise DataError(f"{path}: {name} must lie in {low:g} … {high:g}, found {value!r}")

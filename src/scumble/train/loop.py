@@ -1,0 +1,234 @@
+"""The training loop: batch, losses, step; now and then validate, save, report. Resumable at any saved step."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scumble.checkpoint import load_checkpoint, save_checkpoint
+from scumble.errors import DataError
+from scumble.model import Transformer
+from scumble.text import Tokenizer
+from scumble.train.batches import Batch, Batches, Specials
+from scumble.train.config import TrainConfig
+from scumble.train.data import lengths, read_documents
+from scumble.train.init import new_model
+from scumble.train.objective import Losses, losses
+from scumble.train.state import Progress, load_state, save_state
+
+VALIDATION_BATCHES = 8
+
+
+@dataclass(frozen=True)
+class Report:
+    """One line about a step. Losses in nats a token; speed in document tokens a second; flops achieved a second."""
+
+    step: int
+    tokens: int
+    epoch: int
+    causal: float
+    denoise: float
+    rate: float
+    tokens_per_second: float
+    flops_per_second: float
+    seconds: float
+    validation_causal: float | None = None
+    validation_denoise: float | None = None
+
+
+def train(config: TrainConfig, report: Callable[[Report], None]) -> Path:
+    """Train until `run.steps` (or `run.minutes`), from the last saved state if there is one; returns the model folder.
+
+    The folder `run.out` gets `state.safetensors` (to resume), `metrics.jsonl` and `model/` (a released-format
+    checkpoint in bfloat16, with the tokenizer). A KeyboardInterrupt saves the state first.
+    """
+    run = config.run
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = Tokenizer.from_folder(config.data.tokenizer)
+    model, specials = prepare_model(config, tokenizer)
+    model.to(device).train().requires_grad_(True)
+    optimizer = _optimizer(model, config)
+    out = Path(run.out)
+    about = identity(config)
+    progress = load_state(out, model, optimizer, about) or Progress()
+    training, validation = (
+        _batches(config, source, tokenizer, specials, model.config.canvas_length, what)
+        for source, what in ((config.data.train, "data.train"), (config.data.validation, "data.validation"))
+    )
+    deadline = time.perf_counter() + run.minutes * 60 if run.minutes else math.inf
+
+    try:
+        while progress.step < run.steps and time.perf_counter() < deadline:
+            line = _step(model, optimizer, training, config, progress)
+            if progress.step % run.validate_every == 0 or progress.step == run.steps:
+                causal, denoise = validate(model, validation, config)
+                line = dataclasses.replace(line, validation_causal=causal, validation_denoise=denoise)
+            _log(out, line)
+            report(line)
+            if progress.step % run.save_every == 0:
+                save_state(out, model, optimizer, progress, about)
+    finally:  # also on Ctrl-C: nothing done so far is lost
+        save_state(out, model, optimizer, progress, about)
+    return export(model, config, progress, validate(model, validation, config))
+
+
+def _step(
+    model: Transformer, optimizer: torch.optim.Optimizer, batches: Batches, config: TrainConfig, progress: Progress
+) -> Report:
+    started = time.perf_counter()
+    batch = batches.batch(progress.step)
+    rate = learning_rate(progress.step, config)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    causal_only = progress.step < config.objective.causal_first * config.run.steps
+    result = _losses(model, batch, config, (config.run.seed << 32) + progress.step, causal_only)
+    if not math.isfinite(result.causal + result.denoise):
+        raise DataError(
+            f"step {progress.step}: the loss is {result.causal + result.denoise}; lower optimizer.rate and resume"
+        )
+    result.total.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+    seconds = time.perf_counter() - started
+    flops = flops_per_token(model, config, causal_only) * batch.ids.size
+    progress.step += 1
+    progress.tokens += result.tokens
+    progress.seconds += seconds
+    progress.flops += flops
+    return Report(
+        progress.step, progress.tokens, batch.epoch, result.causal, result.denoise, rate,
+        result.tokens / seconds, flops / seconds, progress.seconds,
+    )  # fmt: skip
+
+
+def _losses(model: Transformer, batch: Batch, config: TrainConfig, seed: int, causal_only: bool = False) -> Losses:
+    device = model.device
+    generator = torch.Generator().manual_seed(seed)
+    mixed = torch.autocast(device.type, torch.bfloat16) if config.run.bfloat16 else nullcontext()
+    ids, sizes = torch.from_numpy(batch.ids).to(device), torch.from_numpy(batch.lengths).to(device)
+    with mixed:
+        return losses(model, ids, sizes, batch.prompt, config.objective, generator, causal_only)
+
+
+@torch.no_grad()
+def validate(model: Transformer, batches: Batches, config: TrainConfig) -> tuple[float, float]:
+    """Mean causal and denoise loss over the same few held-out batches, with the same noise, every time."""
+    model.eval()
+    some = range(0, len(batches), max(1, len(batches) // VALIDATION_BATCHES))
+    results = [_losses(model, batches.batch(step), config, step) for step in list(some)[:VALIDATION_BATCHES]]
+    model.train()
+    return sum(r.causal for r in results) / len(results), sum(r.denoise for r in results) / len(results)
+
+
+def prepare_model(config: TrainConfig, tokenizer: Tokenizer) -> tuple[Transformer, Specials]:
+    """The model to train, in float32: fresh from [model], or a checkpoint from run.init; and its special ids."""
+    if config.model is None:
+        model = load_checkpoint(config.run.init, torch.float32)
+        eos, bos, pad = model.config.eos_token_ids, model.config.bos_token_id, model.config.pad_token_id
+        if not eos or bos is None or pad is None:
+            raise DataError(f"{config.run.init}: training needs eos, bos and pad ids in config.json")
+        return model, Specials(bos, eos[0], pad)
+    ids = {name: tokenizer.token_id(f"<{name}>") for name in ("bos", "eos", "pad")}
+    missing = [name for name, token in ids.items() if token is None]
+    if missing:
+        raise DataError(f"{config.data.tokenizer}: the tokenizer lacks <{missing[0]}>, which training needs")
+    specials = Specials(**{name: int(token) for name, token in ids.items() if token is not None})
+    shape = config.model.build(tokenizer.vocab_size, specials.eos, specials.bos, specials.pad)
+    return new_model(shape, config.run.seed), specials
+
+
+def _batches(
+    config: TrainConfig, source: str, tokenizer: Tokenizer, specials: Specials, canvas: int, what: str
+) -> Batches:
+    documents = read_documents(source, tokenizer, what)
+    return Batches(
+        documents, lengths(documents), specials,
+        tokens=config.run.tokens, length=config.data.length, canvas=canvas,
+        prompt_share=config.objective.prompt_share, seed=config.run.seed,
+    )  # fmt: skip
+
+
+def _optimizer(model: Transformer, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW; norms and other vectors are not decayed."""
+    own = config.optimizer
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": own.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=own.rate, betas=(own.beta1, own.beta2), fused=True)
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    own = config.optimizer
+    if step < own.warmup:
+        return own.rate * (step + 1) / own.warmup
+    done = (step - own.warmup) / max(1, config.run.steps - own.warmup)
+    return own.rate * (own.final + (1 - own.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+def flops_per_token(model: Transformer, config: TrainConfig, causal_only: bool) -> float:
+    """Arithmetic of one token: 6 per active weight for encode and for denoise, 2 for a self-conditioning pass."""
+    shape = model.config
+    head = shape.vocab_size * shape.hidden_size
+    expert = 3 * shape.hidden_size * shape.moe_intermediate_size * len(shape.layers)
+    body = sum(p.numel() for p in model.parameters()) - head - expert * (shape.num_experts - shape.top_k_experts)
+    if causal_only:
+        return 6 * (body + head)
+    share = config.objective.self_conditioning
+    return (12 + 2 * share) * body + (12 + 4 * share) * head
+
+
+def identity(config: TrainConfig) -> dict[str, Any]:
+    """What must not change between two pieces of one run."""
+    raw = dataclasses.asdict(config)
+    for name in ("out", "steps", "save_every", "validate_every", "minutes", "threads", "init"):
+        raw["run"].pop(name)
+    for name in ("train", "validation", "tokenizer"):
+        raw["data"].pop(name)
+    return {f"{table}.{name}": value for table, own in raw.items() if own for name, value in own.items()}
+
+
+def export(model: Transformer, config: TrainConfig, progress: Progress, validation: tuple[float, float]) -> Path:
+    """Write `model/`: bfloat16 weights in the released format, the tokenizer, and what the run did."""
+    folder = Path(config.run.out) / "model"
+    state = {name: tensor.detach().to(torch.bfloat16) for name, tensor in model.state_dict().items()}
+    with torch.device("meta"):
+        half = Transformer(model.config)
+    half.load_state_dict(state, assign=True)
+    save_checkpoint(half, folder, generation_config={})
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        source = Path(config.data.tokenizer) / name
+        if source.exists():
+            shutil.copyfile(source, folder / name)
+    summary = {**vars(progress), "validation_causal": validation[0], "validation_denoise": validation[1]}
+    (folder / "training.json").write_text(
+        json.dumps({"progress": summary, "config": identity(config)}, indent=2) + "\n"
+    )
+    return folder
+
+
+def _log(out: Path, line: Report) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(dataclasses.asdict(line)) + "\n")
+
+
+def read_metrics(out: Path) -> Iterator[dict[str, Any]]:
+    """Lines of `metrics.jsonl`; a line that a kill cut short is left out."""
+    with (out / "metrics.jsonl").open(encoding="utf-8") as stream:
+        for line in stream:
+            if line.endswith("\n"):
+                yield json.loads(line)

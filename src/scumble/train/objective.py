@@ -1,0 +1,176 @@
+"""The training objective of the released recipes, on a batch of rows.
+
+A row is `prompt` tokens of context and then whole canvases. All of it is encoded once, causally. Every canvas draws a
+noise level t ~ U(0, 1); each of its tokens is replaced with probability t by a uniform random id. The loss is
+
+    cross entropy on all tokens of the canvases (not only the noised ones)
+    + causal_weight · next-token cross entropy on the encoder's hidden states
+    + balance_weight · load balance of the experts (Switch Transformers, 2101.03961, eq. 4).
+
+With probability `self_conditioning`, a first pass without gradient supplies the soft embedding. Two deviations from
+the recipe: all canvases of a row can train at once (the recipe picks one), since they share the encoding; and that
+first pass is tempered as the sampler will temper it, 0.4 + 0.4·t, so that the signal looks in training as it does in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scumble.kernels import softcap
+from scumble.model import Transformer
+from scumble.train.attention import DenoiseCanvases, EncodeRows
+from scumble.train.config import Objective
+from scumble.train.loss import head_loss
+
+
+@dataclass(frozen=True)
+class Noised:
+    """Canvases of a batch. ids [B, C, L] after corruption, level t [B, C]; first: where they begin in a row, [C]."""
+
+    ids: Tensor
+    level: Tensor
+    first: list[int]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """total: what to differentiate. causal, denoise: mean nats a token, for people. tokens: real ones in the batch."""
+
+    total: Tensor
+    causal: float
+    denoise: float
+    tokens: int
+
+
+def corrupt(ids: Tensor, prompt: int, length: int, vocab: int, generator: torch.Generator, most: int = 0) -> Noised:
+    """Cut rows [B, prompt + C·L] into canvases behind the prompt and replace tokens at random.
+
+    most: keep that many of the C canvases, chosen uniformly (the same for all rows of the batch); 0 keeps all.
+    """
+    rows = ids.shape[0]
+    canvases = ids[:, prompt:].unflatten(1, (-1, length))
+    chosen = torch.arange(canvases.shape[1])
+    if most:
+        chosen = torch.randperm(canvases.shape[1], generator=generator)[:most].sort().values
+    canvases = canvases[:, chosen]
+    level = torch.rand(rows, canvases.shape[1], generator=generator)
+    replaced = torch.rand(canvases.shape, generator=generator) < level[..., None]
+    random_ids = torch.randint(vocab, canvases.shape, generator=generator)
+    noised = torch.where(replaced.to(ids.device), random_ids.to(ids.device), canvases)
+    return Noised(noised, level.to(ids.device), [prompt + int(c) * length for c in chosen])
+
+
+def losses(
+    model: Transformer, ids: Tensor, lengths: Tensor, prompt: int, objective: Objective,
+    generator: torch.Generator, causal_only: bool = False,
+) -> Losses:  # fmt: skip
+    """Losses of a batch: ids [B, prompt + C·L], lengths [B] (real tokens, the end id included)."""
+    longest = int(lengths.max())  # what is encoded: canvases begin before it, and only pads lie behind it
+    encoded = EncodeRows(model.config, ids.shape[0])
+    with _router_balance(model) as balance:
+        positions = torch.arange(longest, device=ids.device).repeat(ids.shape[0])
+        context = ids[:, :longest].flatten()
+        hidden = model.body(model.embed(context), positions, _mode(context, False), encoded)
+        causal = _causal_loss(model, hidden, ids[:, :longest], lengths)
+        denoise = torch.zeros((), device=ids.device)
+        if not causal_only:
+            denoise = _canvas_loss(model, ids, prompt, encoded, objective, generator, balance)
+    weighted = objective.causal_weight * causal + objective.balance_weight * balance.loss(model.config.num_experts)
+    return Losses(denoise + weighted, float(causal.detach()), float(denoise.detach()), int(lengths.sum()))
+
+
+def _causal_loss(model: Transformer, hidden: Tensor, ids: Tensor, lengths: Tensor) -> Tensor:
+    """Mean next-token loss: position i predicts i + 1, up to and including the end id; pads are not predicted."""
+    rows, width = ids.shape
+    real = torch.arange(1, width, device=ids.device) < lengths[:, None]
+    before = hidden.unflatten(0, (rows, width))[:, :-1].flatten(0, 1)
+    return _head_loss(model, before, ids[:, 1:].flatten(), real.flatten().float() / real.sum())
+
+
+def _canvas_loss(
+    model: Transformer, ids: Tensor, prompt: int, encoded: EncodeRows, objective: Objective,
+    generator: torch.Generator, balance: _Balance,
+) -> Tensor:  # fmt: skip
+    """Mean loss over every canvas position, pads too: behind the end id the answer is "pad", and must be sure."""
+    config, length = model.config, model.config.canvas_length
+    noised = corrupt(ids, prompt, length, config.vocab_size, generator, objective.canvases)
+    reader = DenoiseCanvases(config, encoded, noised.first, length)
+    soft = None
+    if float(torch.rand((), generator=generator)) < objective.self_conditioning:
+        with torch.no_grad(), balance.paused():
+            soft = _soft(model, _denoise(model, noised, reader, None), noised.level)
+    hidden = _denoise(model, noised, reader, soft)
+    clean = torch.stack([ids[:, first : first + length] for first in noised.first], dim=1).flatten()
+    even = torch.full(clean.shape, 1 / clean.numel(), device=ids.device)
+    return _head_loss(model, hidden, clean, even)
+
+
+def _head_loss(model: Transformer, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    weight = model.embed_tokens.weight
+    compute = torch.bfloat16 if torch.is_autocast_enabled(hidden.device.type) else weight.dtype
+    return head_loss(hidden.to(compute), weight, targets, weights, model.config.final_logit_softcapping)
+
+
+def _denoise(model: Transformer, noised: Noised, reader: DenoiseCanvases, soft: Tensor | None) -> Tensor:
+    """Hidden states [B·C·L, D] of all canvases."""
+    rows, _, length = noised.ids.shape
+    flat = noised.ids.flatten()
+    positions = torch.cat([torch.arange(f, f + length, device=flat.device) for f in noised.first]).repeat(rows)
+    return model.body(model.condition(flat, soft), positions, _mode(flat, True), reader)
+
+
+def _mode(tokens: Tensor, denoise: bool) -> Tensor:
+    return torch.full((tokens.shape[0], 1), denoise, device=tokens.device)
+
+
+def _soft(model: Transformer, hidden: Tensor, level: Tensor) -> Tensor:
+    """Soft embeddings [B·C·L, D] of a first pass, each canvas at the temperature its noise level has in use."""
+    length = hidden.shape[0] // level.numel()
+    temperature = (0.4 + 0.4 * level).flatten().repeat_interleave(length)[:, None]
+    weight = model.embed_tokens.weight
+    out = []
+    for rows, heat in zip(hidden.split(1024), temperature.split(1024), strict=True):
+        z = softcap((rows @ weight.T).float(), model.config.final_logit_softcapping) / heat
+        out.append((torch.softmax(z, dim=-1).to(rows.dtype) @ weight).float())
+    return torch.cat(out)
+
+
+class _Balance:
+    """Collects every router's probabilities and choices to form the load-balance loss."""
+
+    def __init__(self) -> None:
+        self.terms: list[Tensor] = []
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the routers' choices in here out of the loss."""
+        kept = list(self.terms)
+        yield
+        self.terms = kept
+
+    def watch(self, module: torch.nn.Module, inputs: object, output: tuple[Tensor, Tensor, Tensor]) -> None:
+        _, experts, probabilities = output
+        share = torch.zeros_like(probabilities[0]).index_add(
+            0, experts.flatten(), torch.ones(experts.numel(), device=experts.device)
+        )
+        self.terms.append((share / experts.numel() * probabilities.mean(0)).sum())
+
+    def loss(self, experts: int) -> Tensor:
+        """1 when all experts are used evenly, up to `experts` when one takes all."""
+        return torch.stack(self.terms).mean() * experts
+
+
+@contextmanager
+def _router_balance(model: Transformer) -> Iterator[_Balance]:
+    balance = _Balance()
+    handles = [layer.router.register_forward_hook(balance.watch) for layer in model.layers]  # type: ignore[union-attr,operator]
+    try:
+        yield balance
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,1 @@
+"""Parity: Scumble against `transformers` on random checkpoints. `tests/oracle.py` explains the method."""

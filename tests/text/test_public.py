@@ -1,0 +1,19 @@
+"""What the package exports, and that it stays light."""
+
+import subprocess
+import sys
+
+import scumble.text
+
+
+def test_exports():
+    assert set(scumble.text.__all__) == {
+        *("CHANNEL_CLOSE", "CHANNEL_MARKERS", "CHANNEL_OPEN", "Channel", "ChannelSplitter", "ChatTemplate", "Message"),
+        *("StopStrings", "StreamDetokenizer", "Tokenizer", "split_thinking", "split_thinking_ids"),
+    }
+    assert all(hasattr(scumble.text, name) for name in scumble.text.__all__)
+
+
+def test_text_knows_neither_torch_nor_jinja():
+    code = "import scumble.text, sys; sys.exit('torch' in sys.modules or 'jinja2' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,117 @@
+"""The training objective: what is corrupted, what each loss sees, and that its gradients are right."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from scumble.kernels import softcap
+from scumble.train.config import ModelShape, Objective
+from scumble.train.init import new_model
+from scumble.train.loss import head_loss
+from scumble.train.objective import corrupt, losses
+
+SHAPE = ModelShape(
+    hidden_size=32, layers=3, heads=4, head_dim=16, kv_heads=2, full_head_dim=32, full_kv_heads=1, mlp=48, experts=4,
+    experts_per_token=2, expert_mlp=24, sliding_window=6, context=128, canvas_length=4, sliding_per_full=1,
+)  # fmt: skip
+
+
+@pytest.fixture
+def model():
+    return new_model(SHAPE.build(vocab_size=61, eos_id=1, bos_id=2, pad_id=0), seed=3)
+
+
+def rows(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Three rows of bos, tokens, eos, pads: a prompt of 5 and three canvases of 4."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, 61, (3, 17), generator=generator)
+    lengths = torch.tensor([17, 12, 9])
+    ids[:, 0] = 2
+    for row, length in enumerate(lengths):
+        ids[row, length - 1] = 1
+        ids[row, length:] = 0
+    return ids, lengths
+
+
+def test_head_loss_is_the_cross_entropy_of_the_soft_capped_head_with_its_gradients():
+    torch.manual_seed(0)
+    hidden = torch.randn(50, 16, dtype=torch.float64, requires_grad=True)
+    embedding = torch.randn(37, 16, dtype=torch.float64, requires_grad=True)
+    targets, weights = torch.randint(37, (50,)), torch.rand(50)
+    plain_z = softcap(hidden @ embedding.T, 5.0)
+    plain = (F.cross_entropy(plain_z, targets, reduction="none") * weights).sum()
+    plain.backward()
+    expected = hidden.grad.float(), embedding.grad.float()
+
+    h, e = hidden.detach().float().requires_grad_(), embedding.detach().float().requires_grad_()
+    loss = head_loss(h, e, targets, weights, 5.0)
+    (3 * loss).backward()  # a factor from outside reaches the gradients
+    torch.testing.assert_close(loss, plain.detach().float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(h.grad, 3 * expected[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(e.grad, 3 * expected[1], rtol=1e-4, atol=1e-5)
+
+
+def test_each_token_is_replaced_with_its_canvas_noise_level():
+    ids = torch.full((400, 5 + 3 * 64), 7)
+    noised = corrupt(ids, 5, 64, 10_000, torch.Generator().manual_seed(1))
+    assert noised.first == [5, 69, 133]
+    changed = (noised.ids != 7).float().mean(-1)  # a random id is 7 once in 10,000
+    assert (changed - noised.level).abs().mean() < 0.06  # binomial: sqrt(t(1-t)/64) <= 0.0625
+    assert noised.level.mean() == pytest.approx(0.5, abs=0.03)
+    assert noised.ids.max() > 9_000
+
+
+def test_one_canvas_of_a_row_may_be_chosen():
+    ids, _ = rows()
+    starts = {tuple(corrupt(ids, 5, 4, 61, torch.Generator().manual_seed(s), most=1).first) for s in range(40)}
+    assert starts == {(5,), (9,), (13,)}
+
+
+@torch.no_grad()
+def reference_losses(model, ids, lengths, prompt, seed):
+    """The same two losses by the inference path: one row at a time, through the cache, all logits in memory."""
+    config = model.config
+    noised = corrupt(ids, prompt, config.canvas_length, config.vocab_size, torch.Generator().manual_seed(seed))
+    causal_sum, causal_count, canvas_losses = 0.0, 0, []
+    for row in range(ids.shape[0]):
+        n = int(lengths[row])
+        cache = model.new_cache()
+        hidden = model.encode(ids[row, :n], cache)
+        z = softcap(hidden @ model.embed_tokens.weight.T, config.final_logit_softcapping)
+        causal_sum += float(F.cross_entropy(z[:-1], ids[row, 1:n], reduction="sum"))
+        causal_count += n - 1
+        for index, first in enumerate(noised.first):
+            cache = model.new_cache()
+            model.encode(ids[row, :first], cache)
+            z = model.denoise_logits(noised.ids[row, index], cache)
+            clean = ids[row, first : first + config.canvas_length]
+            canvas_losses.append(float(F.cross_entropy(z, clean)))
+    return causal_sum / causal_count, sum(canvas_losses) / len(canvas_losses)
+
+
+def test_both_losses_equal_those_of_the_inference_path(model):
+    """Training attends in batches with masks, inference row by row over a cache: one transformer, same numbers."""
+    ids, lengths = rows()
+    plain = Objective(self_conditioning=0.0, balance_weight=0.0)
+    result = losses(model, ids, lengths, 5, plain, torch.Generator().manual_seed(9))
+    causal, denoise = reference_losses(model, ids, lengths, 5, 9)
+    assert result.causal == pytest.approx(causal, rel=1e-5)
+    assert result.denoise == pytest.approx(denoise, rel=1e-5)
+    assert float(result.total) == pytest.approx(causal + denoise, rel=1e-5)
+    assert result.tokens == 17 + 12 + 9
+
+
+def test_gradients_reach_every_weight_and_through_the_cache(model):
+    ids, lengths = rows()
+    both = Objective(self_conditioning=1.0, causal_weight=0.0)
+    losses(model, ids, lengths, 5, both, torch.Generator().manual_seed(2)).total.backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not [name for name in silent if "experts" not in name]  # an expert that no token chose has none
+
+
+def test_causal_only_leaves_the_canvas_out(model):
+    ids, lengths = rows()
+    result = losses(model, ids, lengths, 5, Objective(), torch.Generator().manual_seed(2), causal_only=True)
+    result.total.backward()
+    assert result.denoise == 0
+    assert model.self_conditioning.gate_proj.weight.grad is None

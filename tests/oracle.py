@@ -555,17 +555,15 @@ def stored_names(folder: Path) -> set[str]:
 def decisive_run(
     oracle: Oracle, ids: Sequence[int], settings: Settings, first_seed: int = 0, draft: Sequence[int] | None = None
 ) -> tuple[RecordedNoise, OracleRun]:
-    """The first noise seed whose run stays clear of every border that rounding could cross, and that run."""
+    """The first noise seed whose run stays clear of every border that rounding could cross, and that run. The oracle
+    remembers it."""
     key = (tuple(ids), settings, first_seed, draft if draft is None else tuple(draft))
-    for seed in range(first_seed, first_seed + 50):
-        if key in oracle._decisive:
-            break
-        noise = RecordedNoise(seed)
-        run = oracle.generate(ids, noise, settings, draft)
-        if run.margin > BORDER:
-            oracle._decisive[key] = noise, run
-    else:
-        raise AssertionError("50 noise seeds, and each run comes near a border: these settings invite ties")
+    if key not in oracle._decisive:
+        noises = (RecordedNoise(seed) for seed in range(first_seed, first_seed + 50))
+        runs = ((noise, oracle.generate(ids, noise, settings, draft)) for noise in noises)
+        found = next((pair for pair in runs if pair[1].margin > BORDER), None)
+        assert found is not None, "50 noise seeds, and each run comes near a border: these settings invite ties"
+        oracle._decisive[key] = found
     return oracle._decisive[key]
 
 

@@ -6,10 +6,10 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import tiny_config
 
 from scumble import GenerationConfig, InvalidRequest, PromptTooLong
 from scumble.engine import make_request
+from tiny import tiny_config
 
 NUMBERS = ("max_new_tokens", "seed", "temperature", "entropy_bound", "t_min", "t_max", "max_denoising_steps",
            "stability_threshold", "confidence_threshold", "canvas_length", "top_k", "top_p", "logprobs")  # fmt: skip
@@ -35,7 +35,23 @@ def test_an_unknown_name_is_refused_with_a_suggestion_and_the_valid_names():
 
 @pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize(
-    "value", [math.nan, math.inf, -math.inf, -1, -0.5, True, False, "5", [5], {}, 10**400, 10**5000, 1j, b"5"]
+    "value",
+    [
+        math.nan,
+        math.inf,
+        -math.inf,
+        -1,
+        -0.5,
+        True,
+        False,
+        "5",
+        [5],
+        {},
+        10**400,
+        pytest.param(10**5000, id="5001 digits"),
+        1j,
+        b"5",
+    ],
 )
 def test_every_number_refuses_nonsense_and_names_itself_its_range_and_the_value(name, value):
     message = refused(**{name: value})

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 import torch
-from tiny import prompt, save_folder, tiny_model
 
 import scumble
 from scumble import LLM, Committed, Draft, Finished, Generation, GenerationConfig
 from scumble.checkpoint import load_checkpoint
 from scumble.diffusion import Noise
+from tiny import prompt, save_folder, tiny_model
 
 
 def parameters(function) -> list[str]:

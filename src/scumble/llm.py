@@ -117,6 +117,25 @@ class LLM:
         """Like `chat`, event by event."""
         return self.stream_ids([self.encode_chat(messages, **template)], config)
 
+    def infill(self, prefix: str, suffix: str, config: GenerationConfig | None = None) -> Generation:
+        """The text between prefix and suffix. For models trained to fill in the middle; see `encode_infill`."""
+        return _last(self.stream_infill(prefix, suffix, config))[0]
+
+    def stream_infill(self, prefix: str, suffix: str, config: GenerationConfig | None = None) -> Iterator[StreamEvent]:
+        """Like `infill`, event by event."""
+        return self.stream_ids([self.encode_infill(prefix, suffix)], config)
+
+    def encode_infill(self, prefix: str, suffix: str) -> list[int]:
+        """Prompt ids that ask for the text between two texts. Raises TokenizerError where the markers are missing."""
+        tokenizer = self._need_tokenizer()
+        markers = [tokenizer.special_tokens.get(f"<|fim_{part}|>") for part in ("prefix", "suffix", "middle")]
+        if any(marker is None for marker in markers):
+            raise TokenizerError(f"{self.folder}: this model has no fill-in-the-middle markers (<|fim_prefix|> …)")
+        before, after, middle = (int(marker) for marker in markers if marker is not None)
+        bos = tokenizer.bos_id
+        start = [] if bos is None else [bos]
+        return [*start, before, *tokenizer.encode(prefix), after, *tokenizer.encode(suffix), middle]
+
     def encode_prompt(self, text: str) -> list[int]:
         """Prompt ids of a text: the beginning-of-sequence id, where there is one, then the text as plain data."""
         tokenizer = self._need_tokenizer()

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
+@pytest.fixture(autouse=True, scope="module")
+def one_thread_for_the_module():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

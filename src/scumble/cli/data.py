@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -95,6 +95,9 @@ def pack(
     tokenizer_file: Annotated[Path, typer.Option("--tokenizer", help="A tokenizer.json from `data tokenizer`.")],
     out: OutOption = Path("corpus"),
     seed: Annotated[int, typer.Option(help="Seed of the document order.")] = 0,
+    documented: Annotated[bool, typer.Option("--documented", help="Only functions with a docstring.")] = False,
+    max_bytes: Annotated[int | None, typer.Option(min=1, help="Only texts up to that many UTF-8 bytes.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the folder; default tok<size>.")] = None,
 ) -> None:
     """Turn the three splits into flat files of token ids; writes tok<size>/<split>.bin, .offsets and .json.
 
@@ -105,7 +108,13 @@ def pack(
     from scumble.train.pack import pack_jsonl
 
     loaded = load_tokenizer(tokenizer_file)
-    folder = out / f"tok{loaded.get_vocab_size()}"
+    folder = out / (name or f"tok{loaded.get_vocab_size()}")
+
+    def keep(record: dict[str, Any]) -> bool:
+        if documented and not record.get("documented"):
+            return False
+        return max_bytes is None or len(record["text"].encode()) <= max_bytes
+
     for split in SPLITS:
-        tokens = pack_jsonl(out / f"{split}.jsonl", loaded, folder / split, seed=seed)
+        tokens = pack_jsonl(out / f"{split}.jsonl", loaded, folder / split, seed=seed, keep=keep)
         typer.echo(f"{folder / split}.bin: {tokens} tokens")

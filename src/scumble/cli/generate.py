@@ -30,6 +30,8 @@ Examples:
 
   cat start.py | scumble generate -n 512 > whole.py
 
+  scumble generate "def area(r):" --suffix "return pi * r * r"
+
   scumble generate "import os" --json --logprobs 3
 """
 
@@ -37,6 +39,9 @@ Examples:
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="Text to continue; - or nothing reads stdin.")] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.")] = None,
+    suffix: Annotated[
+        str | None, typer.Option(help="Fill in what stands between the prompt and this text.")
+    ] = None,
     model: o.Model = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
@@ -77,16 +82,17 @@ def generate(
         top_k=top_k, top_p=top_p, logprobs=logprobs,
     )  # fmt: skip
     live = can_draw(console) and not no_live and not as_json
-    _run(llm, text, config, console, live=live, as_json=as_json, delay=delay)
+    ids = llm.encode_prompt(text) if suffix is None else llm.encode_infill(text, suffix)
+    _run(llm, text, ids, config, console, live=live, as_json=as_json, delay=delay)
 
 
 def _run(
-    llm: LLM, prompt: str, config: GenerationConfig, console: Console, *, live: bool, as_json: bool, delay: float
-) -> None:
+    llm: LLM, prompt: str, ids: list[int], config: GenerationConfig, console: Console,
+    *, live: bool, as_json: bool, delay: float,
+) -> None:  # fmt: skip
     from scumble.cli.follow import INTERRUPTED, follow, print_summary
     from scumble.engine.request import resolve
 
-    ids = llm.encode_prompt(prompt)
     settings = resolve(config, llm.defaults, llm.model.config, len(ids))
     screen = _screen(llm, settings, console, prompt, live=live, as_json=as_json)
     with quiet_keyboard(live):

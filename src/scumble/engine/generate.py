@@ -43,15 +43,15 @@ def diffusion(model: Transformer, request: Request) -> Steps:
         ids, ended = cut(ids, settings.eos_ids, room)
         room -= ids.shape[0]
         finished = ended or room == 0
-        logprobs = None
-        if not finished or settings.logprobs is not None:  # the last canvas is encoded only when something needs it
+        if settings.logprobs is None:
+            yield TokensCommitted(tuple(ids.tolist()), index)  # the text first; encoding it can wait
+        if settings.logprobs is not None or not finished:  # the last canvas is encoded only when something needs it
             hidden = yield Segment(ids, cache, "encode")
             if settings.logprobs is not None:
                 before = shift(last_hidden, hidden)
-                weight = model.embed_tokens.weight
-                logprobs = token_logprobs(before, ids, weight, model.config, settings.logprobs)
+                logprobs = token_logprobs(before, ids, model.embed_tokens.weight, model.config, settings.logprobs)
+                yield TokensCommitted(tuple(ids.tolist()), index, logprobs)
             last_hidden = hidden[-1:]
-        yield TokensCommitted(tuple(ids.tolist()), index, logprobs)
         if finished:
             return Answer("stop" if ended else "length", tuple(passes))
 
@@ -80,7 +80,7 @@ def denoise(
         proposal, soft = propose(model, canvas, hidden, temperature, uniforms, settings.temperature == 0)
 
         accepted = settings.sampler.accept(canvas, proposal)
-        fresh = noise.renoise(canvas.index, pass_index, canvas.length, vocab).to(model.device)
+        fresh = torch.as_tensor(noise.renoise(canvas.index, pass_index, canvas.length, vocab), device=model.device)
         following = settings.sampler.renoise(canvas, proposal, accepted, fresh)
 
         stopped = settings.stopping.done(canvas, proposal, history)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scumble.errors import DataError
+from scumble.train.infill import InfillTokens, infill_rows
 
 
 class Documents(Protocol):
@@ -42,12 +43,14 @@ class Batches:
     """Batches over documents: about `tokens` document tokens each, rows cut at `length` tokens.
 
     canvas: every row is padded so that whole canvases of that length follow the prompt.
+    infill: markers for fill-in-the-middle batches; needed only when `batch` is asked for them.
     """
 
     def __init__(
         self, documents: Documents, lengths: NDArray[np.int64], specials: Specials, *,
-        tokens: int, length: int, canvas: int, prompt_share: float, seed: int,
+        tokens: int, length: int, canvas: int, prompt_share: float, seed: int, infill: InfillTokens | None = None,
     ):  # fmt: skip
+        self.length, self.infill = length, infill
         self.documents, self.specials = documents, specials
         self.canvas, self.prompt_share, self.seed = canvas, prompt_share, seed
         self.sizes = np.minimum(lengths + 2, length)  # with bos and eos
@@ -63,19 +66,22 @@ class Batches:
     def __len__(self) -> int:
         return len(self.groups)
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int, infill_share: float = 0.0) -> Batch:
+        """The batch of a step. With probability `infill_share` it is one of fill-in-the-middle rows."""
         epoch, index = divmod(step, len(self.groups))
         group = self.groups[np.random.default_rng((self.seed, epoch)).permutation(len(self.groups))[index]]
         rng = np.random.default_rng((self.seed, epoch, index))
-        sizes = self.sizes[group]
-        longest = int(sizes.max())
-        prompt = 1 + int(rng.integers(0, max(1, int(self.prompt_share * sizes.min()))))
-        canvases = -(-max(1, longest - prompt) // self.canvas)
-        ids = np.full((len(group), prompt + canvases * self.canvas), self.specials.pad, np.int64)
-        for row, (document, size) in enumerate(zip(group, sizes, strict=True)):
-            ids[row, 0] = self.specials.bos
-            body = self.documents[int(document)]
-            ids[row, 1 : 1 + min(len(body), size - 1)] = body[: size - 1]
-            if len(body) + 2 <= size:  # not cut: the document ends here
-                ids[row, size - 1] = self.specials.eos
-        return Batch(ids, sizes, prompt, epoch)
+        bodies = [np.asarray(self.documents[int(document)]) for document in group]
+        bos, eos = self.specials.bos, self.specials.eos
+        if self.infill is not None and rng.random() < infill_share and min(map(len, bodies)) >= 2:
+            rows, prompt = infill_rows(bodies, self.infill, bos, eos, self.length, rng)
+        else:
+            rows = [np.concatenate([[bos], body, [eos]])[: self.length] for body in bodies]
+            shortest = min(map(len, rows))
+            prompt = 1 + int(rng.integers(0, max(1, int(self.prompt_share * shortest))))
+        lengths = np.array([len(row) for row in rows])
+        canvases = -(-max(1, int(lengths.max()) - prompt) // self.canvas)
+        ids = np.full((len(rows), prompt + canvases * self.canvas), self.specials.pad, np.int64)
+        for number, row in enumerate(rows):
+            ids[number, : len(row)] = row
+        return Batch(ids, lengths, prompt, epoch)

@@ -91,11 +91,15 @@ class Objective:
         token); the canvas then starts from weights that know the language.
     canvases: how many canvases of a row are trained at once; 0: all (the released recipe trains 1).
 
+    infill_share: share of the batches, after causal_first, that are fill-in-the-middle rows (see train/infill.py).
+    pad_weight: weight of canvas positions behind a document's end (the recipe's is 1).
     prompt_share: the prompt is 1 … that share of a row's document, uniformly. causal_weight: of the next-token loss.
     """
 
     causal_first: float = 0.0
     canvases: int = 0
+    infill_share: float = 0.0
+    pad_weight: float = 1.0
     prompt_share: float = 0.7
     causal_weight: float = 1.0
     self_conditioning: float = 0.5
@@ -207,6 +211,8 @@ def _check(config: TrainConfig, path: Path) -> None:
         ("data.length", config.data.length, 8, 2**20),
         ("objective.causal_first", config.objective.causal_first, 0, 1),
         ("objective.canvases", config.objective.canvases, 0, 2**20),
+        ("objective.infill_share", config.objective.infill_share, 0, 1),
+        ("objective.pad_weight", config.objective.pad_weight, 0, 1),
         ("objective.prompt_share", config.objective.prompt_share, 0, 1),
         ("objective.causal_weight", config.objective.causal_weight, 0, 1e3),
         ("objective.self_conditioning", config.objective.self_conditioning, 0, 1),

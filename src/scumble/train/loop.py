@@ -22,6 +22,7 @@ from scumble.text import Tokenizer
 from scumble.train.batches import Batch, Batches, Specials
 from scumble.train.config import TrainConfig
 from scumble.train.data import lengths, read_documents
+from scumble.train.infill import MIDDLE, PREFIX, SUFFIX, infill_tokens
 from scumble.train.init import new_model
 from scumble.train.objective import Losses, losses
 from scumble.train.state import Progress, load_state, save_state
@@ -88,11 +89,11 @@ def _step(
     model: Transformer, optimizer: torch.optim.Optimizer, batches: Batches, config: TrainConfig, progress: Progress
 ) -> Report:
     started = time.perf_counter()
-    batch = batches.batch(progress.step)
+    causal_only = progress.step < config.objective.causal_first * config.run.steps
+    batch = batches.batch(progress.step, 0.0 if causal_only else config.objective.infill_share)
     rate = learning_rate(progress.step, config)
     for group in optimizer.param_groups:
         group["lr"] = rate
-    causal_only = progress.step < config.objective.causal_first * config.run.steps
     result = _losses(model, batch, config, (config.run.seed << 32) + progress.step, causal_only)
     if not math.isfinite(result.causal + result.denoise):
         raise DataError(
@@ -155,10 +156,15 @@ def _batches(
     config: TrainConfig, source: str, tokenizer: Tokenizer, specials: Specials, canvas: int, what: str
 ) -> Batches:
     documents = read_documents(source, tokenizer, what)
+    infill = infill_tokens(tokenizer) if config.objective.infill_share else None
+    if config.objective.infill_share and infill is None:
+        raise DataError(
+            f"{config.data.tokenizer}: lacks {PREFIX}, {SUFFIX} or {MIDDLE}; set objective.infill_share = 0"
+        )
     return Batches(
         documents, lengths(documents), specials,
         tokens=config.run.tokens, length=config.data.length, canvas=canvas,
-        prompt_share=config.objective.prompt_share, seed=config.run.seed,
+        prompt_share=config.objective.prompt_share, seed=config.run.seed, infill=infill,
     )  # fmt: skip
 
 

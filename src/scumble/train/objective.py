@@ -79,7 +79,7 @@ def losses(
         causal = _causal_loss(model, hidden, ids[:, :longest], lengths)
         denoise = torch.zeros((), device=ids.device)
         if not causal_only:
-            denoise = _canvas_loss(model, ids, prompt, encoded, objective, generator, balance)
+            denoise = _canvas_loss(model, ids, lengths, prompt, encoded, objective, generator, balance)
     weighted = objective.causal_weight * causal + objective.balance_weight * balance.loss(model.config.num_experts)
     return Losses(denoise + weighted, float(causal.detach()), float(denoise.detach()), int(lengths.sum()))
 
@@ -93,7 +93,7 @@ def _causal_loss(model: Transformer, hidden: Tensor, ids: Tensor, lengths: Tenso
 
 
 def _canvas_loss(
-    model: Transformer, ids: Tensor, prompt: int, encoded: EncodeRows, objective: Objective,
+    model: Transformer, ids: Tensor, lengths: Tensor, prompt: int, encoded: EncodeRows, objective: Objective,
     generator: torch.Generator, balance: _Balance,
 ) -> Tensor:  # fmt: skip
     """Mean loss over every canvas position, pads too: behind the end id the answer is "pad", and must be sure."""
@@ -106,8 +106,9 @@ def _canvas_loss(
             soft = _soft(model, _denoise(model, noised, reader, None), noised.level)
     hidden = _denoise(model, noised, reader, soft)
     clean = torch.stack([ids[:, first : first + length] for first in noised.first], dim=1).flatten()
-    even = torch.full(clean.shape, 1 / clean.numel(), device=ids.device)
-    return _head_loss(model, hidden, clean, even)
+    places = torch.cat([torch.arange(f, f + length, device=ids.device) for f in noised.first])
+    weights = torch.where(places < lengths[:, None], 1.0, objective.pad_weight).flatten()
+    return _head_loss(model, hidden, clean, weights / weights.sum())
 
 
 def _head_loss(model: Transformer, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,15 +41,21 @@ class Packed:
 
 
 def pack_jsonl(
-    source: Path, tokenizer: Tokenizer, target: Path, *, seed: int = 0, progress: Callable[[int], None] = lambda n: None
+    source: Path,
+    tokenizer: Tokenizer,
+    target: Path,
+    *,
+    seed: int = 0,
+    keep: Callable[[dict[str, Any]], bool] = lambda record: True,
+    progress: Callable[[int], None] = lambda n: None,
 ) -> int:
     """Tokenize the "text" of every line of `source` into `target`.bin and .offsets; returns the number of tokens.
 
-    Special tokens are never produced, whatever the text says. Raises DataError.
+    keep: which records to take. Special tokens are never produced, whatever the text says. Raises DataError.
     """
     if tokenizer.get_vocab_size() > 2**16:
         raise DataError(f"a vocabulary of {tokenizer.get_vocab_size()} does not fit 16 bits; at most 65536 tokens")
-    texts = _read_texts(source)
+    texts = _read_texts(source, keep)
     order = np.random.default_rng(seed).permutation(len(texts))
     lengths = np.zeros(len(texts), np.int64)
     before = tokenizer.encode_special_tokens
@@ -94,9 +101,9 @@ def _map(path: Path, dtype: str) -> NDArray:
     return np.memmap(path, dtype, "r")
 
 
-def _read_texts(source: Path) -> Sequence[str]:
+def _read_texts(source: Path, keep: Callable[[dict[str, Any]], bool]) -> Sequence[str]:
     try:
         with open(source, encoding="utf-8", newline="\n") as f:
-            return [json.loads(line)["text"] for line in f]
+            return [record["text"] for record in map(json.loads, f) if keep(record)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"cannot read {source}: {error}; build it with `scumble data build`") from error

@@ -1,0 +1,319 @@
+"""Damaged, missing, lying and dangerous checkpoint files: each is refused with one clear line."""
+
+import json
+import pickle
+import struct
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from scumble import LLM, CheckpointError, TokenizerError
+from scumble.checkpoint import load_checkpoint, load_config, read_generation_config
+from tiny import save_folder, tiny_model
+
+KEY = "model.decoder.layers.0.mlp.gate_proj.weight"
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return save_folder(tmp_path / "checkpoint", tiny_model())
+
+
+def refusal(path: Path, read=load_checkpoint) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        read(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 700
+    return message
+
+
+def rewrite_header(file: Path, change) -> None:
+    """Apply `change` to the header object of a safetensors file, leaving its data as they are."""
+    raw = file.read_bytes()
+    (length,) = struct.unpack("<Q", raw[:8])
+    header = json.loads(raw[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + length :])
+
+
+def rewrite_json(file: Path, **changes) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def shards_of(folder: Path) -> Path:
+    """Split the folder's one file into two shards with an index."""
+    tensors = load_file(folder / "model.safetensors")
+    names = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    keys = sorted(tensors)
+    halves = (keys[: len(keys) // 2], keys[len(keys) // 2 :])
+    for name, half in zip(names, halves, strict=True):
+        save_file({key: tensors[key] for key in half}, folder / name)
+    weight_map = {key: name for name, half in zip(names, halves, strict=True) for key in half}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+# --- files that are not there -----------------------------------------------------------------------------------------
+
+
+def test_no_folder(tmp_path):
+    assert "no such folder" in refusal(tmp_path / "nowhere")
+
+
+def test_no_config(folder):
+    (folder / "config.json").unlink()
+    assert "no such file; a checkpoint folder needs a config.json" in refusal(folder)
+
+
+def test_no_weights(folder):
+    (folder / "model.safetensors").unlink()
+    assert "holds neither model.safetensors nor model.safetensors.index.json" in refusal(folder)
+
+
+def test_a_file_instead_of_a_folder(folder):
+    assert "is a file; give the checkpoint folder" in refusal(folder / "model.safetensors")
+
+
+def test_a_folder_where_the_weights_should_be(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()
+    assert "model.safetensors" in refusal(folder)
+
+
+# --- pickles ----------------------------------------------------------------------------------------------------------
+
+
+class Bomb:
+    def __reduce__(self):
+        return (Path.touch, (Path("/tmp/this-pickle-was-opened"),))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "consolidated.ckpt", "weights.pkl"])
+def test_pickles_are_refused_unopened(folder, name):
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(pickle.dumps(Bomb()))
+    assert "pickle files are refused, because opening one can run any code" in refusal(folder)
+    assert "pickle files are refused" in refusal(folder / name)
+    assert not Path("/tmp/this-pickle-was-opened").exists()
+
+
+def test_a_pickle_that_an_index_names_or_that_is_called_safetensors(folder):
+    (folder / "model.safetensors").write_bytes(pickle.dumps(Bomb()))
+    assert "not a whole safetensors file" in refusal(folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "a.bin").write_bytes(pickle.dumps(Bomb()))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {KEY: "a.bin"}}))
+    assert "pickle files are refused" in refusal(folder)
+    assert not Path("/tmp/this-pickle-was-opened").exists()
+
+
+# --- safetensors files ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep", [0, 4, 8, 100, -1, -1000])
+def test_truncated(folder, keep):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    message = refusal(folder)
+    assert "not a whole safetensors file" in message or "cannot be read" in message
+    assert str(file) in message
+
+
+def test_bytes_too_many(folder):
+    with (folder / "model.safetensors").open("ab") as stream:
+        stream.write(b"\0" * 16)
+    assert "not a whole safetensors file" in refusal(folder)
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 2**31, 2**63 - 1, 2**64 - 1])
+def test_a_header_that_lies_about_its_length(folder, length):
+    file = folder / "model.safetensors"
+    file.write_bytes(struct.pack("<Q", length) + file.read_bytes()[8:])
+    assert "not a whole safetensors file" in refusal(folder)
+
+
+@pytest.mark.parametrize("text", [b"[]", b"null", b"{", b'{"a": 5}', b'{"\xff": {}}', b'{"a": {"dtype": "F32"}}'])
+def test_a_header_that_is_no_header(folder, text):
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    assert "not a whole safetensors file" in refusal(folder)
+
+
+def test_overlapping_tensors(folder):
+    def overlap(header):
+        first, second = [key for key in header if key != "__metadata__"][:2]
+        begin, end = header[first]["data_offsets"]
+        header[second] = {**header[first], "data_offsets": [begin, end]}
+
+    rewrite_header(folder / "model.safetensors", overlap)
+    assert "not a whole safetensors file" in refusal(folder)
+
+
+@pytest.mark.parametrize("offsets", [[-4, 8], [8, 4], [0, 2**40], [0.5, 2], [None, 3], [0]])
+def test_offsets_that_point_nowhere(folder, offsets):
+    rewrite_header(folder / "model.safetensors", lambda header: header[KEY].update(data_offsets=offsets))
+    assert "not a whole safetensors file" in refusal(folder)
+
+
+def test_a_shape_that_does_not_fit_its_bytes(folder):
+    rewrite_header(folder / "model.safetensors", lambda header: header[KEY].update(shape=[10**9, 10**9]))
+    assert "not a whole safetensors file" in refusal(folder)
+
+
+def edit_tensors(folder: Path, change) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def test_a_wrong_shape_is_named_with_expected_and_found(folder):
+    edit_tensors(folder, lambda tensors: tensors.update({KEY: torch.zeros(3, 32)}))
+    assert f"{KEY} has the wrong shape: expected [24, 32] by config.json, found [3, 32]" in refusal(folder)
+
+
+def test_missing_keys_are_counted_and_named(folder):
+    edit_tensors(folder, lambda tensors: [tensors.pop(KEY), tensors.pop("model.decoder.norm.weight")])
+    message = refusal(folder)
+    assert "2 of " in message
+    assert "weights are missing" in message
+    assert KEY in message
+    assert "model.decoder.norm.weight" in message
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.uint8, torch.float8_e4m3fn])
+def test_an_unexpected_number_format_is_named(folder, dtype):
+    edit_tensors(folder, lambda tensors: tensors.update({KEY: torch.zeros(24, 32).to(dtype)}))
+    message = refusal(folder)
+    assert f"{KEY} has number format" in message
+    assert "expected one of F64, F32, F16, BF16" in message
+
+
+# --- shards -----------------------------------------------------------------------------------------------------------
+
+
+def test_shards_load_like_one_file(folder, tmp_path):
+    whole = load_checkpoint(folder).state_dict()
+    shards = load_checkpoint(shards_of(folder)).state_dict()
+    assert all(torch.equal(whole[name], shards[name]) for name in whole)
+
+
+def test_missing_shards_are_counted_and_named(folder):
+    (shards_of(folder) / "model-00002-of-00002.safetensors").unlink()
+    assert "1 of 2 shards are missing: model-00002-of-00002.safetensors" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "..", ".", "", 5, None, ["x"]]
+)
+def test_an_index_may_not_point_outside_its_folder(folder, name):
+    index = {"weight_map": {KEY: name}}
+    (folder / "model.safetensors").rename(folder.parent / "model.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "must name .safetensors files inside its own folder" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "index", ["{}", '{"weight_map": {}}', '{"weight_map": ["a"]}', "[]", "nope", '{"weight_map": 5}']
+)
+def test_an_index_without_a_weight_map(folder, index):
+    (shards_of(folder) / "model.safetensors.index.json").write_text(index)
+    assert "model.safetensors.index.json" in refusal(folder)
+
+
+def test_a_key_in_two_shards(folder):
+    shards_of(folder)
+    first = load_file(folder / "model-00001-of-00002.safetensors")
+    second = load_file(folder / "model-00002-of-00002.safetensors")
+    key = next(iter(first))
+    save_file({**second, key: first[key]}, folder / "model-00002-of-00002.safetensors")
+    assert f"{key} is stored twice" in refusal(folder)
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+NOT_JSON = {
+    "not UTF-8": b'{"model_type": "\xff\xfe"}',
+    "cut off": b'{"model_type": ',
+    "empty": b"",
+    "a list": b"[1, 2]",
+    "null": b"null",
+    "nested too deep": b'{"a": ' * 100_000,
+    "a number of 10,000 digits": b'{"a": ' + b"9" * 10_000 + b"}",
+}
+
+
+@pytest.mark.parametrize("content", NOT_JSON.values(), ids=NOT_JSON.keys())
+def test_json_that_is_none(folder, content):
+    (folder / "config.json").write_bytes(content)
+    assert "config.json" in refusal(folder)
+    assert "config.json" in refusal(folder, load_config)
+
+
+@pytest.mark.parametrize("kind", [None, "llama", "gemma4", 5, ["diffusion_gemma"], {}])
+def test_an_unknown_model_type(folder, kind):
+    rewrite_json(folder / "config.json", model_type=kind)
+    assert "model_type must be 'diffusion_gemma', found" in refusal(folder)
+
+
+def test_absurd_sizes_are_refused_at_once_and_before_anything_is_allocated(folder):
+    original = json.loads((folder / "config.json").read_text())
+    for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                 "num_experts", "moe_intermediate_size", "head_dim"):  # fmt: skip
+        for absurd in (10**12, 10**30):
+            (folder / "config.json").write_text(
+                json.dumps(original | {"text_config": original["text_config"] | {name: absurd}})
+            )
+            started = time.perf_counter()
+            assert f"found {absurd}" in refusal(folder)
+            assert time.perf_counter() - started < 1
+
+
+def test_large_but_possible_sizes_meet_the_shapes_in_the_file_before_memory(folder):
+    """Weights are planned without storage: 2¹⁷ wide and 1000 layers cost nothing until the file's shapes agree."""
+    original = json.loads((folder / "config.json").read_text())
+    text = original["text_config"] | {"hidden_size": 2**17, "vocab_size": 2**24, "num_experts": 2**14}
+    (folder / "config.json").write_text(json.dumps(original | {"text_config": text}))
+    assert "has the wrong shape: expected" in refusal(folder)
+
+
+# --- generation_config.json -------------------------------------------------------------------------------------------
+
+
+def test_nulls_in_generation_config_are_unset(folder):
+    (folder / "generation_config.json").write_text(
+        json.dumps({"max_new_tokens": None, "t_min": None, "sampler_config": None, "eos_token_id": None, "t_max": 0.7})
+    )
+    assert read_generation_config(folder) == {"t_max": 0.7}
+    (folder / "generation_config.json").write_text(json.dumps({"sampler_config": {"entropy_bound": None}}))
+    assert read_generation_config(folder) == {}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"max_new_tokens": "many"}, {"t_min": -1}, {"t_min": 0.9, "t_max": 0.1}, {"max_denoising_steps": 0},
+     {"sampler_config": []}, {"sampler_config": {"entropy_bound": "x"}}, {"confidence_threshold": [1]}],
+)  # fmt: skip
+def test_bad_values_in_generation_config_are_the_file_s_fault(folder, content):
+    (folder / "generation_config.json").write_text(json.dumps(content))
+    assert "generation_config.json" in refusal(folder, read_generation_config)
+    assert "generation_config.json" in refusal(folder, LLM.load)
+
+
+# --- tokenizer --------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_without_tokenizer_works_on_ids_only(folder):
+    llm = LLM.load(folder)
+    with pytest.raises(TokenizerError, match="has no tokenizer.json; text needs one"):
+        llm.generate("hello")
+
+
+def test_a_tokenizer_larger_than_the_vocabulary(tmp_path):
+    folder = save_folder(tmp_path / "t", tiny_model(), tokenizer=True)
+    with pytest.raises(TokenizerError, match="tokens, the model only 97"):
+        LLM.load(folder)

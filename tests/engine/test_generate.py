@@ -1,0 +1,305 @@
+"""The engine's promises: reproducible in any batch, exact cuts, pins and drafts, end ids, logprobs, cancelling."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scumble import GenerationConfig
+from scumble.engine import generate, make_request, run
+from scumble.engine.prefill import CHUNK
+from scumble.kernels import softcap
+from scumble.model import Segment
+from tiny import EOS, answer, prompt, tiny_model
+
+MODEL = tiny_model()
+L = MODEL.config.canvas_length
+FREE = {"ignore_eos": True, "max_denoising_steps": 4}  # quick, and never cut by an end id
+
+
+def head(hidden: torch.Tensor) -> torch.Tensor:
+    """Logits [n, V] of hidden states [n, D], all at once."""
+    return softcap((hidden @ MODEL.embed_tokens.weight.T).float(), MODEL.config.final_logit_softcapping)
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+ROWS = [
+    (prompt(3, 1), GenerationConfig(max_new_tokens=20, seed=1, max_denoising_steps=4)),
+    (prompt(11, 2), GenerationConfig(max_new_tokens=7, seed=2, temperature=0, **FREE)),
+    (prompt(6, 3), GenerationConfig(max_new_tokens=12, seed=3, decoder="autoregressive", ignore_eos=True)),
+    (prompt(5, 4), GenerationConfig(max_new_tokens=9, seed=4, canvas_length=3, logprobs=2, **FREE)),
+    (prompt(7, 5), GenerationConfig(max_new_tokens=17, seed=2**64 - 1, entropy_bound=3.0, confidence_threshold=1.0)),
+    (prompt(9, 6), GenerationConfig(max_new_tokens=5, seed=6, decoder="autoregressive", temperature=0, top_k=3)),
+]
+
+
+@pytest.fixture(scope="module")
+def alone(one_thread_for_the_module):
+    return [answer(MODEL, [ids], config)[0] for ids, config in ROWS]
+
+
+@given(st.lists(st.integers(0, len(ROWS) - 1), min_size=1, max_size=6))
+@settings(deadline=None, max_examples=10)
+def test_a_row_s_tokens_do_not_depend_on_its_neighbours(alone, chosen):
+    """Any batch, any order, neighbours of other lengths, settings, decoders, and even copies of itself."""
+    batch = answer(MODEL, [ROWS[i][0] for i in chosen], [ROWS[i][1] for i in chosen])
+    for number, row in zip(chosen, batch, strict=True):
+        assert row["ids"] == alone[number]["ids"]
+        assert row["answer"] == alone[number]["answer"]
+        assert [c.logprobs for c in row["commits"]] == [c.logprobs for c in alone[number]["commits"]]
+        for mine, theirs in zip(row["passes"], alone[number]["passes"], strict=True):
+            assert torch.equal(mine.canvas_out, theirs.canvas_out)
+            assert torch.equal(mine.entropy, theirs.entropy)
+
+
+def test_another_seed_gives_another_answer():
+    answers = [
+        answer(MODEL, [prompt(5)], GenerationConfig(max_new_tokens=16, seed=s, **FREE))[0]["ids"] for s in (1, 2)
+    ]
+    assert answers[0] != answers[1]
+
+
+def test_one_forward_over_all_segments_gives_the_same_hidden_states():
+    """batch_invariant=False: products of other sizes round differently, by no more than float32 does."""
+    caches = [MODEL.new_cache() for _ in range(3)]
+    for cache, length in zip(caches, (4, 9, 6), strict=True):
+        MODEL.encode(torch.tensor(prompt(length, length)), cache)
+    segments = [
+        Segment(torch.tensor(prompt(8, 1)), caches[0], "denoise"),
+        Segment(torch.tensor(prompt(8, 2)), caches[1], "denoise", torch.randn(8, 32)),
+        Segment(torch.tensor(prompt(5, 3)), caches[2], "encode"),
+    ]
+    with torch.no_grad():
+        separate = [MODEL([segment]) for segment in segments[:2]]
+        together = MODEL(segments).split([8, 8, 5])
+    for one, other in zip(separate, together, strict=False):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_shared_forwards_answer_every_row(alone):
+    rows = answer(MODEL, [ids for ids, _ in ROWS], [config for _, config in ROWS], batch_invariant=False)
+    for row, separate in zip(rows, alone, strict=True):
+        assert row["answer"].finish_reason in ("stop", "length")
+        if separate["answer"].finish_reason == "length" and row["answer"].finish_reason == "length":
+            assert len(row["ids"]) == len(separate["ids"])
+
+
+# --- lengths and ends -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decoder", ["diffusion", "autoregressive"])
+@pytest.mark.parametrize("tokens", range(1, 2 * L + 2))
+def test_max_new_tokens_is_exact(decoder, tokens):
+    config = GenerationConfig(max_new_tokens=tokens, decoder=decoder, ignore_eos=True, max_denoising_steps=2)
+    row = answer(MODEL, [prompt(4)], config)[0]
+    assert len(row["ids"]) == tokens
+    assert row["answer"].finish_reason == "length"
+    assert len(row["answer"].passes) == (-(-tokens // L) if decoder == "diffusion" else 1)
+
+
+@pytest.mark.parametrize("length", range(1, L + 1))
+def test_a_shorter_canvas_than_the_checkpoint_s(length):
+    row = answer(MODEL, [prompt(4)], GenerationConfig(max_new_tokens=10, canvas_length=length, **FREE))[0]
+    assert len(row["ids"]) == 10
+    assert {len(event.canvas_in) for event in row["passes"]} == {length}
+    assert len(row["answer"].passes) == -(-10 // length)
+
+
+@pytest.mark.parametrize("position", [0, 3, L - 1, L, L + 2])
+def test_an_end_id_ends_the_answer_and_nothing_stands_behind_it(position):
+    """The end id is pinned, so that it is committed at a known place."""
+    quiet = GenerationConfig(max_new_tokens=2 * L, max_denoising_steps=2)
+    row = answer(NO_EOS, [prompt(4)], quiet, pinned={position: EOS})[0]
+    assert row["ids"][-1] == EOS
+    assert EOS not in row["ids"][:-1]
+    assert len(row["ids"]) <= position + 1
+    assert row["answer"].finish_reason == "stop"
+    further = answer(
+        NO_EOS, [prompt(4)], GenerationConfig(max_new_tokens=2 * L, **FREE), pinned={position: EOS}
+    )[0]  # fmt: skip
+    assert len(further["ids"]) == 2 * L
+    assert further["answer"].finish_reason == "length"
+
+
+def _without_eos():
+    """A model to which the end id is the least likely of all."""
+    model = tiny_model()
+    model.embed_tokens.weight[EOS] = 0
+    return model
+
+
+NO_EOS = _without_eos()
+
+
+# --- drafts and pins --------------------------------------------------------------------------------------------------
+
+
+@given(st.dictionaries(st.integers(0, 19), st.integers(0, 96), max_size=12), st.integers(1, L))
+@settings(deadline=None, max_examples=15)
+def test_pinned_ids_stand_in_the_answer_and_on_every_canvas(pinned, length):
+    config = GenerationConfig(max_new_tokens=20, canvas_length=length, **FREE)
+    row = answer(MODEL, [prompt(5)], config, pinned=pinned)[0]
+    for position, token in pinned.items():
+        assert row["ids"][position] == token
+    for event in row["passes"]:
+        for position, token in pinned.items():
+            if position // length == event.canvas_index:
+                here = position % length
+                assert int(event.canvas_in[here]) == int(event.canvas_out[here]) == int(event.argmax[here]) == token
+                assert float(event.entropy[here]) == 0
+                assert bool(event.accepted[here])
+
+
+def test_a_draft_is_where_the_canvases_start_from():
+    draft = prompt(L + 3, 9)
+    row = answer(MODEL, [prompt(5)], GenerationConfig(max_new_tokens=2 * L, **FREE), draft=draft)[0]
+    first = [event.canvas_in.tolist() for event in row["passes"] if event.pass_index == 0]
+    noise = make_request(prompt(5), GenerationConfig(), {}, MODEL.config).noise
+    assert first[0] == draft[:L]
+    assert first[1] == draft[L:] + noise.initial(1, L, 97)[3:].tolist()
+
+
+def test_a_wholly_pinned_canvas_takes_one_pass():
+    row = answer(
+        MODEL, [prompt(5)], GenerationConfig(max_new_tokens=L, ignore_eos=True), pinned=dict.fromkeys(range(L), 9)
+    )
+    assert row[0]["answer"].passes == (1,)
+
+
+# --- what the cache holds ---------------------------------------------------------------------------------------------
+
+
+def snapshot(cache):
+    return [
+        (layer.keys[:, layer.start : layer.end].clone(), layer.values[:, layer.start : layer.end].clone())
+        for layer in cache.layers
+    ]
+
+
+@pytest.mark.parametrize("length", [1, 5, 6, 7, 40])
+def test_denoising_leaves_the_cache_as_it_was(length):
+    cache = MODEL.new_cache()
+    MODEL.encode(torch.tensor(prompt(length)), cache)
+    before, count = snapshot(cache), cache.length
+    for _ in range(5):  # often enough that buffers grow and move
+        MODEL.denoise_logits(torch.tensor(prompt(L)), cache)
+    assert cache.length == count
+    for old, new in zip(before, snapshot(cache), strict=True):
+        assert torch.equal(old[0], new[0])
+        assert torch.equal(old[1], new[1])
+
+
+def test_a_sliding_layer_s_buffer_stays_bounded_in_a_long_context():
+    cache, ids = MODEL.new_cache(), torch.tensor(prompt(L))
+    for _ in range(60):
+        MODEL.denoise_logits(ids, cache)
+        MODEL.encode(ids, cache)
+    window = MODEL.config.sliding_window
+    for layer, config in zip(cache.layers, MODEL.config.layers, strict=True):
+        if config.is_sliding:
+            assert layer.end - layer.start == window - 1
+            assert layer.keys.shape[1] <= 2 * (window - 1 + L)
+        else:
+            assert layer.end - layer.start == cache.length == 60 * L
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6))
+@settings(deadline=None, max_examples=20)
+def test_encoding_in_pieces_equals_encoding_at_once(pieces):
+    """Whatever the pieces, around the sliding window's border too; products of other sizes round differently."""
+    ids = torch.tensor(prompt(sum(pieces)))
+    whole = MODEL.encode(ids, MODEL.new_cache())
+    cache = MODEL.new_cache()
+    parts = torch.cat([MODEL.encode(piece, cache) for piece in ids.split(pieces)])
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_a_prompt_longer_than_a_prefill_chunk():
+    ids = prompt(CHUNK + 37)
+    request = make_request(ids, GenerationConfig(max_new_tokens=3, **FREE), {}, MODEL.config)
+    program = generate(MODEL, request)
+    first = next(program)
+    assert first.mode == "encode"
+    assert first.tokens.shape == (CHUNK,)
+    second = program.send(MODEL([first]))
+    assert second.tokens.shape == (37,)
+    row = answer(MODEL, [ids], GenerationConfig(max_new_tokens=3, decoder="autoregressive", temperature=0))[0]
+    hidden = MODEL.encode(torch.tensor(ids), MODEL.new_cache())
+    assert row["ids"][0] == int(head(hidden[-1:]).argmax())
+
+
+@torch.no_grad()
+def test_a_commit_and_the_next_first_pass_fuse_into_one_forward():
+    """Two segments of one row in one batch: the second reads what the first writes in the same layer."""
+    separate, fused = MODEL.new_cache(), MODEL.new_cache()
+    for cache in (separate, fused):
+        MODEL.encode(torch.tensor(prompt(7)), cache)
+    commit, canvas, soft = torch.tensor(prompt(5, 1)), torch.tensor(prompt(L, 2)), torch.randn(L, 32)
+    hidden = [MODEL([Segment(commit, separate, "encode")]), MODEL([Segment(canvas, separate, "denoise", soft)])]
+    together = MODEL([Segment(commit, fused, "encode"), Segment(canvas, fused, "denoise", soft)])
+    torch.testing.assert_close(together, torch.cat(hidden), rtol=1e-4, atol=1e-4)
+    assert fused.length == separate.length == 12
+
+
+# --- logprobs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decoder", ["diffusion", "autoregressive"])
+def test_logprobs_are_those_of_the_causal_model_over_the_whole_text(decoder):
+    start = prompt(6)
+    config = GenerationConfig(max_new_tokens=2 * L + 3, logprobs=4, decoder=decoder, **FREE)
+    row = answer(MODEL, [start], config)[0]
+    found = [entry for commit in row["commits"] for entry in commit.logprobs]
+    hidden = MODEL.encode(torch.tensor(start + row["ids"]), MODEL.new_cache())
+    expected = torch.log_softmax(head(hidden)[len(start) - 1 : -1], -1)
+    assert [entry.token_id for entry in found] == row["ids"]
+    own = expected.gather(1, torch.tensor(row["ids"])[:, None])[:, 0]
+    torch.testing.assert_close(torch.tensor([entry.logprob for entry in found]), own, rtol=1e-4, atol=1e-4)
+    best = torch.tensor([[value for _, value in entry.top] for entry in found])
+    torch.testing.assert_close(best, expected.topk(4).values, rtol=1e-4, atol=1e-4)
+
+
+def test_a_token_among_the_alternatives_has_the_same_logprob_there():
+    """In bfloat16 too: one row of the head is rounded like the head's whole product, to one unit in the last place."""
+    model = tiny_model(dtype=torch.bfloat16)
+    config = GenerationConfig(max_new_tokens=24, decoder="autoregressive", temperature=0, logprobs=1, ignore_eos=True)
+    for commit in answer(model, [prompt(5)], config)[0]["commits"]:
+        entry = commit.logprobs[0]
+        assert entry.top[0][0] == entry.token_id
+        assert entry.logprob == pytest.approx(entry.top[0][1], abs=0.07)  # logits up to 16: their unit is 1/16
+
+
+def test_logprobs_cost_no_pass_and_change_no_token():
+    configs = [GenerationConfig(max_new_tokens=20, logprobs=k, **FREE) for k in (None, 0, 3)]
+    rows = [answer(MODEL, [prompt(5)], config)[0] for config in configs]
+    assert rows[0]["ids"] == rows[1]["ids"] == rows[2]["ids"]
+    assert rows[0]["answer"] == rows[1]["answer"] == rows[2]["answer"]
+    assert rows[0]["commits"][0].logprobs is None
+    assert rows[1]["commits"][0].logprobs[0].top == ()
+
+
+# --- cancelling -------------------------------------------------------------------------------------------------------
+
+
+def test_closing_the_run_ends_every_program():
+    programs = [generate(MODEL, make_request(prompt(4), GenerationConfig(**FREE), {}, MODEL.config)) for _ in range(3)]
+    events = run(MODEL, programs)
+    for _ in range(4):
+        next(events)
+    events.close()
+    assert all(program.gi_frame is None for program in programs)
+
+
+def test_closing_one_program_leaves_its_neighbours_alone():
+    config = GenerationConfig(max_new_tokens=20, **FREE)
+    programs = [generate(MODEL, make_request(prompt(4, i), config, {}, MODEL.config)) for i in range(3)]
+    seen = {0: [], 1: [], 2: []}
+    for row, event in run(MODEL, programs):
+        seen[row].append(event)
+        if row == 1 and len(seen[1]) == 2:
+            programs[1].close()
+    assert len(seen[1]) == 2
+    for row in (0, 2):
+        ids = [token for event in seen[row] if hasattr(event, "ids") for token in event.ids]
+        assert ids == answer(MODEL, [prompt(4, row)], config)[0]["ids"]

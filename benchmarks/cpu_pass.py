@@ -70,7 +70,7 @@ def ours(dtype: str) -> dict[str, Task]:
         hidden = model([Segment(canvas, cache, "denoise", soft[0])])
         result = vocab_head(
             hidden, model.embed_tokens.weight, cap=CONFIG.final_logit_softcapping, temperature=TEMPERATURE,
-            uniforms=uniforms, want_soft=True,
+            uniforms=uniforms, want_soft=True, head=model.head,
         )  # fmt: skip
         soft[0] = result.soft
         return result
@@ -81,7 +81,7 @@ def ours(dtype: str) -> dict[str, Task]:
     @torch.no_grad()
     def step() -> object:
         hidden = model.encode(prompt[:1], growing)
-        return int(softcap((hidden @ model.embed_tokens.weight.T).float(), CONFIG.final_logit_softcapping)[0].argmax())
+        return int(model.logits(hidden)[0].argmax())
 
     return {"pass": denoise, "prefill": lambda: model.encode(prompt, model.new_cache()), "step": step}
 

@@ -1,7 +1,7 @@
 """Write docs/reference.md from the code: public names with signatures and docstrings, and the command line's options.
 
-    python docs/make_reference.py            writes the file
-    python docs/make_reference.py --check    exit code 1 when the file is out of date
+python docs/make_reference.py            writes the file
+python docs/make_reference.py --check    exit code 1 when the file is out of date
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from tiny import tiny_config
 NUMBERS = ("max_new_tokens", "seed", "temperature", "entropy_bound", "t_min", "t_max", "max_denoising_steps",
            "stability_threshold", "confidence_threshold", "canvas_length", "top_k", "top_p", "logprobs")  # fmt: skip
 WHOLE = ("max_new_tokens", "seed", "max_denoising_steps", "stability_threshold", "canvas_length", "top_k", "logprobs")
+ANYTHING = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.text(), max_size=2))
 NAMES = [field.name for field in dataclasses.fields(GenerationConfig)]
 
 
@@ -108,8 +109,7 @@ def test_t_min_may_not_exceed_t_max():
     assert "t_min must be ≤ t_max (0.5), found 0.6" in refused(t_min=0.6, t_max=0.5)
 
 
-@given(st.dictionaries(st.sampled_from(NAMES), st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(),
-                                                         st.lists(st.text(), max_size=2))))  # fmt: skip
+@given(st.dictionaries(st.sampled_from(NAMES), ANYTHING))
 def test_whatever_is_given_either_makes_a_config_or_an_invalid_request(given_settings):
     try:
         config = GenerationConfig(**given_settings)
@@ -185,8 +185,10 @@ def test_what_does_not_fit_the_model_is_refused_with_the_allowed_range():
         make_request([5], GenerationConfig(decoder="autoregressive"), {}, model, pinned={0: 5})
 
 
-@pytest.mark.parametrize("bad", [[97], [-1], [3, 10**30], [1.5], [[1]], ["a"], "abc", 5, {"a": 1}, [None], [True, False],
-                                 [1 + 2j], object()])  # fmt: skip
+@pytest.mark.parametrize(
+    "bad",
+    [[97], [-1], [3, 10**30], [1.5], [[1]], ["a"], "abc", 5, {"a": 1}, [None], [True, False], [1 + 2j], object()],
+)
 @pytest.mark.parametrize("what", ["prompt", "draft"])
 def test_ids_have_to_be_ids(what, bad):
     inputs = {"prompt": [5], what: bad}
@@ -200,7 +202,7 @@ def test_ids_have_to_be_ids(what, bad):
      {0: True}, {0: None}, {0: [5]}, {1.0: 5}],
 )  # fmt: skip
 def test_pinned_maps_answer_positions_to_ids(bad):
-    with pytest.raises(InvalidRequest, match="^pinned") as caught:
+    with pytest.raises(InvalidRequest, match=r"^pinned") as caught:
         make_request([5], GenerationConfig(max_new_tokens=10), {}, tiny_config(), pinned=bad)
     assert "found" in str(caught.value)
 

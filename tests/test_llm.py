@@ -263,8 +263,27 @@ def test_prompts_that_are_none(llm, bad):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("bad", [[], 5, None, "abc", b"", {}, [[]], [[5], []], [5.5], [300], [-1], [[5], [300]], [[[5]]],
-                                 [None], torch.ones(2, 2), torch.tensor(5)])  # fmt: skip
+@pytest.mark.parametrize(
+    "bad",
+    [
+        [],
+        5,
+        None,
+        "abc",
+        b"",
+        {},
+        [[]],
+        [[5], []],
+        [5.5],
+        [300],
+        [-1],
+        [[5], [300]],
+        [[[5]]],
+        [None],
+        torch.ones(2, 2),
+        torch.tensor(5),
+    ],
+)
 def test_ids_that_are_none(llm, bad):
     with pytest.raises(InvalidRequest) as caught:
         llm.generate_ids(bad, GenerationConfig(max_new_tokens=2, **FREE))
@@ -307,7 +326,7 @@ def test_a_billion_tokens_name_the_largest_number_that_is_allowed(llm):
     )
 
 
-@pytest.mark.parametrize("dtype", ["float64", "int8", torch.float16, None, 5, [], "x"])
+@pytest.mark.parametrize("dtype", ["float64", "int4", torch.float16, None, 5, [], "x"])
 def test_dtypes_that_are_none(llm, dtype):
     with pytest.raises(InvalidRequest, match="dtype must be one of auto, float32, bfloat16"):
         LLM.load(llm.folder, dtype=dtype)

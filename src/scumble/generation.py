@@ -25,7 +25,8 @@ class GenerationConfig:
     max_new_tokens: whole number ≥ 1; cuts exactly, whatever the canvas length. Default 256, less if the context ends.
     seed: 0 … 2⁶⁴-1. Same seed, same tokens: alone, in any batch, on any device of equal arithmetic. Default 0.
     temperature: 0, or 0.0001 … 1000. Diffusion: scales the schedule t_max → t_min; 1 is the checkpoint's own, 0
-        proposes the argmax (the schedule then still weighs confidence). Autoregressive: divides the logits; 0 is greedy.
+        proposes the argmax (the schedule then still weighs confidence). Autoregressive: divides the logits; 0 is
+        greedy.
     entropy_bound: nats; how much joint uncertainty one pass may accept. > 0. Release: 0.1.
     t_min, t_max: the temperature schedule, 0.0001 ≤ t_min ≤ t_max ≤ 1000. Release: 0.4 and 0.8.
     max_denoising_steps: passes a canvas at most, 1 … 10000. Release: 48.

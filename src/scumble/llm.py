@@ -24,7 +24,7 @@ from scumble.generation import Committed, Draft, Finished, Generation, Generatio
 from scumble.model import Transformer
 from scumble.text import ChatTemplate, Message, Tokenizer
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 StreamEvent = Draft | Committed | Finished
 Trace = Callable[[PassDone], None]
 Ids = Sequence[int] | torch.Tensor
@@ -67,7 +67,8 @@ class LLM:
     ) -> LLM:
         """Load a checkpoint folder in the released format; None loads the embedded model.
 
-        dtype: "float32", "bfloat16", or "auto" (as stored; float32 on a CPU without native bfloat16).
+        dtype: "float32", "bfloat16", "int8" (weights and activations; CPU only), or "auto" (as stored; float32 on a
+        CPU without native bfloat16).
         device: "cpu", "cuda", "cuda:1" …, or "auto" (the GPU when there is one).
         A folder without tokenizer.json loads for work on ids. Raises CheckpointError or TokenizerError.
         """

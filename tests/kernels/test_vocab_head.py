@@ -1,7 +1,7 @@
 """The tiled vocabulary operator against the plain one, and both against the law they have to follow.
 
 Most tests draw hidden states and embeddings from multiples of 1/4 and 1/8: then every product is exact in float32
-however a matrix library orders its sums, both operators see the same logits, and what is compared is the operator alone.
+however a matrix library orders its sums, both operators see the same logits, and only the operators are compared.
 """
 
 import pytest
@@ -16,8 +16,8 @@ from scumble.kernels import VocabResult, softcap, vocab_head, vocab_head_referen
 
 CAP = 30.0
 LARGEST = 1 - 2.0**-53  # the largest uniform there is
-# An entropy is log Σ w - Σ w·z / Σ w with w = 1 at the peak, summed in float64: relative 1e-5 holds down to entropies of
-# about 1e-10; below, log(1 + w) loses digits of w against 1, which costs less than this absolute amount (in nats).
+# An entropy is log Σ w - Σ w·z / Σ w with w = 1 at the peak, summed in float64: relative 1e-5 holds down to entropies
+# of about 1e-10; below, log(1 + w) loses digits of w against 1, which costs less than this absolute amount (in nats).
 ENTROPY_FLOOR = 1e-15
 
 
@@ -169,6 +169,16 @@ def test_a_uniform_on_the_border_of_two_tiles_never_yields_a_forbidden_id(seed, 
     for operator, options in ((vocab_head, {"tile": tile}), (vocab_head_reference, {})):
         sample = operator(rows, embedding, cap=CAP, uniforms=uniforms, allowed=allowed, **options).sample
         assert bool(allowed[sample].all())
+
+
+def test_a_border_that_rounding_moves_never_yields_a_forbidden_id():
+    """Tile 0 holds 1.5·2⁻⁵³ of the mass, so (mass + 1) - 1 is 2⁻⁵², more than the mass; the uniform lies between."""
+    embedding = torch.tensor([[-36.331], [0.0], [0.0], [0.0]])
+    allowed = torch.tensor([True, False, False, True])
+    for uniform in (1.8e-16, 2.0e-16, 2.2e-16):
+        uniforms = torch.tensor([uniform], dtype=torch.float64)
+        result = vocab_head(torch.ones(1, 1), embedding, cap=1e6, uniforms=uniforms, allowed=allowed, tile=2)
+        assert result.sample.tolist() == [3]
 
 
 @pytest.mark.parametrize("operator", [vocab_head, vocab_head_reference])

@@ -275,6 +275,25 @@ def test_random_configurations(pair: PairMaker, seed: int, settings: Settings):
     assert_same_generation(pair(shape, seed, sharpness=1.5), settings, [token % shape.vocab_size for token in PROMPT])
 
 
+def test_vocabulary_of_several_tiles(pair: PairMaker):
+    """The engine takes the vocabulary in tiles of a few thousand ids: draws, argmax, entropies and soft embeddings have
+    to come out the same across their borders."""
+    vocab = 9001
+    both = pair(Shape(vocab_size=vocab), 1, sharpness=2.0)
+    for settings in (PLAIN, EARLY):
+        settings = replace(settings, max_new_tokens=LENGTH, max_denoising_steps=5)
+        run = assert_same_generation(both, settings, [800 * token % vocab for token in PROMPT])
+        drawn = torch.cat([record.proposal for record in run.passes])
+        assert set((drawn // 4096).tolist()) == {0, 1, 2}
+
+
+def test_prompt_of_several_chunks(pair: PairMaker):
+    """The engine encodes long prompts in chunks of some hundred tokens; windows and positions run on across them."""
+    both = pair(Shape(layers="sfsf", sliding_window=100), 1, sharpness=1.5)
+    prompt = [(31 * i + i // 7) % 97 for i in range(1300)]
+    assert_same_generation(both, replace(PLAIN, max_new_tokens=LENGTH + 3, max_denoising_steps=4), prompt)
+
+
 def test_tied_and_unused_experts(pair: PairMaker):
     shape = Shape(num_experts=8, top_k_experts=3)
     assert_same_generation(pair(shape, tied_experts=True, sharpness=1.5), EARLY)

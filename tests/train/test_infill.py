@@ -59,3 +59,16 @@ def test_infill_batches_appear_with_their_share_and_are_reproducible():
         assert (batch.ids.shape[1] - batch.prompt) % 8 == 0
     assert 60 < infilled < 140
     assert not any(one.batch(step).ids[0, 1] == 5 for step in range(50))
+
+
+def test_batches_draw_their_canvas_length_down_to_the_shortest():
+    documents = [np.arange(8, 8 + n) for n in range(10, 50)]
+    sizes = np.array([len(document) for document in documents])
+    batches = Batches(
+        documents, sizes, Specials(2, 1, 0), tokens=100, length=64, canvas=16, shortest_canvas=4, prompt_share=0.5,
+        seed=4,
+    )  # fmt: skip
+    drawn = [batches.batch(step) for step in range(60)]
+    assert {batch.canvas for batch in drawn} == {16, 8, 4}
+    assert all((batch.ids.shape[1] - batch.prompt) % batch.canvas == 0 for batch in drawn)
+    assert all(batch.lengths.max() <= batch.ids.shape[1] < batch.lengths.max() + batch.canvas for batch in drawn)

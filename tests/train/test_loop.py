@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,11 +95,13 @@ def test_training_learns_and_its_model_generates(folder):
     assert [line["step"] for line in read_metrics(folder / "learn")] == list(range(1, 61))
 
 
-def test_a_resumed_run_equals_one_that_never_stopped(folder):
+@pytest.mark.parametrize("muon", [False, True])
+def test_a_resumed_run_equals_one_that_never_stopped(folder, muon):
     """Same losses to the last bit: data, noise and rate depend on the step alone, and both moments are saved."""
     whole, pieces = [], []
-    train(plan(folder, "whole", 8), whole.append)
-    stop = plan(folder, "pieces", 8)
+    named = [plan(folder, f"{name}-{muon}", 8) for name in ("whole", "pieces")]
+    start, stop = (replace(own, optimizer=replace(own.optimizer, muon=muon)) for own in named)
+    train(start, whole.append)
 
     def interrupt(report):
         pieces.append(report)
@@ -109,7 +112,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(folder):
         train(stop, interrupt)
     train(stop, pieces.append)
     assert [(r.step, r.causal, r.denoise) for r in pieces] == [(r.step, r.causal, r.denoise) for r in whole]
-    same = [load_checkpoint(folder / name / "model").state_dict() for name in ("whole", "pieces")]
+    same = [load_checkpoint(folder / name / "model").state_dict() for name in (f"whole-{muon}", f"pieces-{muon}")]
     assert all(torch.equal(same[0][key], same[1][key]) for key in same[0])
 
 

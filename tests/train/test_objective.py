@@ -68,10 +68,10 @@ def test_one_canvas_of_a_row_may_be_chosen():
 
 
 @torch.no_grad()
-def reference_losses(model, ids, lengths, prompt, seed):
+def reference_losses(model, ids, lengths, prompt, canvas, seed):
     """The same two losses by the inference path: one row at a time, through the cache, all logits in memory."""
     config = model.config
-    noised = corrupt(ids, prompt, config.canvas_length, config.vocab_size, torch.Generator().manual_seed(seed))
+    noised = corrupt(ids, prompt, canvas, config.vocab_size, torch.Generator().manual_seed(seed))
     causal_sum, causal_count, canvas_losses = 0.0, 0, []
     for row in range(ids.shape[0]):
         n = int(lengths[row])
@@ -84,17 +84,18 @@ def reference_losses(model, ids, lengths, prompt, seed):
             cache = model.new_cache()
             model.encode(ids[row, :first], cache)
             z = model.denoise_logits(noised.ids[row, index], cache)
-            clean = ids[row, first : first + config.canvas_length]
+            clean = ids[row, first : first + canvas]
             canvas_losses.append(float(F.cross_entropy(z, clean)))
     return causal_sum / causal_count, sum(canvas_losses) / len(canvas_losses)
 
 
-def test_both_losses_equal_those_of_the_inference_path(model):
+@pytest.mark.parametrize("canvas", [4, 2])  # the model's own length, and a shorter one
+def test_both_losses_equal_those_of_the_inference_path(model, canvas):
     """Training attends in batches with masks, inference row by row over a cache: one transformer, same numbers."""
     ids, lengths = rows()
     plain = Objective(self_conditioning=0.0, balance_weight=0.0)
-    result = losses(model, ids, lengths, 5, plain, torch.Generator().manual_seed(9))
-    causal, denoise = reference_losses(model, ids, lengths, 5, 9)
+    result = losses(model, ids, lengths, 5, canvas, plain, torch.Generator().manual_seed(9))
+    causal, denoise = reference_losses(model, ids, lengths, 5, canvas, 9)
     assert result.causal == pytest.approx(causal, rel=1e-5)
     assert result.denoise == pytest.approx(denoise, rel=1e-5)
     assert float(result.total) == pytest.approx(causal + denoise, rel=1e-5)
@@ -104,14 +105,14 @@ def test_both_losses_equal_those_of_the_inference_path(model):
 def test_gradients_reach_every_weight_and_through_the_cache(model):
     ids, lengths = rows()
     both = Objective(self_conditioning=1.0, causal_weight=0.0)
-    losses(model, ids, lengths, 5, both, torch.Generator().manual_seed(2)).total.backward()
+    losses(model, ids, lengths, 5, 4, both, torch.Generator().manual_seed(2)).total.backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert not [name for name in silent if "experts" not in name]  # an expert that no token chose has none
 
 
 def test_causal_only_leaves_the_canvas_out(model):
     ids, lengths = rows()
-    result = losses(model, ids, lengths, 5, Objective(), torch.Generator().manual_seed(2), causal_only=True)
+    result = losses(model, ids, lengths, 5, 4, Objective(), torch.Generator().manual_seed(2), causal_only=True)
     result.total.backward()
     assert result.denoise == 0
     assert model.self_conditioning.gate_proj.weight.grad is None

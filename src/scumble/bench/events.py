@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-from scumble.generation import Committed, Draft, Finished, GenerationConfig
+from scumble.generation import Committed, Draft, Finished, Generation, GenerationConfig
 from scumble.llm import LLM
 
 
@@ -47,6 +48,8 @@ def watch(
     """Run one request through the public stream and note when its events arrive. `on_draft` sees every pass."""
     drafts: list[tuple[int, float]] = []  # canvas, time
     commits: list[float] = []
+    done: Generation | None = None
+    seconds = 0.0
     started = now()
     for event in llm.stream_ids([list(prompt)], config):
         at = now() - started
@@ -58,6 +61,7 @@ def watch(
                 commits.append(at)
         elif isinstance(event, Finished):
             done, seconds = event.generation, at
+    assert done is not None, "a stream ends with Finished"
     eos = () if config.ignore_eos else llm.model.config.eos_token_ids
     return Watched(
         ids=done.token_ids,
@@ -66,8 +70,8 @@ def watch(
         seconds=seconds,
         first_draft=drafts[0][1] if drafts else None,
         first_text=commits[0] if commits else seconds,
-        between=tuple(b - a for (one, a), (two, b) in zip(drafts, drafts[1:], strict=False) if one == two),
-        steps=tuple(b - a for a, b in zip(commits, commits[1:], strict=False)),
+        between=tuple(b - a for (one, a), (two, b) in pairwise(drafts) if one == two),
+        steps=tuple(b - a for a, b in pairwise(commits)),
     )
 
 

@@ -12,15 +12,14 @@ import subprocess
 import sys
 from typing import Any
 
-from scumble.bench.machine import peak_bytes
+from scumble.bench.machine import peak_bytes, resident_bytes
 from scumble.errors import ScumbleError
 
 
 def measure_memory(spec: dict[str, Any], timeout: float = 1800) -> dict[str, Any]:
-    """Run the child -> bytes: `before` (libraries only), `loaded` and `peak`; `weights` as counted from the config."""
-    child = subprocess.run(
-        [sys.executable, "-m", "scumble.bench.memory", json.dumps(spec)], capture_output=True, text=True, timeout=timeout
-    )
+    """Run the child -> bytes: `before` (libraries only), `loaded` and `peak`; `weights` as counted."""
+    command = [sys.executable, "-m", "scumble.bench.memory", json.dumps(spec)]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     if child.returncode:
         reason = child.stderr.strip().splitlines()
         raise ScumbleError(f"the memory run failed: {reason[-1] if reason else f'exit code {child.returncode}'}")
@@ -38,8 +37,9 @@ def main(text: str) -> None:
     spec = json.loads(text)
     if spec["threads"]:
         torch.set_num_threads(spec["threads"])
-    torch.ones(64, 64).to(torch.bfloat16) @ torch.ones(64, 64).to(torch.bfloat16)  # libraries load on first use
-    before = peak_bytes()
+    with Subject(shape="tiny", device=spec["subject"]["device"]) as first:  # libraries load on first use
+        watch(first.llm, [5, 6, 7], fixed_config(2, 8, 0), clock(first.llm.model.device))
+    before = resident_bytes()
     with Subject(**spec["subject"]) as subject:
         loaded = peak_bytes()
         config = subject.llm.model.config

@@ -3,7 +3,8 @@
 - Diffusion is `DiffusionGemmaForBlockDiffusion.generate`, as it comes, watched through the streamer it offers.
 - Autoregressive is `Gemma4ForCausalLM` of the same sizes, which shares the diffusion model's tensors: the encoder of a
   DiffusionGemma is a Gemma 4. `check` proves that its logits are the encoder's.
-- Of the implementations that it has for experts, each is tried and the quickest is used: a slow peer would flatter us.
+- Of its implementations of the experts, each is tried and the quickest is used, for either model its own: a slow peer
+  would flatter us.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +21,27 @@ import torch
 from torch import Tensor
 
 from scumble.bench.events import Watched
-from scumble.bench.timing import timed
+from scumble.bench.timing import figure, timed
 from scumble.checkpoint.names import DECODER, ENCODER
 from scumble.errors import ScumbleError
 from scumble.model import Transformer
 
-EXPERTS = ("eager", "grouped_mm", "batched_mm")
+# batched_mm copies an expert's weights for every token: gigabytes for a canvas, but a candidate for a single token.
+EXPERTS = {"diffusion": ("eager", "grouped_mm"), "causal": ("eager", "grouped_mm", "batched_mm")}
+TRIAL_TOKENS = 12
 NEVER = 1e-30  # a mean entropy, in nats, that no canvas gets below; transformers refuses 0
 
 
 @dataclass
 class Peer:
-    """diffusion and causal: the two models. experts: the implementation in use; tried: seconds a pass of each."""
+    """diffusion and causal: the two models. experts: the implementation that each uses; tried: the seconds of a pass,
+    or of a step, with each."""
 
     diffusion: Any
     causal: Any
-    experts: str
-    tried: dict[str, float]
     version: str
+    experts: dict[str, str] = field(default_factory=dict)
+    tried: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype, device: torch.device) -> Peer:
@@ -56,9 +61,10 @@ class Peer:
             warnings.simplefilter("ignore")
             model: Any = DiffusionGemmaForBlockDiffusion.from_pretrained(folder, dtype=dtype)
             model = model.eval().requires_grad_(False).to(device)
+            if model.config.image_token_id is None:
+                model.config.image_token_id = -1  # generate compares it with the prompt, and stumbles over None
             causal = causal_model(model, dtype, device)
-        own = getattr(model.config.get_text_config(), "_experts_implementation", None) or "eager"
-        return cls(model, causal, own, {}, transformers.__version__)
+        return cls(model, causal, transformers.__version__)
 
     # --- what is timed ------------------------------------------------------------------------------------------
 
@@ -71,9 +77,9 @@ class Peer:
         ids = torch.tensor([list(prompt)], device=self.diffusion.device)
         started = now()
         out = self.diffusion.generate(
-            ids, max_new_tokens=new_tokens, max_denoising_steps=passes, confidence_threshold=NEVER, stability_threshold=1,
-            t_min=0.4, t_max=0.8, sampler_config=EntropyBoundSamplerConfig(entropy_bound=0.1), eos_token_id=None,
-            pad_token_id=0, streamer=listener,
+            ids, max_new_tokens=new_tokens, max_denoising_steps=passes, confidence_threshold=NEVER,
+            stability_threshold=1, t_min=0.4, t_max=0.8, sampler_config=EntropyBoundSamplerConfig(entropy_bound=0.1),
+            eos_token_id=None, pad_token_id=0, streamer=listener,
         )  # fmt: skip
         seconds = now() - started
         new = tuple(out.sequences[0, len(prompt) :].tolist())[:new_tokens]
@@ -105,24 +111,25 @@ class Peer:
     # --- fairness -----------------------------------------------------------------------------------------------
 
     def choose_experts(self, prompt: Sequence[int], now: Callable[[], float]) -> None:
-        """Try every implementation of the experts on a few passes and keep the quickest."""
+        """Try every implementation of the experts, and keep the quickest of a pass and the quickest of a step."""
+        length = self.diffusion.config.canvas_length
+        self._choose("diffusion", lambda: self.generate(prompt, 3, length, now).between)
+        self._choose("causal", lambda: self.steps(prompt, TRIAL_TOKENS, now).steps)
+
+    def _choose(self, which: str, attempt: Callable[[], Sequence[float]]) -> None:
+        model = getattr(self, which)
+        tried: dict[str, float] = {}
         failed: Exception | None = None
-        for name in EXPERTS:
+        for name in EXPERTS[which]:
             try:
-                self.use_experts(name)
-                run = self.generate(prompt, 3, self.diffusion.config.canvas_length, now)
+                model.set_experts_implementation(name)
+                tried[name] = figure(attempt()).median
             except Exception as error:  # an implementation that cannot run here is not a candidate, whatever its reason
                 failed = error
-                continue
-            self.tried[name] = min(run.between)
-        if not self.tried:
-            raise ScumbleError(f"transformers' DiffusionGemma does not run here: {failed}") from failed
-        self.use_experts(min(self.tried, key=lambda name: self.tried[name]))
-
-    def use_experts(self, name: str) -> None:
-        self.diffusion.set_experts_implementation(name)
-        self.causal.set_experts_implementation(name)
-        self.experts = name
+        if not tried:
+            raise ScumbleError(f"transformers' {which} model does not run here: {failed}") from failed
+        self.experts[which], self.tried[which] = min(tried, key=lambda name: tried[name]), tried
+        model.set_experts_implementation(self.experts[which])
 
     @torch.no_grad()
     def check(self, model: Transformer, prompt: Sequence[int], canvas: Sequence[int]) -> dict[str, float]:
@@ -185,7 +192,8 @@ def causal_model(diffusion: Any, dtype: torch.dtype, device: torch.device) -> An
     shared["lm_head.weight"] = shared["model.embed_tokens.weight"]
     report = model.load_state_dict(shared, strict=False, assign=True)
     if report.missing_keys:
-        raise ScumbleError(f"Gemma4ForCausalLM has weights that the encoder lacks: {', '.join(report.missing_keys[:3])}")
+        missing = ", ".join(report.missing_keys[:3])
+        raise ScumbleError(f"Gemma4ForCausalLM has weights that the encoder lacks: {missing}")
     return model.eval().requires_grad_(False).to(device)
 
 
@@ -220,6 +228,6 @@ class Listener:
             seconds=seconds,
             first_draft=drafts[0][1] if drafts else None,
             first_text=commits[0] if commits else seconds,
-            between=tuple(b - a for (one, a), (two, b) in zip(drafts, drafts[1:], strict=False) if one == two),
-            steps=tuple(b - a for a, b in zip(commits, commits[1:], strict=False)),
+            between=tuple(b - a for (one, a), (two, b) in pairwise(drafts) if one == two),
+            steps=tuple(b - a for a, b in pairwise(commits)),
         )

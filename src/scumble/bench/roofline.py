@@ -20,7 +20,7 @@ from scumble.bench.timing import clock, timed
 from scumble.config import ModelConfig
 
 COMPUTE = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8", "int4": "int8"}
-"""The arithmetic that a weight format allows: integer weights multiply with activations that are made int8 on the way."""
+"""The arithmetic that a weight format allows: integer weights multiply with activations made int8 on the way."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Limits:
             "gemm_flops": self.gemm,
             "gemm_flops_by_size": self.sizes,
             "bandwidth_bytes_per_second": self.bandwidth,
-            "method": "best of several; GEMM by torch.matmul and torch._int_mm, bandwidth by the better of read and copy",
+            "method": "best of several; products by torch.matmul and torch._int_mm, bandwidth by summing or copying",
         }
 
 
@@ -73,11 +73,11 @@ def gemm_sizes(config: ModelConfig, canvas: int) -> dict[str, tuple[int, int, in
 
 
 def gemm_rate(dtype: str, rows: int, inner: int, columns: int, device: torch.device, tries: int) -> float | None:
-    """Operations a second of one product x [rows, inner] · wᵀ [inner, columns]; None where torch has no such product."""
+    """Operations a second of x [rows, inner] · wᵀ [inner, columns]; None where torch has no such product."""
     if dtype == "int8":
         left = torch.randint(-100, 100, (rows, inner), dtype=torch.int8, device=device)
         right = torch.randint(-100, 100, (columns, inner), dtype=torch.int8, device=device)
-        multiply: Callable[[], Tensor] = lambda: torch._int_mm(left, right.T)  # noqa: E731
+        multiply: Callable[[], Tensor] = lambda: torch._int_mm(left, right.T)  # noqa: E731  # pyright: ignore[reportPrivateImportUsage]
     else:
         left = torch.randn(rows, inner, device=device).to(getattr(torch, dtype))
         right = torch.randn(columns, inner, device=device).to(getattr(torch, dtype))
@@ -102,7 +102,8 @@ def bandwidth(device: torch.device, megabytes: int, tries: int) -> float:
     source = torch.ones(megabytes * 2**18, device=device)  # float32
     target = torch.empty_like(source)
     now = clock(device)
-    source.sum(), target.copy_(source)
+    source.sum()
+    target.copy_(source)
     read = source.nbytes / min(timed(source.sum, now) for _ in range(tries))
     copied = 2 * source.nbytes / min(timed(lambda: target.copy_(source), now) for _ in range(tries))
     return max(read, copied)

@@ -45,7 +45,7 @@ TINY = ModelConfig(
     vocab_size=512, hidden_size=64, intermediate_size=64, num_attention_heads=4,
     num_experts=8, top_k_experts=2, moe_intermediate_size=32,
     layers=_layers(6, LayerConfig("sliding_attention", 16, 2), LayerConfig("full_attention", 32, 1)),
-    sliding_window=64, max_position_embeddings=16_384, canvas_length=32, image_token_id=None,
+    sliding_window=64, max_position_embeddings=16_384, canvas_length=32,
 )  # fmt: skip
 
 SHAPES = {"small-315m": SMALL, "release": RELEASE, "wide": replace(SMALL, vocab_size=262_144), "tiny": TINY}

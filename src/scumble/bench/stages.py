@@ -11,12 +11,12 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 from scumble import diffusion
 from scumble.bench.events import Watched, watch
 from scumble.bench.timing import figure
-from scumble.engine import generate as loop
 from scumble.generation import Draft, GenerationConfig
 from scumble.llm import LLM
 from scumble.model import Transformer
@@ -75,6 +75,7 @@ def parts(model: Transformer) -> list[tuple[Any, str, str]]:
     found: list[tuple[Any, str, str]] = [(model, name, stage) for name, stage in MODEL_PARTS.items()]
     for layer in model.layers:
         found += [(getattr(layer, name, None), "forward", stage) for name, stage in LAYER_PARTS.items()]
+    loop = import_module("scumble.engine.generate")  # the module; the package has a function of that name
     found += [(loop, "vocab_head", "vocabulary"), (loop, "committed_ids", "sampler")]
     found += [(diffusion.EntropyBound, "accept", "sampler"), (diffusion.EntropyBound, "renoise", "sampler")]
     found += [(diffusion.StableAndConfident, "done", "sampler")]
@@ -132,9 +133,7 @@ def watch_stages(
     return run, per_pass, set(ledger.calls)
 
 
-def split(
-    instrumented: Sequence[tuple[Watched, list[dict[str, float]], set[str]]], plain: Sequence[Watched]
-) -> Split:
+def split(instrumented: Sequence[tuple[Watched, list[dict[str, float]], set[str]]], plain: Sequence[Watched]) -> Split:
     """What the instrumented runs say, and what instrumentation cost them beside the plain ones."""
     rows = []
     for run, per_pass, _ in instrumented:

@@ -63,7 +63,7 @@ def diffusion_summary(runs: Sequence[Watched]) -> dict[str, Any]:
 
 
 def step_summary(runs: Sequence[Watched]) -> dict[str, Any]:
-    """`tokens_per_second` is end to end, with prefill; `steady_tokens_per_second` leaves prefill and first token out."""
+    """`tokens_per_second` is end to end, with prefill; `steady_tokens_per_second`: between two tokens."""
     steps = [seconds for run in runs for seconds in run.steps]
     steady = figure(steps).per(1.0).as_json() if steps else None
     return {

@@ -17,6 +17,7 @@ from scumble.config import ModelConfig, parse_model_config, read_json
 from scumble.errors import CheckpointError, InvalidRequest, shown
 from scumble.generation import GenerationConfig
 from scumble.model import Transformer
+from scumble.quant import quantize
 
 log = logging.getLogger("scumble")
 
@@ -94,6 +95,7 @@ def load_checkpoint(
 
     Weights that need no conversion stay memory-mapped: their pages are the only copy. Others are converted piece by
     piece. A file of several formats becomes the one that most of its bytes have, unless dtype says otherwise.
+    dtype torch.int8: bfloat16, then weights and activations of linear layers, experts and head in int8 (see quant/).
     Raises CheckpointError, with the key, what was expected and what was found.
     The result has `.config` (ModelConfig) and `.load_report` (LoadReport).
     """
@@ -104,11 +106,13 @@ def load_checkpoint(
         model = Transformer(config)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     plan, assumed = _plan(wanted, tensors, folder)
-    weights = _read(plan, dtype or _main_dtype(plan), torch.device(device))
+    weights = _read(plan, torch.bfloat16 if dtype is torch.int8 else dtype or _main_dtype(plan), torch.device(device))
     for name in assumed:
         weights[name] = weights[name.replace("encode_layer_scalar", "layer_scalar")].clone()
     model.load_state_dict(weights, assign=True)
     model.eval().requires_grad_(False)
+    if dtype is torch.int8:
+        quantize(model)
     model.load_report = _report(plan, tensors, assumed, weights)
     for line in model.load_report.lines():
         log.info("%s: %s", folder.name, line)

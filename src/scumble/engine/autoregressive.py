@@ -9,7 +9,6 @@ from scumble.engine.commit import token_logprobs
 from scumble.engine.prefill import prefill
 from scumble.engine.request import Request, Settings
 from scumble.engine.steps import Answer, Steps, TokensCommitted
-from scumble.kernels import softcap
 from scumble.model import Segment, Transformer
 
 
@@ -20,7 +19,7 @@ def autoregressive(model: Transformer, request: Request) -> Steps:
     hidden = yield from prefill(request.prompt.to(model.device), cache)
     forwards = 1
     for index in range(settings.max_new_tokens):
-        logits = softcap((hidden @ weight.T).float(), model.config.final_logit_softcapping)[0]
+        logits = model.logits(hidden)[0]
         uniform = float(request.noise.uniform(index, 0, 1)[0])
         token = torch.tensor([choose(logits, settings, uniform)], device=model.device)
         logprobs = None

@@ -105,7 +105,7 @@ def propose(
     weight = model.embed_tokens.weight
     result = vocab_head(
         hidden, weight, cap=model.config.final_logit_softcapping, temperature=temperature,
-        uniforms=None if greedy else torch.as_tensor(uniforms), want_soft=True,
+        uniforms=None if greedy else torch.as_tensor(uniforms), want_soft=True, head=model.head,
     )  # fmt: skip
     assert result.soft is not None
     sample = result.argmax if result.sample is None else result.sample

@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from scumble.kernels import fused, swept
+from scumble.kernels.int8 import Int8Matrix
 from scumble.kernels.result import VocabResult
 
 # [256, 2048] float32 logits are 2 MB: they stay in cache. Most of the extra memory is what the matrix library packs of
@@ -29,17 +31,31 @@ def vocab_head(
     allowed: Tensor | None = None,
     top: int = 0,
     tile: int = TILE,
+    head: Int8Matrix | None = None,
 ) -> VocabResult:
-    """Same contract as `reference.vocab_head`; `tile` is the number of ids taken at a time."""
+    """Same contract as `reference.vocab_head`; `tile` is the number of ids taken at a time.
+
+    head: the embedding in int8, for the logits; soft embeddings are always made from `embedding`.
+    """
     n, vocab = hidden.shape[0], embedding.shape[0]
     device = hidden.device
+    if allowed is None and not top and tile == TILE and n * vocab >= swept.LEAST:
+        lib = fused.serving(hidden, embedding)
+        if lib is not None and (head is None or head.lib is not None):
+            return swept.vocab_head(
+                lib, hidden, embedding, cap=cap, temperature=temperature, uniforms=uniforms, want_soft=want_soft,
+                head=head,
+            )  # fmt: skip
     if allowed is not None and allowed.ndim == 1:
         allowed = allowed.expand(n, vocab)
 
     def logits(rows: Tensor | slice, first: int) -> Tensor:
         """z of some rows over ids first … first + tile, float32, -inf where not allowed."""
         last = min(first + tile, vocab)
-        z = (hidden[rows] @ embedding[first:last].T).float()
+        if head is None:
+            z = (hidden[rows] @ embedding[first:last].T).float()
+        else:
+            z = head.product(*head.rounded(hidden[rows]), first, last).float()
         z.div_(cap).tanh_().mul_(cap).div_(temperature)  # rounded step by step as the reference does
         if allowed is not None:
             z.masked_fill_(~allowed[rows, first:last], float("-inf"))

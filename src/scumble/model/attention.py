@@ -8,6 +8,7 @@ Inference attends segment by segment over caches (here); training attends a batc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from ctypes import CDLL
 from typing import Protocol
 
 import torch
@@ -15,8 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scumble.config import LayerConfig, ModelConfig
-from scumble.model.layers import RMSNorm, apply_rope, rms_norm
+from scumble.kernels import fused
+from scumble.model.layers import Linear, RMSNorm, norm_rope, rms_norm
 from scumble.model.segment import Segment
+
+# Beyond so many keys torch's attention serves: the kernel packs keys and values, which would hold too much memory.
+FUSED_KEYS = 32_768
 
 
 class Attend(Protocol):
@@ -35,19 +40,19 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = layer.head_dim
         heads, groups = config.num_attention_heads * layer.head_dim, layer.num_key_value_heads * layer.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, heads, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, groups, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, groups, bias=False) if layer.is_sliding else None
-        self.o_proj = nn.Linear(heads, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, heads)
+        self.k_proj = Linear(config.hidden_size, groups)
+        self.v_proj = Linear(config.hidden_size, groups) if layer.is_sliding else None
+        self.o_proj = Linear(heads, config.hidden_size)
         self.q_norm = RMSNorm(layer.head_dim, config.rms_norm_eps)
         self.k_norm = RMSNorm(layer.head_dim, config.rms_norm_eps)
         self.eps = config.rms_norm_eps
 
     def forward(self, x: Tensor, index: int, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
         shape = (x.shape[0], -1, self.head_dim)
-        queries = apply_rope(self.q_norm(self.q_proj(x).view(shape)), *rope)
+        queries = norm_rope(self.q_proj(x).view(shape), self.q_norm, *rope)
         raw_keys = self.k_proj(x).view(shape)
-        keys = apply_rope(self.k_norm(raw_keys), *rope)
+        keys = norm_rope(raw_keys, self.k_norm, *rope)
         values = rms_norm(raw_keys if self.v_proj is None else self.v_proj(x).view(shape), None, self.eps)
         return self.o_proj(attend(index, queries, keys, values).flatten(1))
 
@@ -72,13 +77,34 @@ class SegmentAttention:
             cache = segment.cache.layers[layer]
             if segment.mode == "denoise":
                 seen = cache.scratch(keys[part], values[part])
-                outputs.append(attend_grouped(queries[part], *seen, mask=None))
+                outputs.append(attend_all(queries[part], *seen))
             else:
                 seen = cache.append(keys[part], values[part])
-                mask = causal_mask(queries[part].shape[0], seen[0].shape[1], window, queries.device)
-                outputs.append(attend_grouped(queries[part], *seen, mask=mask))
+                outputs.append(attend_causal(queries[part], *seen, window))
             start = part.stop
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+
+
+def attend_all(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """queries [n, H, K] see all keys and values [G, S, K] -> [n, H, K]."""
+    if (lib := _fused(queries, keys, values)) is not None:
+        return fused.attention(lib, queries, keys, values, window=0)
+    return attend_grouped(queries, keys, values, mask=None)
+
+
+def attend_causal(queries: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
+    """queries [n, H, K] of the last n of S tokens, each seeing what came before it inside the window -> [n, H, K]."""
+    if (lib := _fused(queries, keys, values)) is not None:
+        return fused.attention(lib, queries, keys, values, window=keys.shape[1] if window is None else window)
+    mask = causal_mask(queries.shape[0], keys.shape[1], window, queries.device)
+    return attend_grouped(queries, keys, values, mask=mask)
+
+
+def _fused(queries: Tensor, keys: Tensor, values: Tensor) -> CDLL | None:
+    """The kernels, where they may serve these."""
+    if (keys.shape[1] > FUSED_KEYS and queries.shape[0] > 1) or keys.stride() != values.stride():
+        return None
+    return fused.serving(queries) if keys.dtype is queries.dtype else None
 
 
 def causal_mask(n: int, seen: int, window: int | None, device: torch.device) -> Tensor | None:

@@ -27,10 +27,14 @@ class LayerCache:
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add keys and values [n, heads, head_dim]; returns views of the kept context plus all n new ones."""
         view = self._write(keys, values)
-        self.end += keys.shape[0]
+        self.extend(keys.shape[0])
+        return view
+
+    def extend(self, n: int) -> None:
+        """Count n tokens whose keys and values have been written behind the live ones."""
+        self.end += n
         if self.keep is not None:
             self.start = max(self.start, self.end - self.keep)
-        return view
 
     def scratch(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Views of the kept context followed by these n keys and values, which the cache does not keep."""
@@ -38,13 +42,14 @@ class LayerCache:
 
     def _write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         n = keys.shape[0]
-        self._make_room(n)
+        self.reserve(n)
         self.keys[:, self.end : self.end + n] = keys.transpose(0, 1)
         self.values[:, self.end : self.end + n] = values.transpose(0, 1)
         live = slice(self.start, self.end + n)
         return self.keys[:, live], self.values[:, live]
 
-    def _make_room(self, n: int) -> None:
+    def reserve(self, n: int) -> None:
+        """Make sure that n more tokens fit behind the live ones."""
         capacity = self.keys.shape[1]
         if self.end + n <= capacity:
             return

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from scumble.config import ModelConfig
+from scumble.kernels import fused
 from scumble.model.layers import geglu, rms_norm
 
 
@@ -26,15 +27,21 @@ class Router(nn.Module):
         self.top_k = config.top_k_experts
         self.eps = config.rms_norm_eps
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [N, D] -> weights [N, k] float32, expert ids [N, k], probabilities [N, E] float32."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """x [N, D] -> weights [N, k] float32, expert ids [N, k], probabilities [N, E] float32.
+
+        The fused kernel, which serves only where no gradients are recorded, gives no probabilities.
+        """
+        scale, matrix, per_expert = self.scale, self.proj.weight, self.per_expert_scale
+        if (lib := fused.serving(x, scale, matrix, per_expert)) is not None:
+            return *fused.router(lib, x, scale, matrix, per_expert, self.top_k, self.eps), None
         with torch.autocast(x.device.type, enabled=False):  # statistics stay in float32 in mixed-precision training too
             h = rms_norm(x.float(), None, self.eps)
-            h = h * self.scale.float() * x.shape[-1] ** -0.5
-            probabilities = torch.softmax(h @ self.proj.weight.float().T, dim=-1)
+            h = h * scale.float() * x.shape[-1] ** -0.5
+            probabilities = torch.softmax(h @ matrix.float().T, dim=-1)
         weights, experts = torch.topk(probabilities, self.top_k, dim=-1)
         weights = weights / weights.sum(-1, keepdim=True)
-        return weights * self.per_expert_scale.float()[experts], experts, probabilities
+        return weights * per_expert.float()[experts], experts, probabilities
 
 
 class Experts(nn.Module):
@@ -48,6 +55,9 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
         """x [N, D], weights and experts [N, k] -> weighted sum of the chosen experts' outputs [N, D]."""
+        even = x.shape[1] % 2 == 0 and self.down_proj.shape[2] % 2 == 0  # the kernel takes numbers in pairs
+        if even and (lib := fused.serving(x, self.gate_up_proj, self.down_proj)) is not None:
+            return fused.experts(lib, x, weights, experts, self.gate_up_proj, self.down_proj)
         k = experts.shape[1]
         order = experts.flatten().argsort(stable=True)  # [N·k]: slots grouped by expert
         counts = torch.bincount(experts.flatten(), minlength=self.gate_up_proj.shape[0]).tolist()

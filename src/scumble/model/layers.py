@@ -7,15 +7,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scumble.config import Rope
+from scumble.kernels import fused
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """x · (mean(x²) + eps)^-½ · weight over the last axis, computed in float32, returned in x's dtype."""
+    if (lib := fused.serving(x, weight)) is not None:
+        return fused.rms_norm(lib, x, weight, eps)
     h = x.float()
     h = h * (h.square().mean(-1, keepdim=True) + eps).pow(-0.5)
     if weight is not None:
         h = h * weight.float()
     return h.to(x.dtype)
+
+
+class Linear(nn.Linear):
+    """A linear layer without bias, x [N, in] -> [N, out]."""
+
+    def __init__(self, size: int, out: int):
+        super().__init__(size, out, bias=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return fused.linear(input, self.weight)
 
 
 class RMSNorm(nn.Module):
@@ -55,7 +68,17 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
+def norm_rope(x: Tensor, norm: RMSNorm, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions of the normed heads x [N, H, K]."""
+    if (lib := fused.serving(x, norm.weight, cos, sin)) is not None:
+        return fused.norm_rope(lib, x, norm.weight, cos, sin, norm.eps)
+    return apply_rope(norm(x), cos, sin)
+
+
 def geglu(gate: Tensor, up: Tensor) -> Tensor:
+    """gelu_tanh(gate) · up"""
+    if (lib := fused.serving(gate, up)) is not None:
+        return fused.geglu(lib, gate, up)
     return F.gelu(gate, approximate="tanh") * up
 
 
@@ -64,9 +87,9 @@ class GatedMLP(nn.Module):
 
     def __init__(self, hidden: int, intermediate: int):
         super().__init__()
-        self.gate_proj = nn.Linear(hidden, intermediate, bias=False)
-        self.up_proj = nn.Linear(hidden, intermediate, bias=False)
-        self.down_proj = nn.Linear(intermediate, hidden, bias=False)
+        self.gate_proj = Linear(hidden, intermediate)
+        self.up_proj = Linear(hidden, intermediate)
+        self.down_proj = Linear(intermediate, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(geglu(self.gate_proj(x), self.up_proj(x)))
@@ -78,9 +101,9 @@ class SelfConditioning(nn.Module):
     def __init__(self, hidden: int, intermediate: int, eps: float):
         super().__init__()
         self.pre_norm = RMSNorm(hidden, eps)
-        self.gate_proj = nn.Linear(hidden, intermediate, bias=False)
-        self.up_proj = nn.Linear(hidden, intermediate, bias=False)
-        self.down_proj = nn.Linear(intermediate, hidden, bias=False)
+        self.gate_proj = Linear(hidden, intermediate)
+        self.up_proj = Linear(hidden, intermediate)
+        self.down_proj = Linear(intermediate, hidden)
         self.eps = eps
 
     def forward(self, embedded: Tensor, soft: Tensor) -> Tensor:

@@ -7,18 +7,21 @@ Shapes: N tokens, D hidden, V vocabulary, L canvas.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from ctypes import CDLL
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from scumble.config import LayerConfig, ModelConfig
-from scumble.kernels import softcap
+from scumble.kernels import fused, softcap
+from scumble.kernels.int8 import Int8Matrix
 from scumble.model.attention import Attend, Attention, SegmentAttention
 from scumble.model.cache import Cache
 from scumble.model.experts import Experts, Router
 from scumble.model.layers import GatedMLP, RMSNorm, SelfConditioning, rope_frequencies, rope_tables
 from scumble.model.segment import Segment
+from scumble.model.step import stepper
 
 if TYPE_CHECKING:
     from scumble.checkpoint.load import LoadReport
@@ -33,7 +36,7 @@ class Layer(nn.Module):
     def __init__(self, config: ModelConfig, layer: LayerConfig):
         super().__init__()
         size, eps = config.hidden_size, config.rms_norm_eps
-        self.kind = layer.kind
+        self.kind, self.eps = layer.kind, eps
         self.self_attn = Attention(config, layer)
         self.mlp = GatedMLP(size, config.intermediate_size)
         self.router = Router(config)
@@ -50,7 +53,10 @@ class Layer(nn.Module):
         self.register_buffer("encode_layer_scalar", torch.ones(1))
 
     def forward(self, x: Tensor, index: int, rope: tuple[Tensor, Tensor], attend: Attend, denoise: Tensor) -> Tensor:
-        h = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), index, rope, attend))
+        attended = self.self_attn(self.input_layernorm(x), index, rope, attend)
+        if (lib := fused.serving(x, attended, self.post_attention_layernorm.weight)) is not None:
+            return self._fused(lib, x, attended, denoise)
+        h = x + self.post_attention_layernorm(attended)
         dense = self.post_feedforward_layernorm_1(self.mlp(self.pre_feedforward_layernorm(h)))
         weights, experts, _ = self.router(h)  # reads the raw residual
         mixed = self.experts(self.pre_feedforward_layernorm_2(h), weights, experts)
@@ -58,11 +64,28 @@ class Layer(nn.Module):
         h = h + self.post_feedforward_layernorm(dense + mixed)
         return h * torch.where(denoise, self.layer_scalar, self.encode_layer_scalar)
 
+    def _fused(self, lib: CDLL, x: Tensor, attended: Tensor, denoise: Tensor) -> Tensor:
+        """The same from the residual on, with the chains of norms and sums in one sweep each."""
+        h, for_mlp, for_experts = fused.attention_tail(
+            lib, x, attended, self.post_attention_layernorm.weight, self.pre_feedforward_layernorm.weight,
+            self.pre_feedforward_layernorm_2.weight, self.eps,
+        )  # fmt: skip
+        dense = self.mlp(for_mlp)
+        weights, experts, _ = self.router(h)
+        mixed = self.experts(for_experts, weights, experts)
+        return fused.layer_tail(
+            lib, h, (dense, mixed),
+            (self.post_feedforward_layernorm_1.weight, self.post_feedforward_layernorm_2.weight,
+             self.post_feedforward_layernorm.weight),
+            denoise, (self.layer_scalar, self.encode_layer_scalar), self.eps,
+        )  # fmt: skip
+
 
 class Transformer(nn.Module):
     """The text model. Parameters are named as in a checkpoint, less the prefix `model.decoder.`."""
 
     load_report: LoadReport | None = None  # set by load_checkpoint
+    head: Int8Matrix | None = None  # the embedding in int8, for the logits, of a quantized model
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -104,7 +127,12 @@ class Transformer(nn.Module):
             probabilities = torch.softmax(previous_logits.to(self.device).float(), dim=-1)
             soft = (probabilities.to(self.dtype) @ self.embed_tokens.weight).float()
         hidden = self.forward([Segment(torch.as_tensor(canvas, device=self.device), cache, "denoise", soft)])
-        return softcap((hidden @ self.embed_tokens.weight.T).float(), self.config.final_logit_softcapping)
+        return self.logits(hidden)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [n, D] -> logits [n, V] in float32 after the soft-cap."""
+        raw = fused.linear(hidden, self.embed_tokens.weight) if self.head is None else self.head(hidden)
+        return softcap(raw.float(), self.config.final_logit_softcapping)
 
     # --- one forward over segments ------------------------------------------------------------------------------
 
@@ -145,9 +173,11 @@ class Transformer(nn.Module):
 
     def body(self, x: Tensor, positions: Tensor, denoise: Tensor, attend: Attend) -> Tensor:
         """All layers and the final norm: x [N, D], positions [N], denoise [N, 1] bool (which layer scalar)."""
+        step = stepper(x, attend, self.config)
         tables = {layer: self._rope(layer, positions) for layer in set(self.config.layers)}
         for index, (config, layer) in enumerate(zip(self.config.layers, self.layers, strict=True)):
-            x = layer(x, index, tables[config], attend, denoise)
+            done = None if step is None else step(x, index, cast(Layer, layer), tables[config])
+            x = layer(x, index, tables[config], attend, denoise) if done is None else done
         return self.norm(x)
 
     def _rope(self, layer: LayerConfig, positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,11 +24,12 @@ class Documents(Protocol):
 @dataclass(frozen=True)
 class Batch:
     """ids [B, T] int64: bos, document, eos, then pads; lengths [B]: tokens before the pads. prompt: tokens of every
-    row that are context only; canvases tile what follows."""
+    row that are context only; canvases of `canvas` tokens tile what follows."""
 
     ids: NDArray[np.int64]
     lengths: NDArray[np.int64]
     prompt: int
+    canvas: int
     epoch: int
 
 
@@ -43,16 +44,21 @@ class Batches:
     """Batches over documents: about `tokens` document tokens each, rows cut at `length` tokens.
 
     canvas: every row is padded so that whole canvases of that length follow the prompt.
+    shortest_canvas: each batch draws its canvas length from canvas, canvas/2, canvas/4 … down to this; 0: canvas only.
     infill: markers for fill-in-the-middle batches; needed only when `batch` is asked for them.
     """
 
     def __init__(
         self, documents: Documents, lengths: NDArray[np.int64], specials: Specials, *,
-        tokens: int, length: int, canvas: int, prompt_share: float, seed: int, infill: InfillTokens | None = None,
+        tokens: int, length: int, canvas: int, shortest_canvas: int = 0, prompt_share: float, seed: int,
+        infill: InfillTokens | None = None,
     ):  # fmt: skip
         self.length, self.infill = length, infill
         self.documents, self.specials = documents, specials
-        self.canvas, self.prompt_share, self.seed = canvas, prompt_share, seed
+        self.prompt_share, self.seed = prompt_share, seed
+        self.canvases = [canvas]
+        while shortest_canvas and self.canvases[-1] // 2 >= shortest_canvas:
+            self.canvases.append(self.canvases[-1] // 2)
         self.sizes = np.minimum(lengths + 2, length)  # with bos and eos
         if len(self.sizes) == 0:
             raise DataError("the training data holds no documents; give at least one")
@@ -80,8 +86,9 @@ class Batches:
             shortest = min(map(len, rows))
             prompt = 1 + int(rng.integers(0, max(1, int(self.prompt_share * shortest))))
         lengths = np.array([len(row) for row in rows])
-        canvases = -(-max(1, int(lengths.max()) - prompt) // self.canvas)
-        ids = np.full((len(rows), prompt + canvases * self.canvas), self.specials.pad, np.int64)
+        canvas = self.canvases[int(rng.integers(len(self.canvases)))]
+        canvases = -(-max(1, int(lengths.max()) - prompt) // canvas)
+        ids = np.full((len(rows), prompt + canvases * canvas), self.specials.pad, np.int64)
         for number, row in enumerate(rows):
             ids[number, : len(row)] = row
-        return Batch(ids, lengths, prompt, epoch)
+        return Batch(ids, lengths, prompt, canvas, epoch)

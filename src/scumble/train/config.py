@@ -90,6 +90,8 @@ class Objective:
     """causal_first: share of the steps, at the start, that train the next-token loss alone (half the arithmetic a
         token); the canvas then starts from weights that know the language.
     canvases: how many canvases of a row are trained at once; 0: all (the released recipe trains 1).
+    shortest_canvas: batches draw their canvas length from the model's, half of it, a quarter … down to this, so that
+        short canvases are at home too; 0: always the model's.
 
     infill_share: share of the batches, after causal_first, that are fill-in-the-middle rows (see train/infill.py).
     pad_weight: weight of canvas positions behind a document's end (the recipe's is 1).
@@ -98,6 +100,7 @@ class Objective:
 
     causal_first: float = 0.0
     canvases: int = 0
+    shortest_canvas: int = 0
     infill_share: float = 0.0
     pad_weight: float = 1.0
     prompt_share: float = 0.7
@@ -108,7 +111,8 @@ class Objective:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW; the rate rises linearly for `warmup` steps, then falls by a half cosine to `final` of its peak."""
+    """AdamW; with `muon`, for vectors and the embedding only (see train/muon.py). The rate rises linearly for `warmup`
+    steps, then falls by a half cosine to `final` of its peak."""
 
     rate: float = 2e-3
     final: float = 0.05
@@ -117,6 +121,7 @@ class Optimizer:
     beta1: float = 0.9
     beta2: float = 0.95
     clip: float = 1.0
+    muon: bool = False
 
 
 @dataclass(frozen=True)
@@ -211,6 +216,7 @@ def _check(config: TrainConfig, path: Path) -> None:
         ("data.length", config.data.length, 8, 2**20),
         ("objective.causal_first", config.objective.causal_first, 0, 1),
         ("objective.canvases", config.objective.canvases, 0, 2**20),
+        ("objective.shortest_canvas", config.objective.shortest_canvas, 0, 2**20),
         ("objective.infill_share", config.objective.infill_share, 0, 1),
         ("objective.pad_weight", config.objective.pad_weight, 0, 1),
         ("objective.prompt_share", config.objective.prompt_share, 0, 1),

@@ -61,7 +61,7 @@ def infill_rows(
 ) -> tuple[list[NDArray], int]:
     """Rows of ids, each at most `length` long, and the length of the prompt, which all share.
 
-    To share it, the longer prompts lose tokens far from the hole: at the start of the prefix, then the end of the suffix.
+    To share it, the longer prompts lose tokens far from the hole: at the start of the prefix, then at the suffix's end.
     """
     parts = []
     for body in bodies:

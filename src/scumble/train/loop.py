@@ -24,6 +24,7 @@ from scumble.train.config import TrainConfig
 from scumble.train.data import lengths, read_documents
 from scumble.train.infill import MIDDLE, PREFIX, SUFFIX, infill_tokens
 from scumble.train.init import new_model
+from scumble.train.muon import Muon
 from scumble.train.objective import Losses, losses
 from scumble.train.state import Progress, load_state, save_state
 
@@ -122,7 +123,7 @@ def _losses(model: Transformer, batch: Batch, config: TrainConfig, seed: int, ca
     mixed = torch.autocast(device.type, torch.bfloat16) if config.run.bfloat16 else nullcontext()
     ids, sizes = torch.from_numpy(batch.ids).to(device), torch.from_numpy(batch.lengths).to(device)
     with mixed:
-        return losses(model, ids, sizes, batch.prompt, config.objective, generator, causal_only)
+        return losses(model, ids, sizes, batch.prompt, batch.canvas, config.objective, generator, causal_only)
 
 
 @torch.no_grad()
@@ -164,17 +165,24 @@ def _batches(
     return Batches(
         documents, lengths(documents), specials,
         tokens=config.run.tokens, length=config.data.length, canvas=canvas,
-        prompt_share=config.objective.prompt_share, seed=config.run.seed, infill=infill,
+        shortest_canvas=config.objective.shortest_canvas, prompt_share=config.objective.prompt_share,
+        seed=config.run.seed, infill=infill,
     )  # fmt: skip
 
 
-def _optimizer(model: Transformer, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW; norms and other vectors are not decayed."""
+def _optimizer(model: Transformer, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW, or Muon for the matrices inside the layers; norms and other vectors are not decayed."""
     own = config.optimizer
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": own.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=own.rate, betas=(own.beta1, own.beta2), fused=True)
+    betas = (own.beta1, own.beta2)
+    vectors = {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0}
+    embedding = model.embed_tokens.weight
+    matrices = [p for p in model.parameters() if p.ndim > 1 and p is not embedding]
+    if own.muon:
+        return Muon(
+            matrices, [{"params": [embedding]}, vectors], lr=own.rate, weight_decay=own.weight_decay, betas=betas
+        )
+    groups = [{"params": [embedding, *matrices], "weight_decay": own.weight_decay}, vectors]
+    return torch.optim.AdamW(groups, lr=own.rate, betas=betas, fused=True)
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

@@ -9,7 +9,7 @@ noise level t ~ U(0, 1); each of its tokens is replaced with probability t by a 
 
 With probability `self_conditioning`, a first pass without gradient supplies the soft embedding. Two deviations from
 the recipe: all canvases of a row can train at once (the recipe picks one), since they share the encoding; and that
-first pass is tempered as the sampler will temper it, 0.4 + 0.4·t, so that the signal looks in training as it does in use.
+first pass is tempered as the sampler will temper it, 0.4 + 0.4·t, so that training sees the signal that use will show.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ def corrupt(ids: Tensor, prompt: int, length: int, vocab: int, generator: torch.
 
 
 def losses(
-    model: Transformer, ids: Tensor, lengths: Tensor, prompt: int, objective: Objective,
+    model: Transformer, ids: Tensor, lengths: Tensor, prompt: int, canvas: int, objective: Objective,
     generator: torch.Generator, causal_only: bool = False,
 ) -> Losses:  # fmt: skip
-    """Losses of a batch: ids [B, prompt + C·L], lengths [B] (real tokens, the end id included)."""
+    """Losses of a batch: ids [B, prompt + C·canvas], lengths [B] (real tokens, the end id included)."""
     longest = int(lengths.max())  # what is encoded: canvases begin before it, and only pads lie behind it
     encoded = EncodeRows(model.config, ids.shape[0])
     with _router_balance(model) as balance:
@@ -79,7 +79,7 @@ def losses(
         causal = _causal_loss(model, hidden, ids[:, :longest], lengths)
         denoise = torch.zeros((), device=ids.device)
         if not causal_only:
-            denoise = _canvas_loss(model, ids, lengths, prompt, encoded, objective, generator, balance)
+            denoise = _canvas_loss(model, ids, lengths, prompt, canvas, encoded, objective, generator, balance)
     weighted = objective.causal_weight * causal + objective.balance_weight * balance.loss(model.config.num_experts)
     return Losses(denoise + weighted, float(causal.detach()), float(denoise.detach()), int(lengths.sum()))
 
@@ -93,11 +93,11 @@ def _causal_loss(model: Transformer, hidden: Tensor, ids: Tensor, lengths: Tenso
 
 
 def _canvas_loss(
-    model: Transformer, ids: Tensor, lengths: Tensor, prompt: int, encoded: EncodeRows, objective: Objective,
-    generator: torch.Generator, balance: _Balance,
+    model: Transformer, ids: Tensor, lengths: Tensor, prompt: int, length: int, encoded: EncodeRows,
+    objective: Objective, generator: torch.Generator, balance: _Balance,
 ) -> Tensor:  # fmt: skip
     """Mean loss over every canvas position, pads too: behind the end id the answer is "pad", and must be sure."""
-    config, length = model.config, model.config.canvas_length
+    config = model.config
     noised = corrupt(ids, prompt, length, config.vocab_size, generator, objective.canvases)
     reader = DenoiseCanvases(config, encoded, noised.first, length)
     soft = None

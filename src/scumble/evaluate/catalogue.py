@@ -1,0 +1,58 @@
+"""From a task's name to the task with its cases."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from scumble.evaluate.functions import Function, read_functions
+from scumble.evaluate.human_eval import body_cases, find_problems, line_cases
+from scumble.evaluate.infill import HeldOutInfill, HumanEvalInfill, held_out_cases
+from scumble.evaluate.plan import Plan
+from scumble.evaluate.tasks import Skipped, Task
+from scumble.evaluate.write import HeldOutFunctions, HumanEvalFunctions, held_out_bodies
+
+if TYPE_CHECKING:
+    from scumble.llm import LLM
+
+T = TypeVar("T")
+MARKERS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+
+
+def make_task(name: str, plan: Plan, llm: LLM) -> Task:
+    """A generation task of the plan. Raises Skipped with the reason, or DataError."""
+    if name == "repair":
+        raise Skipped("this version has no repair task: the model is not trained for it")
+    if name.startswith("infill") and not fills_in(llm):
+        raise Skipped("the model was not trained to fill in the middle: its tokenizer has no <|fim_prefix|> …")
+    match name:
+        case "infill":
+            return HeldOutInfill(some(held_out_cases(read_functions(plan.data), plan.seed), plan))
+        case "infill-humaneval":
+            return HumanEvalInfill(some(line_cases(find_problems(plan.human_eval)), plan))
+        case "function":
+            cases = held_out_bodies(read_functions(plan.data))
+            if not cases:
+                raise Skipped("no function in the data has a docstring and a body behind it")
+            return HeldOutFunctions(some(cases, plan))
+        case "function-humaneval":
+            return HumanEvalFunctions(some(body_cases(find_problems(plan.human_eval)), plan))
+    raise AssertionError(f"{name} is no generation task")
+
+
+def some_functions(plan: Plan) -> list[Function]:
+    return some(read_functions(plan.data), plan)
+
+
+def some(cases: Sequence[T], plan: Plan) -> list[T]:
+    """All cases, or `limit` of them drawn by the seed, in their order."""
+    if not plan.limit or plan.limit >= len(cases):
+        return list(cases)
+    places = random.Random(plan.seed).sample(range(len(cases)), plan.limit)
+    return [cases[place] for place in sorted(places)]
+
+
+def fills_in(llm: LLM) -> bool:
+    """Whether the tokenizer has the markers; whether the weights learnt them, only the figures tell."""
+    return llm.tokenizer is not None and all(marker in llm.tokenizer.special_tokens for marker in MARKERS)

@@ -1,0 +1,73 @@
+"""Quality against passes: one task, many settings of the diffusion decoder, the autoregressive one as reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from scumble.errors import InvalidRequest
+from scumble.evaluate.catalogue import make_task
+from scumble.evaluate.plan import Plan
+from scumble.evaluate.run import NOBODY, Watch, heading, measure
+from scumble.evaluate.table import HEADLINE, estimate, percent, two
+from scumble.evaluate.tasks import Skipped
+from scumble.evaluate.variants import GRID, decoder_variants, grid_variants
+
+if TYPE_CHECKING:
+    from scumble.llm import LLM
+
+
+def sweep(
+    llm: LLM, plan: Plan, watch: Watch = NOBODY, grid: Mapping[str, Sequence[float]] = GRID
+) -> dict[str, Any]:  # fmt: skip
+    """Measure the plan's one task at every point of the grid -> a report whose `front` names the points that no other
+    beats: none has as much quality (the first metric) with as few passes."""
+    name = plan.tasks[0] if plan.tasks else "infill"
+    try:
+        task = make_task(name, plan, llm)
+    except Skipped as reason:
+        raise InvalidRequest(f"{name}: {reason}") from None
+    variants = [*grid_variants(grid, plan.overrides), *decoder_variants(("autoregressive",), {})]
+    figures, _ = measure(llm, task, variants, plan.seed, watch)
+    points = {name: own for name, own in figures["variants"].items() if name != "autoregressive"}
+    return {**heading(llm, plan), "task": figures, "front": front(points, task.metrics[0].name)}
+
+
+def front(points: Mapping[str, Mapping[str, Any]], metric: str) -> list[str]:
+    """Names of the points on the Pareto front of quality (more is better) against passes an answer (fewer are)."""
+    place = {
+        name: (own["passes"]["mean"], own["quality"][metric]["mean"])
+        for name, own in points.items()
+        if own["passes"] is not None and own["quality"][metric] is not None
+    }
+    beaten = {
+        name
+        for name, (passes, quality) in place.items()
+        for others, better in place.values()
+        if others <= passes and better >= quality and (others, better) != (passes, quality)
+    }
+    return sorted((name for name in place if name not in beaten), key=lambda name: place[name])
+
+
+def print_sweep(report: Mapping[str, Any], console: Console) -> None:
+    """The points of a sweep, fewest passes first; those on the front are marked."""
+    task = report["task"]
+    metric = task["metrics"][0]
+    console.print(Text.assemble((task["title"], HEADLINE), (f"  {task['cases']} cases", "dim")))
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for column in ("", metric["label"], "passes an answer", "tokens a pass", "tokens a second"):
+        table.add_column(Text(column, "dim"), no_wrap=True)
+    variants = sorted(task["variants"].items(), key=lambda item: (item[1]["passes"] or {"mean": 0})["mean"])
+    for name, own in variants:
+        mark = "* " if name in report["front"] else "  "
+        table.add_row(
+            mark + name,
+            estimate(own["quality"][metric["name"]], percent),
+            *(estimate(own[key], two) for key in ("passes", "tokens_per_pass", "tokens_per_second")),
+        )
+    console.print(table)
+    console.print(Text("* no other point has as much quality with as few passes.  [low … high]: 95 %", "dim"))

@@ -1,0 +1,58 @@
+"""The ways to decode that are compared: two decoders, or one decoder with several settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from scumble.errors import InvalidRequest, shown
+from scumble.generation import GenerationConfig
+
+DECODERS = ("diffusion", "autoregressive")
+GRID: Mapping[str, Sequence[float]] = {
+    "entropy_bound": (0.05, 0.1, 0.2, 0.4, 0.8),
+    "confidence_threshold": (0.005, 0.05),
+    "max_denoising_steps": (12, 48),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A column of the report: a name, and what of the generation settings it fixes."""
+
+    name: str
+    settings: Mapping[str, Any]
+
+    def config(self, max_new_tokens: int, seed: int) -> GenerationConfig:
+        return GenerationConfig(max_new_tokens=max_new_tokens, seed=seed, **self.settings)
+
+
+def decoder_variants(names: Sequence[str], overrides: Mapping[str, Any]) -> list[Variant]:
+    """A variant a decoder. overrides: settings of the diffusion decoder. The autoregressive one is greedy: its best.
+
+    Raises InvalidRequest.
+    """
+    for name in names:
+        if name not in DECODERS:
+            raise InvalidRequest(f"--decoder must be one of {', '.join(DECODERS)}, found {shown(name)}")
+    own: Mapping[str, Mapping[str, Any]] = {"diffusion": overrides, "autoregressive": {"temperature": 0}}
+    variants = [Variant(name, {"decoder": name, **own[name]}) for name in dict.fromkeys(names)]
+    for variant in variants:
+        variant.config(1, 0)  # refuses what is out of range
+    return variants
+
+
+def grid_variants(grid: Mapping[str, Sequence[float]], overrides: Mapping[str, Any]) -> list[Variant]:
+    """A diffusion variant for every point of a grid; a setting that `overrides` fixes takes that value alone."""
+    values = {name: [overrides[name]] if name in overrides else points for name, points in grid.items()}
+    variants = []
+    for point in product(*values.values()):
+        settings = {**overrides, **dict(zip(values, point, strict=True))}
+        name = " ".join(f"{_SHORT[key]}={value:g}" for key, value in settings.items() if key in _SHORT)
+        variants.append(Variant(name, {"decoder": "diffusion", **settings}))
+    return variants
+
+
+_SHORT = {"entropy_bound": "entropy", "confidence_threshold": "confidence", "max_denoising_steps": "steps"}

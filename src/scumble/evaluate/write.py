@@ -1,0 +1,78 @@
+"""Write a function's body behind its signature and docstring."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from scumble.evaluate.functions import Function, docstring_end
+from scumble.evaluate.sandbox import run_program
+from scumble.evaluate.scoring import parses
+from scumble.evaluate.tasks import Case, Metric, Scores
+
+if TYPE_CHECKING:
+    from scumble.generation import Generation, GenerationConfig
+    from scumble.llm import LLM
+
+BODY_TOKENS = 256
+PARSES = Metric("parses", "parses (of the ended)")
+ENDED = Metric("ended", "ended by itself")
+
+
+@dataclass(frozen=True)
+class HeldOutFunctions:
+    """A function that the model has not seen: is what it writes Python?"""
+
+    cases: Sequence[Case]
+    name: str = "function"
+    title: str = "docstring to function, held-out functions"
+    metrics: tuple[Metric, ...] = (PARSES, ENDED)
+    max_new_tokens: int = BODY_TOKENS
+
+    def ask(self, llm: LLM, case: Case, config: GenerationConfig) -> Generation:
+        return llm.generate(case.before, config)
+
+    def score(self, case: Case, text: str, ended: bool) -> Scores:
+        return _form(case, text, ended)
+
+
+@dataclass(frozen=True)
+class HumanEvalFunctions:
+    """A HumanEval problem: does the first answer pass the tests (pass@1), and is it Python?"""
+
+    cases: Sequence[Case]
+    name: str = "function-humaneval"
+    title: str = "docstring to function, HumanEval"
+    metrics: tuple[Metric, ...] = (Metric("passed", "pass@1"), PARSES, ENDED)
+    max_new_tokens: int = BODY_TOKENS
+
+    def ask(self, llm: LLM, case: Case, config: GenerationConfig) -> Generation:
+        return llm.generate(case.before, config)
+
+    def score(self, case: Case, text: str, ended: bool) -> Scores:
+        verdict = run_program(case.before + body_of(text) + case.tests)
+        return {"passed": verdict.result == "passed", **_form(case, text, ended)}
+
+
+def _form(case: Case, text: str, ended: bool) -> Scores:
+    return {"ended": ended, "parses": parses(case.before + text)} if ended else {"ended": False}
+
+
+def body_of(text: str) -> str:
+    """The answer up to the first line, after the first, that is neither indented nor blank: the function ends there."""
+    lines = text.split("\n")
+    for number, line in enumerate(lines[1:], 1):
+        if line.strip() and not line[0].isspace():
+            return "\n".join(lines[:number])
+    return text
+
+
+def held_out_bodies(functions: Sequence[Function]) -> list[Case]:
+    """One case for each function with a docstring."""
+    ends = [(function, docstring_end(function.text)) for function in functions]
+    return [
+        Case(function.name, function.package, function.text[:end], "", function.text[end:])
+        for function, end in ends
+        if end is not None
+    ]

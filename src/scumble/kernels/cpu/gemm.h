@@ -1,0 +1,185 @@
+// The inner product kernel: a few rows times one packed panel of 64 columns, for bfloat16 and for int8.
+//
+// A panel holds 64 rows of a weight [N, K] (64 outputs) as dwords, group by group along K: [K/G][64], where a dword
+// is G = 2 bfloat16 or 4 int8 numbers, what one dot-product instruction takes. So both formats share everything but
+// the instruction. Six rows by 64 columns are 24 accumulators: ten loads a step feed 24 dot products.
+#pragma once
+#include "simd.h"
+
+struct Bf16 {
+  using Acc = __m512;
+  static constexpr int G = 2;
+  static inline Acc zero() { return _mm512_setzero_ps(); }
+  static inline Acc dot(Acc c, __m512i a, __m512i b) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
+  static inline void save(void* p, Acc c) { _mm512_storeu_ps(p, c); }
+};
+
+struct Int8 {  // activations unsigned (shifted by 128), weights signed
+  using Acc = __m512i;
+  static constexpr int G = 4;
+  static inline Acc zero() { return _mm512_setzero_si512(); }
+  static inline Acc dot(Acc c, __m512i a, __m512i b) { return _mm512_dpbusd_epi32(c, a, b); }
+  static inline void save(void* p, Acc c) { _mm512_storeu_si512(p, c); }
+};
+
+constexpr int PANEL = 64, ROWS = 6, LINE = 64;
+
+// a: R rows of `groups` dwords, `stride` dwords apart; panel [groups][64]; out: 32-bit numbers [R][64].
+// ahead: memory that will be read next; asked for at two cache lines a step, so that it arrives while this computes.
+template <class T, int R>
+static inline void rows_times_panel(const int32_t* a, int64_t stride, const int32_t* panel, int64_t groups, void* out,
+                                    const char* ahead) {
+  typename T::Acc acc[R][4];
+#pragma GCC unroll 6
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; c++) acc[r][c] = T::zero();
+  for (int64_t g = 0; g < groups; g++) {
+    __m512i b[4];
+    _mm_prefetch(ahead + 2 * LINE * g, _MM_HINT_T1);
+    _mm_prefetch(ahead + 2 * LINE * g + LINE, _MM_HINT_T1);
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; c++) b[c] = _mm512_loadu_si512(panel + g * PANEL + 16 * c);
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++) {
+      __m512i x = _mm512_set1_epi32(a[r * stride + g]);
+#pragma GCC unroll 4
+      for (int c = 0; c < 4; c++) acc[r][c] = T::dot(acc[r][c], x, b[c]);
+    }
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; c++) T::save((int32_t*)out + r * PANEL + 16 * c, acc[r][c]);
+}
+
+template <class T>
+static inline void times_panel(int rows, const int32_t* a, int64_t stride, const int32_t* panel, int64_t groups,
+                               void* out, const void* next = nullptr) {
+  const char* ahead = (const char*)(next ? next : panel);
+  switch (rows) {
+    case 6: return rows_times_panel<T, 6>(a, stride, panel, groups, out, ahead);
+    case 5: return rows_times_panel<T, 5>(a, stride, panel, groups, out, ahead);
+    case 4: return rows_times_panel<T, 4>(a, stride, panel, groups, out, ahead);
+    case 3: return rows_times_panel<T, 3>(a, stride, panel, groups, out, ahead);
+    case 2: return rows_times_panel<T, 2>(a, stride, panel, groups, out, ahead);
+    default: return rows_times_panel<T, 1>(a, stride, panel, groups, out, ahead);
+  }
+}
+
+// 16 vectors of 16 dwords, transposed in place.
+static inline void transpose16(__m512i r[16]) {
+  __m512i t[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++) {
+    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+    r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+    r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+    r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
+    t[4 + i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
+    t[8 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
+    t[12 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
+    r[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
+    r[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
+    r[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
+  }
+}
+
+// Up to 16 rows of `groups` dwords -> column block `block` (16 columns) of a panel; missing rows become zeros.
+static inline void pack_block(const int32_t* weight, int64_t rows, int64_t groups, int32_t* panel, int block) {
+  for (int64_t g = 0; g < groups; g += 16) {
+    __mmask16 m = tail_mask(groups - g);
+    int64_t count = groups - g < 16 ? groups - g : 16;
+    __m512i v[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++)
+      v[i] = i < rows ? _mm512_maskz_loadu_epi32(m, weight + i * groups + g) : _mm512_setzero_si512();
+    transpose16(v);
+    for (int64_t i = 0; i < count; i++) _mm512_storeu_si512(panel + (g + i) * PANEL + 16 * block, v[i]);
+  }
+}
+
+// weight: `rows` rows -> panel [groups][64], of which `blocks` column blocks from `from` on are written.
+static inline void pack_panel(const int32_t* weight, int64_t rows, int64_t groups, int32_t* panel, int from = 0,
+                              int blocks = 4) {
+  for (int c = 0; c < blocks; c++) pack_block(weight + 16 * c * groups, rows - 16 * c, groups, panel, from + c);
+}
+
+// R rows of bfloat16 times C rows of a weight that lies as in the checkpoint: for few rows, where packing costs more
+// than it brings. out [R][C].
+template <int R, int C>
+static inline void dots(const bf16* x, int64_t stride, const bf16* w, int64_t k, float* out) {
+  __m512 acc[R][C];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++) acc[r][c] = _mm512_setzero_ps();
+  for (int64_t i = 0; i < k; i += 32) {
+    __mmask32 m = k - i >= 32 ? 0xFFFFFFFF : (1u << (k - i)) - 1;
+    __m512i b[C];
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++) {
+      _mm_prefetch((const char*)(w + (c + C) * k + i), _MM_HINT_T0);  // the order of reading is not a plain stream
+      b[c] = _mm512_maskz_loadu_epi16(m, w + c * k + i);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) {
+      __m512i a = _mm512_maskz_loadu_epi16(m, x + r * stride + i);
+#pragma GCC unroll 4
+      for (int c = 0; c < C; c++) acc[r][c] = Bf16::dot(acc[r][c], a, b[c]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++) out[r * C + c] = _mm512_reduce_add_ps(acc[r][c]);
+}
+
+// One row times one weight row, read straight through: a plain stream is what memory delivers fastest.
+static inline float one_dot(const bf16* x, const bf16* w, int64_t k) {
+  __m512 acc[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+  int64_t i = 0;
+  for (; i + 128 <= k; i += 128)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++)
+      acc[j] = Bf16::dot(acc[j], _mm512_loadu_si512(x + i + 32 * j), _mm512_loadu_si512(w + i + 32 * j));
+  for (; i < k; i += 32) {
+    __mmask32 m = k - i >= 32 ? 0xFFFFFFFF : (1u << (k - i)) - 1;
+    acc[0] = Bf16::dot(acc[0], _mm512_maskz_loadu_epi16(m, x + i), _mm512_maskz_loadu_epi16(m, w + i));
+  }
+  return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(acc[0], acc[1]), _mm512_add_ps(acc[2], acc[3])));
+}
+
+// Any few rows (1 … 4) times `columns` weight rows: out[r * step + c].
+static inline void few_rows(int rows, const bf16* x, int64_t stride, const bf16* w, int64_t columns, int64_t k,
+                            float* out, int64_t step) {
+  int64_t c = 0;
+  float t[16];
+  if (rows == 1) {
+    for (; c < columns; c++) out[c] = one_dot(x, w + c * k, k);
+    return;
+  }
+  for (; c + 4 <= columns; c += 4) {
+    switch (rows) {
+      case 2: dots<2, 4>(x, stride, w + c * k, k, t); break;
+      case 3: dots<3, 4>(x, stride, w + c * k, k, t); break;
+      default: dots<4, 4>(x, stride, w + c * k, k, t);
+    }
+    for (int r = 0; r < rows; r++) std::memcpy(out + r * step + c, t + 4 * r, 16);
+  }
+  for (; c < columns; c++)
+    for (int r = 0; r < rows; r++) dots<1, 1>(x + r * stride, stride, w + c * k, k, out + r * step + c);
+}

@@ -134,7 +134,7 @@ def test_the_caller_goes_before_the_checkpoint_and_the_checkpoint_before_the_rel
     assert settings.sampler.bound == 0.5
     assert settings.max_new_tokens == 30
     assert settings.stopping.confidence == 0.005  # the release's
-    assert settings.canvas_length == 8  # config.json's
+    assert [settings.canvas_length(i) for i in range(3)] == [8, 8, 8]  # config.json's
 
 
 def test_with_nothing_given_the_release_s_values_serve():

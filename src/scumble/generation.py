@@ -32,7 +32,8 @@ class GenerationConfig:
     max_denoising_steps: passes a canvas at most, 1 … 10000. Release: 48.
     stability_threshold: passes over which the argmax must not change, ≥ 0. Release: 1.
     confidence_threshold: mean entropy in nats below which a canvas may stop, ≥ 0; 0 never stops early. Release: 0.005.
-    canvas_length: tokens a canvas, 1 … the checkpoint's.
+    canvas_length: tokens a canvas, 1 … the checkpoint's; "auto": 16 for the first, then twice as long each time, up to
+        the checkpoint's: short answers are cheap, long ones get long canvases.
     stop: strings that end the answer; the answer ends before them.
     ignore_eos: go on behind the end-of-sequence id.
     decoder: "diffusion", or "autoregressive" on the same weights.
@@ -50,7 +51,7 @@ class GenerationConfig:
     max_denoising_steps: int | None = None
     stability_threshold: int | None = None
     confidence_threshold: float | None = None
-    canvas_length: int | None = None
+    canvas_length: int | Literal["auto"] | None = None
     stop: tuple[str, ...] | None = None
     ignore_eos: bool | None = None
     decoder: Decoder | None = None
@@ -89,7 +90,8 @@ class GenerationConfig:
         _whole("max_denoising_steps", self.max_denoising_steps, 1, MAX_PASSES)
         _whole("stability_threshold", self.stability_threshold, 0, MAX_PASSES)
         _real("confidence_threshold", self.confidence_threshold, 0, 1e9)
-        _whole("canvas_length", self.canvas_length, 1, 2**20)
+        if self.canvas_length != "auto":
+            _whole("canvas_length", self.canvas_length, 1, 2**20, " or 'auto'")
         _whole("top_k", self.top_k, 1, 2**31 - 1)
         _real("top_p", self.top_p, 0, 1, open_low=True)
         _whole("logprobs", self.logprobs, 0, 20)
@@ -108,11 +110,11 @@ class GenerationConfig:
             object.__setattr__(self, "stop", tuple(stops))
 
 
-def _whole(name: str, value: Any, low: int, high: int) -> None:
+def _whole(name: str, value: Any, low: int, high: int, also: str = "") -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InvalidRequest(f"{name} must be a whole number in {low} … {high}, found {shown(value)}")
+        raise InvalidRequest(f"{name} must be a whole number in {low} … {high}{also}, found {shown(value)}")
 
 
 def _real(name: str, value: Any, low: float, high: float, also: str = "", open_low: bool = False) -> None:

@@ -1,5 +1,7 @@
 """The engine's promises: reproducible in any batch, exact cuts, pins and drafts, end ids, logprobs, cancelling."""
 
+import contextlib
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -31,6 +33,7 @@ ROWS = [
     (prompt(5, 4), GenerationConfig(max_new_tokens=9, seed=4, canvas_length=3, logprobs=2, **FREE)),
     (prompt(7, 5), GenerationConfig(max_new_tokens=17, seed=2**64 - 1, entropy_bound=3.0, confidence_threshold=1.0)),
     (prompt(9, 6), GenerationConfig(max_new_tokens=5, seed=6, decoder="autoregressive", temperature=0, top_k=3)),
+    (prompt(2, 7), GenerationConfig(max_new_tokens=30, seed=7, canvas_length="auto", **FREE)),
 ]
 
 
@@ -104,6 +107,34 @@ def test_a_shorter_canvas_than_the_checkpoint_s(length):
     assert len(row["ids"]) == 10
     assert {len(event.canvas_in) for event in row["passes"]} == {length}
     assert len(row["answer"].passes) == -(-10 // length)
+
+
+@pytest.mark.parametrize("tokens", [1, 15, 16, 17, 48, 49, 200])
+def test_automatic_canvases_begin_short_and_double(tokens):
+    """16, 32, 64, 64 … for a checkpoint of 64; the answer is as long as with any other length."""
+    model = tiny_model(canvas_length=64)
+    config = GenerationConfig(max_new_tokens=tokens, canvas_length="auto", **(FREE | {"max_denoising_steps": 2}))
+    row = answer(model, [prompt(4)], config)[0]
+    lengths = [len(event.canvas_in) for event in row["passes"] if event.pass_index == 0]
+    assert lengths == [16, 32, 64, 64, 64][: len(lengths)]
+    assert sum(lengths[:-1]) < tokens <= sum(lengths)
+    assert len(row["ids"]) == tokens
+
+
+def test_automatic_canvases_of_a_short_checkpoint_are_its_own():
+    row = answer(MODEL, [prompt(4)], GenerationConfig(max_new_tokens=20, canvas_length="auto", **FREE))[0]
+    assert {len(event.canvas_in) for event in row["passes"]} == {L}
+
+
+def test_pins_and_drafts_keep_their_place_on_automatic_canvases():
+    model = tiny_model(canvas_length=64)
+    config = GenerationConfig(max_new_tokens=60, canvas_length="auto", **(FREE | {"max_denoising_steps": 1}))
+    pins = {0: 5, 15: 6, 16: 7, 47: 8, 48: 9, 59: 10}
+    draft = prompt(60, 3)
+    row = answer(model, [prompt(4)], config, pinned=pins, draft=draft)[0]
+    assert {position: row["ids"][position] for position in pins} == pins
+    first_looks = torch.cat([event.canvas_in for event in row["passes"] if event.pass_index == 0]).tolist()
+    assert first_looks[:60] == [pins.get(position, token) for position, token in enumerate(draft)]
 
 
 @pytest.mark.parametrize("position", [0, 3, L - 1, L, L + 2])
@@ -227,6 +258,52 @@ def test_a_prompt_longer_than_a_prefill_chunk():
     row = answer(MODEL, [ids], GenerationConfig(max_new_tokens=3, decoder="autoregressive", temperature=0))[0]
     hidden = MODEL.encode(torch.tensor(ids), MODEL.new_cache())
     assert row["ids"][0] == int(head(hidden[-1:]).argmax())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 3, 7, 30])
+def test_quiet_segments_fill_the_cache_like_others_and_return_nothing(dtype, tokens):
+    """What a quiet segment skips (the last layer behind its keys and values) is not what later segments read."""
+    model = tiny_model(dtype=dtype)
+    loud, quiet = model.new_cache(), model.new_cache()
+    ids = torch.tensor(prompt(tokens))
+    model([Segment(ids, loud, "encode")])
+    assert model([Segment(ids, quiet, "encode", quiet=True)]).shape == (0, 32)
+    assert quiet.length == loud.length == tokens
+    tolerance = 1e-5 if dtype is torch.float32 else 0.05  # products of other sizes round differently
+    for one, two in zip(loud.layers, quiet.layers, strict=True):
+        for name in ("keys", "values"):
+            live = [getattr(cache, name)[:, cache.start : cache.end] for cache in (one, two)]
+            torch.testing.assert_close(*live, rtol=tolerance, atol=tolerance)
+
+
+@torch.no_grad()
+def test_quiet_and_heard_segments_of_several_rows_share_a_forward():
+    rows = [(MODEL.new_cache(), MODEL.new_cache()) for _ in range(3)]
+    commits, canvases = ([torch.tensor(prompt(n, k)) for n, k in sizes] for sizes in (
+        ((5, 1), (2, 2), (9, 3)), ((L, 4), (3, 5), (L, 6))))  # fmt: skip
+    alone, together = [], []
+    for (one, two), commit, canvas in zip(rows, commits, canvases, strict=True):
+        MODEL([Segment(commit, one, "encode")])
+        alone.append(MODEL([Segment(canvas, one, "denoise")]))
+        together += [Segment(commit, two, "encode", quiet=True), Segment(canvas, two, "denoise")]
+    torch.testing.assert_close(MODEL(together), torch.cat(alone), rtol=1e-4, atol=1e-4)
+
+
+def test_a_commit_rides_along_with_the_next_canvas_s_first_pass():
+    """One forward a pass and one for the prompt; none for commits."""
+    config = GenerationConfig(max_new_tokens=3 * L, **FREE)
+    program = generate(MODEL, make_request(prompt(4), config, {}, MODEL.config))
+    forwards, reply = 0, None
+    with contextlib.suppress(StopIteration):
+        while True:
+            item = program.send(reply)
+            reply = None
+            if isinstance(item, Segment | tuple):
+                forwards += 1
+                reply = MODEL(item if isinstance(item, tuple) else [item])
+    assert forwards == 1 + 3 * FREE["max_denoising_steps"]
 
 
 @torch.no_grad()

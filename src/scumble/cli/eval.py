@@ -93,7 +93,7 @@ def eval(
         "max_denoising_steps": steps,
         "entropy_bound": entropy_bound,
         "confidence_threshold": confidence,
-        "canvas_length": canvas_length,
+        "canvas_length": o.number_or_word(canvas_length),
     }
     plan = Plan(
         tasks=tuple(task or ()),

@@ -153,7 +153,8 @@ def used_config(llm: LLM, settings: Settings, config: GenerationConfig) -> dict[
     from scumble.generation import RELEASE_DEFAULTS
 
     full = asdict(config.merged(llm.defaults).merged(RELEASE_DEFAULTS))
-    return {**full, "max_new_tokens": settings.max_new_tokens, "canvas_length": settings.canvas_length}
+    length = full["canvas_length"] or llm.model.config.canvas_length
+    return {**full, "max_new_tokens": settings.max_new_tokens, "canvas_length": length}
 
 
 def _logprob(llm: LLM, one: TokenLogprobs) -> dict[str, Any]:

@@ -40,7 +40,12 @@ Confidence = Annotated[
     typer.Option(help="A canvas is done below this mean entropy, in nats; 0: never early.", rich_help_panel=SAMPLING),
 ]
 CanvasLength = Annotated[
-    int | None, typer.Option(help="Tokens a canvas, up to the model's own.", rich_help_panel=SAMPLING)
+    str | None,
+    typer.Option(
+        metavar="<int>|auto",
+        help="Tokens a canvas, up to the model's own; auto: short first.",
+        rich_help_panel=SAMPLING,
+    ),
 ]
 Stop = Annotated[
     list[str] | None, typer.Option(help="End before this text; may be given several times.", rich_help_panel=SAMPLING)
@@ -68,6 +73,7 @@ def generation_config(
     confidence: float | None = None,
     stop: list[str] | None = None,
     ignore_eos: bool = False,
+    canvas_length: str | None = None,
     **settings: Any,
 ) -> GenerationConfig:
     """Options by their names on the command line -> a checked GenerationConfig; what was not given stays unset."""
@@ -78,5 +84,11 @@ def generation_config(
         confidence_threshold=confidence,
         stop=tuple(stop) if stop else None,
         ignore_eos=ignore_eos or None,
+        canvas_length=number_or_word(canvas_length),
         **settings,
     )
+
+
+def number_or_word(text: str | None) -> Any:
+    """A whole number where the text is one; GenerationConfig judges all else."""
+    return int(text) if text is not None and text.lstrip("-").isdecimal() else text

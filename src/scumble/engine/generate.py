@@ -16,7 +16,7 @@ from scumble.engine.autoregressive import autoregressive
 from scumble.engine.commit import cut, shift, token_logprobs
 from scumble.engine.prefill import prefill
 from scumble.engine.request import Request
-from scumble.engine.steps import Answer, PassDone, Steps, TokensCommitted
+from scumble.engine.steps import Answer, PassDone, Steps, TokensCommitted, Work
 from scumble.kernels import vocab_head
 from scumble.model import Cache, Segment, Transformer
 
@@ -29,52 +29,58 @@ def generate(model: Transformer, request: Request) -> Steps:
 def diffusion(model: Transformer, request: Request) -> Steps:
     """Answer a request canvas by canvas."""
     settings = request.settings
+    scored = settings.logprobs is not None
     cache = model.new_cache()
-    last_hidden = yield from prefill(request.prompt.to(model.device), cache)
+    last_hidden = yield from prefill(request.prompt.to(model.device), cache, quiet=not scored)
 
     passes: list[int] = []
-    room = settings.max_new_tokens
+    written = 0
+    uncached: Segment | None = None  # what was committed last; it is encoded along with the next canvas's first pass
     while True:
         index = len(passes)
-        canvas = first_canvas(model, request, index)
-        ids, taken = yield from denoise(model, request, cache, canvas)
+        canvas = first_canvas(model, request, index, written)
+        ids, taken = yield from denoise(model, request, cache, canvas, uncached)
         passes.append(taken)
 
-        ids, ended = cut(ids, settings.eos_ids, room)
-        room -= ids.shape[0]
-        finished = ended or room == 0
+        ids, ended = cut(ids, settings.eos_ids, settings.max_new_tokens - written)
+        written += ids.shape[0]
         if settings.logprobs is None:
-            yield TokensCommitted(tuple(ids.tolist()), index)  # the text first; encoding it can wait
-        if settings.logprobs is not None or not finished:  # the last canvas is encoded only when something needs it
+            yield TokensCommitted(tuple(ids.tolist()), index)
+            uncached = Segment(ids, cache, "encode", quiet=True)
+        else:  # the encoder's hidden states are needed now
             hidden = yield Segment(ids, cache, "encode")
-            if settings.logprobs is not None:
-                before = shift(last_hidden, hidden)
-                logprobs = token_logprobs(before, ids, model.embed_tokens.weight, model.config, settings.logprobs)
-                yield TokensCommitted(tuple(ids.tolist()), index, logprobs)
-            last_hidden = hidden[-1:]
-        if finished:
+            before, last_hidden = shift(last_hidden, hidden), hidden[-1:]
+            logprobs = token_logprobs(before, ids, model.embed_tokens.weight, model.config, settings.logprobs)
+            yield TokensCommitted(tuple(ids.tolist()), index, logprobs)
+        if ended or written == settings.max_new_tokens:  # the last canvas is never encoded for its own sake
             return Answer("stop" if ended else "length", tuple(passes))
 
 
-def first_canvas(model: Transformer, request: Request, index: int) -> Canvas:
-    """Canvas number `index` before its first pass: noise, with what the request's draft and pins say about it."""
-    length = request.settings.canvas_length
-    begin = index * length
+def first_canvas(model: Transformer, request: Request, index: int, begin: int) -> Canvas:
+    """Canvas number `index` before its first pass: noise, with what the request's draft and pins say about it.
+
+    begin: its first position in the answer.
+    """
+    length = request.settings.canvas_length(index)
     draft = None if request.draft is None else request.draft[begin : begin + length]
     pinned = {p - begin: token for p, token in request.pinned.items() if begin <= p < begin + length}
     return start_canvas(request.noise, index, length, model.config.vocab_size, draft, pinned, model.device)
 
 
 def denoise(
-    model: Transformer, request: Request, cache: Cache, canvas: Canvas
-) -> Generator[Segment | PassDone, Tensor, tuple[Tensor, int]]:
-    """Denoise one canvas until it is stable and confident or out of passes -> ids to commit [L], passes taken."""
+    model: Transformer, request: Request, cache: Cache, canvas: Canvas, uncached: Segment | None = None
+) -> Generator[Work | PassDone, Tensor, tuple[Tensor, int]]:
+    """Denoise one canvas until it is stable and confident or out of passes -> ids to commit [L], passes taken.
+
+    uncached: a quiet segment that the canvas must see in its context; it shares the first pass's forward.
+    """
     settings, noise, vocab = request.settings, request.noise, model.config.vocab_size
     soft: Tensor | None = None
     history: list[Tensor] = []
     pass_index = 0
     while True:
-        hidden = yield Segment(canvas.ids, cache, "denoise", soft)
+        look = Segment(canvas.ids, cache, "denoise", soft)
+        hidden = yield look if uncached is None or pass_index else (uncached, look)
         temperature = settings.schedule(pass_index)
         uniforms = noise.uniform(canvas.index, pass_index, canvas.length)
         proposal, soft = propose(model, canvas, hidden, temperature, uniforms, settings.temperature == 0)

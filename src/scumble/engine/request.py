@@ -19,12 +19,26 @@ from scumble.generation import RELEASE_DEFAULTS, Decoder, GenerationConfig
 T = TypeVar("T")
 
 
+SHORTEST_CANVAS = 16  # where canvas_length="auto" begins
+
+
+@dataclass(frozen=True)
+class CanvasLength:
+    """How long canvas number `index` is: `first`, then twice as long each time, up to `most`."""
+
+    first: int
+    most: int
+
+    def __call__(self, index: int) -> int:
+        return min(self.first << min(index, 32), self.most)
+
+
 @dataclass(frozen=True)
 class Settings:
     """A GenerationConfig after every unset name was filled in and every name checked against the model."""
 
     max_new_tokens: int
-    canvas_length: int
+    canvas_length: CanvasLength
     decoder: Decoder
     temperature: float
     schedule: LinearTemperature
@@ -90,15 +104,12 @@ def resolve(
             f"{model.max_position_embeddings}), found {asked}"
         )
     full = config.merged(checkpoint_defaults).merged(RELEASE_DEFAULTS)
-    length = full.canvas_length or model.canvas_length
-    if length > model.canvas_length:
-        raise InvalidRequest(f"canvas_length must lie in 1 … {model.canvas_length} for this model, found {length}")
     if (full.top_k is not None or full.top_p is not None) and full.decoder == "diffusion":
         raise InvalidRequest("top_k and top_p apply to decoder='autoregressive' only; diffusion uses entropy_bound")
     # Every name that RELEASE_DEFAULTS holds is set from here on.
     return Settings(
         max_new_tokens=min(_set(full.max_new_tokens), room),
-        canvas_length=length,
+        canvas_length=_canvas_length(full.canvas_length, model.canvas_length),
         decoder=_set(full.decoder),
         temperature=_set(full.temperature),
         schedule=_schedule(full),
@@ -114,6 +125,15 @@ def resolve(
         top_p=full.top_p,
         logprobs=full.logprobs,
     )
+
+
+def _canvas_length(asked: int | str | None, longest: int) -> CanvasLength:
+    if asked == "auto":
+        return CanvasLength(min(SHORTEST_CANVAS, longest), longest)
+    length = longest if asked is None else int(asked)
+    if length > longest:
+        raise InvalidRequest(f"canvas_length must lie in 1 … {longest} for this model, found {length}")
+    return CanvasLength(length, length)
 
 
 def _schedule(full: GenerationConfig) -> LinearTemperature:

@@ -24,28 +24,29 @@ def run(
     replies: dict[int, Tensor | None] = dict.fromkeys(range(len(programs)))
     try:
         while replies:
-            segments: dict[int, Segment] = {}
+            work: dict[int, tuple[Segment, ...]] = {}
             for row in list(replies):
-                for event in _until_segment(programs[row], replies.pop(row)):
-                    if isinstance(event, Segment):
-                        segments[row] = event
+                for event in _until_work(programs[row], replies.pop(row)):
+                    if isinstance(event, tuple):
+                        work[row] = event
                     else:
                         yield row, event
-            replies = dict(zip(segments, forward(model, list(segments.values()), batch_invariant), strict=True))
+            replies = dict(zip(work, forward(model, list(work.values()), batch_invariant), strict=True))
     finally:
         for program in programs:
             program.close()
 
 
-def _until_segment(program: Steps, reply: Tensor | None) -> Iterator[Segment | Event | Answer]:
-    """Send the reply, then pass on what the program yields up to its next segment, or its answer."""
+def _until_work(program: Steps, reply: Tensor | None) -> Iterator[tuple[Segment, ...] | Event | Answer]:
+    """Send the reply, then pass on what the program yields up to its next segments, or its answer."""
     try:
         while True:
             with torch.no_grad():  # not around the yield: the caller's code is not ours to switch gradients off in
                 item = program.send(reply)
-            yield item
-            if isinstance(item, Segment):
+            if isinstance(item, Segment | tuple):
+                yield (item,) if isinstance(item, Segment) else item
                 return
+            yield item
             reply = None
     except StopIteration as stop:
         if stop.value is not None:  # None: the caller closed the program, a cancelled row
@@ -53,10 +54,11 @@ def _until_segment(program: Steps, reply: Tensor | None) -> Iterator[Segment | E
 
 
 @torch.no_grad()
-def forward(model: Transformer, segments: list[Segment], batch_invariant: bool) -> list[Tensor]:
-    """Hidden states [n, D] of every segment."""
+def forward(model: Transformer, work: list[tuple[Segment, ...]], batch_invariant: bool) -> list[Tensor]:
+    """For every row's segments: the hidden states [n, D] of those that are not quiet."""
     if batch_invariant:
-        return [model([segment]) for segment in segments]
-    if not segments:
+        return [model(segments) for segments in work]
+    if not work:
         return []
-    return list(model(segments).split([segment.tokens.shape[0] for segment in segments]))
+    sizes = [sum(segment.tokens.shape[0] for segment in segments if not segment.quiet) for segments in work]
+    return list(model([segment for segments in work for segment in segments]).split(sizes))

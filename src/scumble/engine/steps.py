@@ -1,7 +1,8 @@
 """The language between a row's program and the scheduler.
 
 A row is written as straight-line code: a Python generator that yields a `Segment` when it needs the model and is sent
-that segment's hidden states [n, D] in return. In between it yields what happened (`PassDone`, `TokensCommitted`) and
+that segment's hidden states [n, D] in return (none from a quiet one). Segments that may share one forward are yielded
+as a tuple. In between it yields what happened (`PassDone`, `TokensCommitted`) and
 is sent None. It returns an `Answer`. The scheduler runs many such programs side by side.
 """
 
@@ -54,4 +55,5 @@ class Answer:
 
 
 Event = PassDone | TokensCommitted
-Steps = Generator[Segment | Event, Any, Answer]  # sent: hidden states [n, D] after a Segment, else None
+Work = Segment | tuple[Segment, ...]
+Steps = Generator[Work | Event, Any, Answer]  # sent: hidden states [n, D] after Work, else None

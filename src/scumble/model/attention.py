@@ -48,20 +48,30 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(layer.head_dim, config.rms_norm_eps)
         self.eps = config.rms_norm_eps
 
-    def forward(self, x: Tensor, index: int, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        shape = (x.shape[0], -1, self.head_dim)
-        queries = norm_rope(self.q_proj(x).view(shape), self.q_norm, *rope)
-        raw_keys = self.k_proj(x).view(shape)
+    def forward(
+        self, x: Tensor, index: int, rope: tuple[Tensor, Tensor], attend: Attend, heard: Tensor | None = None
+    ) -> Tensor:
+        """x [N, D] -> [N, D]; with `heard` [N] bool, only those tokens ask, and only theirs are returned."""
+        raw_keys = self._heads(self.k_proj(x))
         keys = norm_rope(raw_keys, self.k_norm, *rope)
-        values = rms_norm(raw_keys if self.v_proj is None else self.v_proj(x).view(shape), None, self.eps)
+        values = rms_norm(raw_keys if self.v_proj is None else self._heads(self.v_proj(x)), None, self.eps)
+        if heard is not None:
+            x, rope = x[heard], (rope[0][heard], rope[1][heard])
+            if not x.shape[0]:
+                attend(index, keys[:0], keys, values)  # fills the caches
+                return x
+        queries = norm_rope(self._heads(self.q_proj(x)), self.q_norm, *rope)
         return self.o_proj(attend(index, queries, keys, values).flatten(1))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim))
 
 
 class SegmentAttention:
     """Attend segment by segment, each over its own cache. An encode segment writes; a denoise segment only reads.
 
     Segments are served in order, so a denoise segment sees what an encode segment of the same row, earlier in the
-    same batch, has just appended in this layer.
+    same batch, has just appended in this layer. Quiet segments have no queries in the last layer.
     """
 
     def __init__(self, segments: Sequence[Segment], config: ModelConfig):
@@ -70,18 +80,24 @@ class SegmentAttention:
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         window = self.config.sliding_window if self.config.layers[layer].is_sliding else None
+        last = layer == len(self.config.layers) - 1
         outputs = []
-        start = 0
+        start = asked = 0
         for segment in self.segments:
             part = slice(start, start + segment.tokens.shape[0])
-            cache = segment.cache.layers[layer]
-            if segment.mode == "denoise":
-                seen = cache.scratch(keys[part], values[part])
-                outputs.append(attend_all(queries[part], *seen))
-            else:
-                seen = cache.append(keys[part], values[part])
-                outputs.append(attend_causal(queries[part], *seen, window))
             start = part.stop
+            cache = segment.cache.layers[layer]
+            if segment.quiet and last:
+                cache.append(keys[part], values[part])
+                continue
+            asking = queries[asked : asked + segment.tokens.shape[0]]
+            asked += segment.tokens.shape[0]
+            if segment.mode == "denoise":
+                outputs.append(attend_all(asking, *cache.scratch(keys[part], values[part])))
+            else:
+                outputs.append(attend_causal(asking, *cache.append(keys[part], values[part]), window))
+        if not outputs:
+            return queries
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
 

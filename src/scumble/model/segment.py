@@ -19,9 +19,11 @@ class Segment:
     mode "encode": causal, appends its keys and values to the cache.
     mode "denoise": bidirectional over context and canvas, reads the cache and leaves it as it was.
     soft: softmax·E of the previous pass [n, D] float32, unscaled; None in the first pass (zeros). Denoise only.
+    quiet: fill the cache and return no hidden states; the last layer then ends at its keys and values. Encode only.
     """
 
     tokens: Tensor
     cache: Cache
     mode: Mode
     soft: Tensor | None = None
+    quiet: bool = False

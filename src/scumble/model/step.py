@@ -32,7 +32,7 @@ def stepper(x: Tensor, attend: Attend, config: ModelConfig) -> Step | None:
     if x.shape[0] > fused.FEW_ROWS or not isinstance(attend, SegmentAttention) or len(attend.segments) != 1:
         return None
     segment = attend.segments[0]
-    if segment.mode != "encode" or config.hidden_size % 2 or config.moe_intermediate_size % 2:
+    if segment.mode != "encode" or segment.quiet or config.hidden_size % 2 or config.moe_intermediate_size % 2:
         return None
     lib = fused.serving(x)
     if lib is None:

@@ -52,8 +52,16 @@ class Layer(nn.Module):
         self.register_buffer("layer_scalar", torch.ones(1))
         self.register_buffer("encode_layer_scalar", torch.ones(1))
 
-    def forward(self, x: Tensor, index: int, rope: tuple[Tensor, Tensor], attend: Attend, denoise: Tensor) -> Tensor:
-        attended = self.self_attn(self.input_layernorm(x), index, rope, attend)
+    def forward(
+        self, x: Tensor, index: int, rope: tuple[Tensor, Tensor], attend: Attend, denoise: Tensor,
+        heard: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """x [N, D] -> [N, D]; with `heard` [N] bool, the result has only those tokens (the caches get all)."""
+        attended = self.self_attn(self.input_layernorm(x), index, rope, attend, heard)
+        if heard is not None:
+            x, denoise = x[heard], denoise[heard]
+            if not x.shape[0]:
+                return x
         if (lib := fused.serving(x, attended, self.post_attention_layernorm.weight)) is not None:
             return self._fused(lib, x, attended, denoise)
         h = x + self.post_attention_layernorm(attended)
@@ -137,8 +145,8 @@ class Transformer(nn.Module):
     # --- one forward over segments ------------------------------------------------------------------------------
 
     def forward(self, segments: Sequence[Segment]) -> Tensor:
-        """Hidden states [N, D] of all segments' tokens, after the final norm."""
-        inputs, positions, denoise = [], [], []
+        """Hidden states [N, D] of the tokens of all segments that are not quiet, after the final norm."""
+        inputs, positions, denoise, heard = [], [], [], []
         ahead: dict[int, int] = {}  # tokens that earlier segments of this batch append, by cache
         for segment in segments:
             n = segment.tokens.shape[0]
@@ -150,9 +158,11 @@ class Transformer(nn.Module):
                 inputs.append(self.condition(segment.tokens, segment.soft))
             positions.append(torch.arange(first, first + n, device=self.device))
             denoise.append(torch.full((n, 1), segment.mode == "denoise", device=self.device))
+            heard.append(torch.full((n,), not segment.quiet, device=self.device))
         hidden = self.body(
-            torch.cat(inputs), torch.cat(positions), torch.cat(denoise), SegmentAttention(segments, self.config)
-        )
+            torch.cat(inputs), torch.cat(positions), torch.cat(denoise), SegmentAttention(segments, self.config),
+            torch.cat(heard) if any(segment.quiet for segment in segments) else None,
+        )  # fmt: skip
         for segment in segments:
             if segment.mode == "encode":
                 segment.cache.length += segment.tokens.shape[0]
@@ -171,14 +181,20 @@ class Transformer(nn.Module):
         scale = torch.tensor(self.config.hidden_size**0.5, dtype=self.dtype, device=self.device)
         return self.self_conditioning(embedded, soft.to(self.dtype) * scale)
 
-    def body(self, x: Tensor, positions: Tensor, denoise: Tensor, attend: Attend) -> Tensor:
-        """All layers and the final norm: x [N, D], positions [N], denoise [N, 1] bool (which layer scalar)."""
+    def body(
+        self, x: Tensor, positions: Tensor, denoise: Tensor, attend: Attend, heard: Tensor | None = None
+    ) -> Tensor:
+        """All layers and the final norm: x [N, D], positions [N], denoise [N, 1] bool (which layer scalar).
+
+        heard [N] bool: only these tokens' hidden states are made; the others fill the caches.
+        """
         step = stepper(x, attend, self.config)
         tables = {layer: self._rope(layer, positions) for layer in set(self.config.layers)}
         for index, (config, layer) in enumerate(zip(self.config.layers, self.layers, strict=True)):
             done = None if step is None else step(x, index, cast(Layer, layer), tables[config])
-            x = layer(x, index, tables[config], attend, denoise) if done is None else done
-        return self.norm(x)
+            wanted = heard if index == len(self.layers) - 1 else None
+            x = layer(x, index, tables[config], attend, denoise, wanted) if done is None else done
+        return self.norm(x) if x.shape[0] else x
 
     def _rope(self, layer: LayerConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
         key = (layer.kind, layer.head_dim, positions.device)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,8 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from scumble import LLM, DataError, GenerationConfig
 from scumble.checkpoint import load_checkpoint
+from scumble.text import Tokenizer
+from scumble.train import loop
 from scumble.train.config import read_train_config
 from scumble.train.loop import read_metrics, train
 
@@ -192,3 +195,45 @@ def test_minutes_end_a_piece(folder):
     config = plan(folder, "short", 100_000, "minutes = 0.02\n")
     train(config, lambda report: None)
     assert time.monotonic() - started < 30
+
+
+def test_two_processes_train_as_one_that_averages_both_batches(folder):
+    config = plan(folder, "ranks", 3)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        str(free_port()),
+    ]
+    child = subprocess.run(
+        [*command, "-m", "scumble", "train", str(folder / "ranks.toml"), "--json"], capture_output=True, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300,
+    )  # fmt: skip
+    assert child.returncode == 0, child.stderr
+    lines = list(read_metrics(folder / "ranks"))
+    assert [line["step"] for line in lines] == [1, 2, 3]  # one process reports
+
+    model, specials = loop.prepare_model(config, Tokenizer.from_folder(config.data.tokenizer))
+    model.train().requires_grad_(True)
+    optimizer = loop._optimizer(model, config)
+    batches = loop._batches(config, config.data.train, Tokenizer.from_folder(config.data.tokenizer), specials, 8, "")
+    for step, line in enumerate(lines):
+        for group in optimizer.param_groups:
+            group["lr"] = loop.learning_rate(step, config)
+        both = [loop._losses(model, batches.batch(turn), config, turn) for turn in (2 * step, 2 * step + 1)]
+        sum(result.total / 2 for result in both).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert line["causal"] == pytest.approx(sum(result.causal for result in both) / 2, rel=1e-4)
+        assert line["denoise"] == pytest.approx(sum(result.denoise for result in both) / 2, rel=1e-4)
+    assert lines[-1]["tokens"] == sum(batches.batch(turn).lengths.sum() for turn in range(6))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

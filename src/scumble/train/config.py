@@ -93,6 +93,7 @@ class Objective:
     shortest_canvas: batches draw their canvas length from the model's, half of it, a quarter … down to this, so that
         short canvases are at home too; 0: always the model's.
 
+    noise_power: noise levels are uᵖᵒʷᵉʳ, u uniform in 0 … 1; above 1 trains more on nearly finished canvases.
     infill_share: share of the batches, after causal_first, that are fill-in-the-middle rows (see train/infill.py).
     pad_weight: weight of canvas positions behind a document's end (the recipe's is 1).
     prompt_share: the prompt is 1 … that share of a row's document, uniformly. causal_weight: of the next-token loss.
@@ -101,6 +102,7 @@ class Objective:
     causal_first: float = 0.0
     canvases: int = 0
     shortest_canvas: int = 0
+    noise_power: float = 1.0
     infill_share: float = 0.0
     pad_weight: float = 1.0
     prompt_share: float = 0.7
@@ -217,6 +219,7 @@ def _check(config: TrainConfig, path: Path) -> None:
         ("objective.causal_first", config.objective.causal_first, 0, 1),
         ("objective.canvases", config.objective.canvases, 0, 2**20),
         ("objective.shortest_canvas", config.objective.shortest_canvas, 0, 2**20),
+        ("objective.noise_power", config.objective.noise_power, 0.01, 100),
         ("objective.infill_share", config.objective.infill_share, 0, 1),
         ("objective.pad_weight", config.objective.pad_weight, 0, 1),
         ("objective.prompt_share", config.objective.prompt_share, 0, 1),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from scumble.train.infill import MIDDLE, PREFIX, SUFFIX, infill_tokens
 from scumble.train.init import new_model
 from scumble.train.muon import Muon
 from scumble.train.objective import Losses, losses
+from scumble.train.ranks import Ranks, join_ranks
 from scumble.train.state import Progress, load_state, save_state
 
 VALIDATION_BATCHES = 8
@@ -57,7 +59,8 @@ def train(config: TrainConfig, report: Callable[[Report], None]) -> Path:
     run = config.run
     if run.threads:
         torch.set_num_threads(run.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device()
+    ranks = join_ranks(device)
     tokenizer = Tokenizer.from_folder(config.data.tokenizer)
     model, specials = prepare_model(config, tokenizer)
     model.to(device).train().requires_grad_(True)
@@ -73,40 +76,54 @@ def train(config: TrainConfig, report: Callable[[Report], None]) -> Path:
 
     try:
         while progress.step < run.steps and time.perf_counter() < deadline:
-            line = _step(model, optimizer, training, config, progress)
+            line = _step(model, optimizer, training, config, progress, ranks)
             if progress.step % run.validate_every == 0 or progress.step == run.steps:
                 causal, denoise = validate(model, validation, config)
                 line = dataclasses.replace(line, validation_causal=causal, validation_denoise=denoise)
+            if not ranks.is_first:
+                continue
             _log(out, line)
             report(line)
             if progress.step % run.save_every == 0:
                 save_state(out, model, optimizer, progress, about)
     finally:  # also on Ctrl-C: nothing done so far is lost
-        save_state(out, model, optimizer, progress, about)
+        if ranks.is_first:
+            save_state(out, model, optimizer, progress, about)
+    if not ranks.is_first:
+        return out / "model"
     return export(model, config, progress, validate(model, validation, config))
 
 
+def _device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
 def _step(
-    model: Transformer, optimizer: torch.optim.Optimizer, batches: Batches, config: TrainConfig, progress: Progress
-) -> Report:
+    model: Transformer, optimizer: torch.optim.Optimizer, batches: Batches, config: TrainConfig, progress: Progress,
+    ranks: Ranks,
+) -> Report:  # fmt: skip
     started = time.perf_counter()
     causal_only = progress.step < config.objective.causal_first * config.run.steps
-    batch = batches.batch(progress.step, 0.0 if causal_only else config.objective.infill_share)
+    turn = progress.step * ranks.world + ranks.rank
+    batch = batches.batch(turn, 0.0 if causal_only else config.objective.infill_share)
     rate = learning_rate(progress.step, config)
     for group in optimizer.param_groups:
         group["lr"] = rate
-    result = _losses(model, batch, config, (config.run.seed << 32) + progress.step, causal_only)
+    result = _losses(model, batch, config, (config.run.seed << 32) + turn, causal_only)
+    result.total.backward()
+    result = ranks.share(model, result)
     if not math.isfinite(result.causal + result.denoise):
         raise DataError(
             f"step {progress.step}: the loss is {result.causal + result.denoise}; lower optimizer.rate and resume"
         )
-    result.total.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
     seconds = time.perf_counter() - started
-    flops = flops_per_token(model, config, causal_only) * batch.ids.size
+    flops = flops_per_token(model, config, causal_only) * batch.ids.size * ranks.world
     progress.step += 1
     progress.tokens += result.tokens
     progress.seconds += seconds

@@ -47,10 +47,13 @@ class Losses:
     tokens: int
 
 
-def corrupt(ids: Tensor, prompt: int, length: int, vocab: int, generator: torch.Generator, most: int = 0) -> Noised:
+def corrupt(
+    ids: Tensor, prompt: int, length: int, vocab: int, generator: torch.Generator, most: int = 0, power: float = 1.0
+) -> Noised:
     """Cut rows [B, prompt + C·L] into canvases behind the prompt and replace tokens at random.
 
     most: keep that many of the C canvases, chosen uniformly (the same for all rows of the batch); 0 keeps all.
+    power: noise levels are uᵖᵒʷᵉʳ, u uniform in 0 … 1.
     """
     rows = ids.shape[0]
     canvases = ids[:, prompt:].unflatten(1, (-1, length))
@@ -58,7 +61,7 @@ def corrupt(ids: Tensor, prompt: int, length: int, vocab: int, generator: torch.
     if most:
         chosen = torch.randperm(canvases.shape[1], generator=generator)[:most].sort().values
     canvases = canvases[:, chosen]
-    level = torch.rand(rows, canvases.shape[1], generator=generator)
+    level = torch.rand(rows, canvases.shape[1], generator=generator) ** power
     replaced = torch.rand(canvases.shape, generator=generator) < level[..., None]
     random_ids = torch.randint(vocab, canvases.shape, generator=generator)
     noised = torch.where(replaced.to(ids.device), random_ids.to(ids.device), canvases)
@@ -98,7 +101,7 @@ def _canvas_loss(
 ) -> Tensor:  # fmt: skip
     """Mean loss over every canvas position, pads too: behind the end id the answer is "pad", and must be sure."""
     config = model.config
-    noised = corrupt(ids, prompt, length, config.vocab_size, generator, objective.canvases)
+    noised = corrupt(ids, prompt, length, config.vocab_size, generator, objective.canvases, objective.noise_power)
     reader = DenoiseCanvases(config, encoded, noised.first, length)
     soft = None
     if float(torch.rand((), generator=generator)) < objective.self_conditioning:

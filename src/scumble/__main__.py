@@ -1,0 +1,7 @@
+"""`python -m scumble`, and what torchrun starts: `torchrun --nproc-per-node 2 -m scumble train CONFIG`."""
+
+import sys
+
+from scumble.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,58 @@
+"""Several processes train one model: each takes batches of its own, and all take the mean gradient.
+
+Start them with `torchrun --nproc-per-node N -m scumble train CONFIG`; a process started alone is one rank of one.
+On a CPU this uses cores far better than threads do for a small model, whose products are too small to share.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from scumble.train.objective import Losses
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's number and how many there are. Rank 0 reports and saves."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def share(self, model: nn.Module, result: Losses) -> Losses:
+        """Replace every gradient by its mean over all ranks; returns the losses of all ranks together."""
+        if self.world == 1:
+            return result
+        parameters = list(model.parameters())
+        for parameter in parameters:
+            if parameter.grad is None:  # an expert that nobody chose here may have been chosen elsewhere
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        figures = torch.tensor([result.causal, result.denoise, float(result.tokens)], device=gradients[0].device)
+        packed = torch.cat([figures, *(gradient.flatten() for gradient in gradients)])
+        dist.all_reduce(packed)
+        packed /= self.world
+        at = 3
+        for gradient in gradients:
+            gradient.copy_(packed[at : at + gradient.numel()].view_as(gradient))
+            at += gradient.numel()
+        causal, denoise, tokens = packed[:3].tolist()
+        return replace(result, causal=causal, denoise=denoise, tokens=round(tokens * self.world))
+
+
+def join_ranks(device: torch.device) -> Ranks:
+    """Meet the other processes that torchrun started, if it did."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return Ranks()
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Ranks(dist.get_rank(), world)

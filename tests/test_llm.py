@@ -326,7 +326,7 @@ def test_a_billion_tokens_name_the_largest_number_that_is_allowed(llm):
     )
 
 
-@pytest.mark.parametrize("dtype", ["float64", "int4", torch.float16, None, 5, [], "x"])
+@pytest.mark.parametrize("dtype", ["float64", "int2", torch.float16, None, 5, [], "x"])
 def test_dtypes_that_are_none(llm, dtype):
     with pytest.raises(InvalidRequest, match="dtype must be one of auto, float32, bfloat16"):
         LLM.load(llm.folder, dtype=dtype)

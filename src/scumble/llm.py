@@ -22,9 +22,12 @@ from scumble.engine import Answer, PassDone, Request, TokensCommitted, generate,
 from scumble.errors import InvalidRequest, TemplateError, TokenizerError, shown
 from scumble.generation import Committed, Draft, Finished, Generation, GenerationConfig, TokenLogprobs
 from scumble.model import Transformer
+from scumble.quant import Format
 from scumble.text import ChatTemplate, Message, Tokenizer
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+DTYPES: dict[str, torch.dtype | Format] = {
+    "float32": torch.float32, "bfloat16": torch.bfloat16, "int8": "int8", "int4": "int4",
+}  # fmt: skip
 StreamEvent = Draft | Committed | Finished
 Trace = Callable[[PassDone], None]
 Ids = Sequence[int] | torch.Tensor
@@ -67,8 +70,8 @@ class LLM:
     ) -> LLM:
         """Load a checkpoint folder in the released format; None loads the embedded model.
 
-        dtype: "float32", "bfloat16", "int8" (weights and activations; CPU only), or "auto" (as stored; float32 on a
-        CPU without native bfloat16).
+        dtype: "float32", "bfloat16", "int8" (weights and activations; quickest), "int4" (weights; smallest) or "auto"
+            (as stored; float32 on a CPU without native bfloat16). int8 and int4 run on the CPU only.
         device: "cpu", "cuda", "cuda:1" …, or "auto" (the GPU when there is one).
         A folder without tokenizer.json loads for work on ids. Raises CheckpointError or TokenizerError.
         """
@@ -369,7 +372,7 @@ def _device(device: str | torch.device) -> torch.device:
     return where
 
 
-def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | None:
+def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | Format | None:
     """The dtype to convert to; None keeps what is stored."""
     if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
         return dtype

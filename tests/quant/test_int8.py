@@ -13,7 +13,7 @@ from scumble.errors import CheckpointError, InvalidRequest
 from scumble.kernels import int8, native, vocab_head, vocab_head_reference
 from scumble.kernels.int8 import Int8Matrix
 from scumble.quant import quantize
-from scumble.quant.modules import Int8Experts, interleave
+from scumble.quant.int8_modules import Int8Experts, interleave
 from tiny import prompt, save_folder, tiny_model
 
 CLOSE = 2.0**-7
@@ -120,12 +120,14 @@ def test_same_seed_same_tokens_alone_and_in_a_batch(tmp_path):
 
 def test_weights_shrink_and_cannot_be_saved(tmp_path):
     folder = save_folder(tmp_path / "model", tiny_model(dtype=torch.float32))
-    model = load_checkpoint(folder, torch.int8)
+    model = load_checkpoint(folder, "int8")
     assert model.dtype is torch.bfloat16
     assert not any("_proj" in name for name in model.state_dict())
     with pytest.raises(CheckpointError, match="int8 cannot be saved"):
         save_checkpoint(model, tmp_path / "again")
     assert quantize(model) is model  # a second time changes nothing
+    with pytest.raises(InvalidRequest, match="in int8 already"):
+        quantize(model, "int4")
 
 
 def test_only_on_the_cpu():

@@ -11,13 +11,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from scumble.bench.counts import parameters
 from scumble.config import LayerConfig, ModelConfig
 from scumble.errors import InvalidRequest, shown
 from scumble.model import Transformer
+from scumble.quant import sizes
 
 EMBEDDED = "embedded"  # not a shape: the trained model that comes with the package
-BITS = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}
 POOL = 4_194_301  # a prime: repeated through a matrix, the pool gives no two rows alike
 
 
@@ -65,8 +64,10 @@ def shape(name: str, layers: int | None = None) -> ModelConfig:
 
 
 def weight_bytes(config: ModelConfig, dtype: str) -> float:
-    """Bytes of all matrices in one number format, without the scales of the integer formats."""
-    return sum(parameters(config).values()) * BITS[dtype] / 8
+    """Bytes of all weights in one number format."""
+    with torch.device("meta"):
+        shapes = {name: tuple(weight.shape) for name, weight in Transformer(config).named_parameters()}
+    return sizes.weight_bytes(shapes, dtype)
 
 
 def random_model(config: ModelConfig, dtype: torch.dtype, seed: int, device: torch.device) -> Transformer:

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from scumble.bench.machine import available_bytes
-from scumble.bench.shapes import BITS, EMBEDDED, random_model, shape, weight_bytes
+from scumble.bench.shapes import EMBEDDED, random_model, shape, weight_bytes
 from scumble.checkpoint import load_config, save_checkpoint
 from scumble.config import ModelConfig
 from scumble.errors import CheckpointError, InvalidRequest, shown
 from scumble.llm import LLM, embedded_path
+from scumble.quant.sizes import FORMATS
 
 PLAIN = ("float32", "bfloat16")
 
@@ -37,8 +38,8 @@ class Subject:
     _llm: LLM | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("auto", *BITS):
-            raise InvalidRequest(f"--dtype must be one of auto, {', '.join(BITS)}; found {shown(self.dtype)}")
+        if self.dtype not in ("auto", *FORMATS):
+            raise InvalidRequest(f"--dtype must be one of auto, {', '.join(FORMATS)}; found {shown(self.dtype)}")
         if self.path is not None and self.shape is not None:
             raise InvalidRequest("give a MODEL folder or --shape, not both")
         if self.shape == EMBEDDED:

@@ -17,7 +17,7 @@ from scumble.config import ModelConfig, parse_model_config, read_json
 from scumble.errors import CheckpointError, InvalidRequest, shown
 from scumble.generation import GenerationConfig
 from scumble.model import Transformer
-from scumble.quant import quantize
+from scumble.quant import Format, quantize
 
 log = logging.getLogger("scumble")
 
@@ -90,13 +90,13 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(
-    path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    path: str | Path, dtype: torch.dtype | Format | None = None, device: torch.device | str = "cpu"
 ) -> Transformer:
     """The model in a released-format folder, in `dtype` (None: as stored), ready for inference.
 
     Weights that need no conversion stay memory-mapped: their pages are the only copy. Others are converted piece by
     piece. A file of several formats becomes the one that most of its bytes have, unless dtype says otherwise.
-    dtype torch.int8: bfloat16, then weights and activations of linear layers, experts and head in int8 (see quant/).
+    dtype "int8" or "int4": bfloat16, then linear layers and experts in that format (see quant/).
     Raises CheckpointError, with the key, what was expected and what was found.
     The result has `.config` (ModelConfig) and `.load_report` (LoadReport).
     """
@@ -107,13 +107,15 @@ def load_checkpoint(
         model = Transformer(config)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     plan, assumed = _plan(wanted, tensors, folder)
-    weights = _read(plan, torch.bfloat16 if dtype is torch.int8 else dtype or _main_dtype(plan), torch.device(device))
+    small = dtype if isinstance(dtype, str) else None
+    kept = torch.bfloat16 if isinstance(dtype, str) else dtype or _main_dtype(plan)
+    weights = _read(plan, kept, torch.device(device))
     for name in assumed:
         weights[name] = weights[name.replace("encode_layer_scalar", "layer_scalar")].clone()
     model.load_state_dict(weights, assign=True)
     model.eval().requires_grad_(False)
-    if dtype is torch.int8:
-        quantize(model)
+    if small is not None:
+        quantize(model, small)
     model.load_report = _report(plan, tensors, assumed, weights)
     for line in model.load_report.lines():
         log.info("%s: %s", folder.name, line)

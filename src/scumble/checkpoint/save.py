@@ -35,8 +35,10 @@ def save_checkpoint(
     Raises CheckpointError when the folder cannot be written (a full disk, say); files already there stay as they were.
     """
     folder = Path(path)
-    if model.head is not None:
-        raise CheckpointError(f"{folder}: a model in int8 cannot be saved; load it in bfloat16 or float32 to save it")
+    if model.quantized is not None:
+        raise CheckpointError(
+            f"{folder}: a model in {model.quantized} cannot be saved; load it in bfloat16 or float32 to save it"
+        )
     tensors = {checkpoint_key(name): tensor.detach() for name, tensor in model.state_dict().items()}
     dtype = str(model.dtype).removeprefix("torch.")
     try:

@@ -23,9 +23,7 @@ Examples:
   scumble info path/to/checkpoint --json
 """
 
-# Bits of a matrix's weight. Vectors (norms, scales) keep 16 bits in the integer formats.
-PRECISIONS = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}
-LOADABLE = ("float32", "bfloat16")
+CACHE_BYTES = {"float32": 4, "bfloat16": 2}  # a number of the KV cache; int8 and int4 weights keep it in bfloat16
 CONTEXT_UNIT = 1000  # tokens of context for which the KV cache is stated
 
 
@@ -49,6 +47,7 @@ def gather(path: Path | None) -> dict[str, Any]:
     from scumble.checkpoint import load_config, read_generation_config
     from scumble.checkpoint.files import find_tensors
     from scumble.llm import embedded_path
+    from scumble.quant.sizes import FORMATS, weight_bytes
 
     if path is None and not embedded_path().is_dir():
         raise CheckpointError("this installation has no embedded model; name a checkpoint folder: scumble info PATH")
@@ -62,9 +61,8 @@ def gather(path: Path | None) -> dict[str, Any]:
         "architecture": architecture(config),
         "generation": read_generation_config(folder),
         "parameters": parameters(config, shapes),
-        "memory": {name: weight_bytes(shapes, bits) for name, bits in PRECISIONS.items()},
-        "memory_loadable": list(LOADABLE),
-        "kv_cache": {name: kv_cache(config, PRECISIONS[name] // 8) for name in LOADABLE},
+        "memory": {name: weight_bytes(shapes, name) for name in FORMATS},
+        "kv_cache": {name: kv_cache(config, each) for name, each in CACHE_BYTES.items()},
         "files": stored(tensors),
         "left_out": left_out(tensors),
         **text_side(folder),
@@ -158,11 +156,6 @@ def parameters(config: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> dict[
         "experts": experts,
         "embedding": _count(shapes["embed_tokens.weight"]),
     }
-
-
-def weight_bytes(shapes: dict[str, tuple[int, ...]], bits: int) -> int:
-    """Bytes of all weights. In the integer formats without the scales that go with them (a few percent)."""
-    return sum(_count(shape) * (bits if len(shape) > 1 or bits >= 16 else 16) // 8 for shape in shapes.values())
 
 
 def kv_cache(config: ModelConfig, size: int) -> dict[str, int]:

@@ -67,10 +67,8 @@ def _parameters(facts: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _memory(facts: dict[str, Any]) -> list[tuple[str, ...]]:
-    note = "computed, without scales; not loadable yet"
-    return [
-        (name, size(count), "" if name in facts["memory_loadable"] else note) for name, count in facts["memory"].items()
-    ]
+    notes = {"int8": "scales and the head's own copy included", "int4": "scales included; the embedding stays bfloat16"}
+    return [(name, size(count), notes.get(name, "")) for name, count in facts["memory"].items()]
 
 
 def _kv_cache(facts: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -18,7 +18,7 @@ Model = Annotated[
     Path | None,
     typer.Option("--model", "-m", help="Checkpoint folder; the embedded model when left out.", rich_help_panel=MODEL),
 ]
-Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.", rich_help_panel=MODEL)]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, int8 or int4.", rich_help_panel=MODEL)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MODEL)]
 
 MaxNewTokens = Annotated[

@@ -5,6 +5,8 @@ Shapes: N tokens, D hidden, E experts, k experts a token, F expert width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -58,17 +60,25 @@ class Experts(nn.Module):
         even = x.shape[1] % 2 == 0 and self.down_proj.shape[2] % 2 == 0  # the kernel takes numbers in pairs
         if even and (lib := fused.serving(x, self.gate_up_proj, self.down_proj)) is not None:
             return fused.experts(lib, x, weights, experts, self.gate_up_proj, self.down_proj)
-        k = experts.shape[1]
-        order = experts.flatten().argsort(stable=True)  # [N·k]: slots grouped by expert
-        counts = torch.bincount(experts.flatten(), minlength=self.gate_up_proj.shape[0]).tolist()
-        token = order // k
-        outputs = []
-        # unbind and split, not indexing: their gradients are one stack and one cat, not a zero-filled copy an expert
-        groups = x[token].split(counts)
-        for rows, up, down in zip(groups, self.gate_up_proj.unbind(), self.down_proj.unbind(), strict=True):
-            if rows.shape[0]:
-                gate, linear = (rows @ up.T).chunk(2, dim=-1)
-                outputs.append(geglu(gate, linear) @ down.T)
-        weighted = torch.cat(outputs).float() * weights.flatten()[order, None]
-        out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-        return out.index_add(0, token, weighted).to(x.dtype)
+        # unbind, not indexing: its gradient is one stack, not a zero-filled copy an expert
+        up, down = self.gate_up_proj.unbind(), self.down_proj.unbind()
+        return grouped(x, weights, experts, len(up), lambda expert: (up[expert], down[expert]))
+
+
+def grouped(
+    x: Tensor, weights: Tensor, experts: Tensor, count: int, matrices: Callable[[int], tuple[Tensor, Tensor]]
+) -> Tensor:
+    """Products expert by expert. matrices: of an expert that some token chose, gate_up [2F, D] and down [D, F]."""
+    k = experts.shape[1]
+    order = experts.flatten().argsort(stable=True)  # [N·k]: slots grouped by expert
+    counts = torch.bincount(experts.flatten(), minlength=count).tolist()
+    token = order // k
+    outputs = []
+    for expert, rows in enumerate(x[token].split(counts)):
+        if rows.shape[0]:
+            up, down = matrices(expert)
+            gate, linear = (rows @ up.T).chunk(2, dim=-1)
+            outputs.append(geglu(gate, linear) @ down.T)
+    weighted = torch.cat(outputs).float() * weights.flatten()[order, None]
+    out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+    return out.index_add(0, token, weighted).to(x.dtype)

@@ -97,7 +97,7 @@ def addresses(layer: Layer) -> ctypes.Array[Any] | None:
             if matrix.lib is None:
                 return None
             out += matrix.base
-        elif matrix.dtype is torch.bfloat16 and matrix.is_contiguous():
+        elif isinstance(matrix, Tensor) and matrix.dtype is torch.bfloat16 and matrix.is_contiguous():
             out += (matrix.data_ptr(), None, None)
         else:
             return None

@@ -93,6 +93,7 @@ class Transformer(nn.Module):
     """The text model. Parameters are named as in a checkpoint, less the prefix `model.decoder.`."""
 
     load_report: LoadReport | None = None  # set by load_checkpoint
+    quantized: str | None = None  # "int8" or "int4" after quant.quantize
     head: Int8Matrix | None = None  # the embedding in int8, for the logits, of a quantized model
 
     def __init__(self, config: ModelConfig):

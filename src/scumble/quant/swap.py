@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Literal, cast
 
 import torch
 
@@ -11,28 +11,40 @@ from scumble.kernels.int8 import Int8Matrix
 from scumble.model import Transformer
 from scumble.model.layers import Linear
 from scumble.model.transformer import Layer
-from scumble.quant.modules import Int8Experts, Int8Linear
+from scumble.quant.int4_modules import Int4Experts, Int4Linear
+from scumble.quant.int8_modules import Int8Experts, Int8Linear
+
+Format = Literal["int8", "int4"]
 
 
 @torch.no_grad()
-def quantize(model: Transformer, packed: bool | None = None) -> Transformer:
-    """int8 weights, one scale an output channel, and dynamic int8 activations, one scale a token; returns the model.
+def quantize(model: Transformer, form: Format = "int8", packed: bool | None = None) -> Transformer:
+    """Linear layers and experts in `form`; returns the model.
 
-    Linear layers, experts and the head. Kept as they are: norms, the router (its choice is a discrete one), and the
-    embedding table, which embeds and makes soft embeddings; so the head's int8 copy comes on top of it (1 byte a
-    number). packed=False: the plain torch version, for tests.
+    int8: one scale an output channel, and dynamic int8 activations, one scale a token; quicker than bfloat16. The head
+    gets an int8 copy too, which comes on top of the embedding table (1 byte a number).
+    int4: one scale for 32 numbers, activations in bfloat16; for memory.
+    Kept as they are: norms, the router (its choice is a discrete one), and the embedding table, which embeds and makes
+    soft embeddings. packed=False: int8 in plain torch, for tests.
     """
     if model.device.type != "cpu":
-        raise InvalidRequest(f"dtype int8 runs on the CPU, found device {model.device}; use bfloat16 there")
-    if model.head is not None:
+        raise InvalidRequest(f"dtype {form} runs on the CPU, found device {model.device}; use bfloat16 there")
+    if model.quantized is not None:
+        if model.quantized != form:
+            raise InvalidRequest(f"the model is in {model.quantized} already; load it again for {form}")
         return model
+    model.quantized = form
     owners = [model.self_conditioning]
     for layer in cast("list[Layer]", model.layers):
         owners += [layer.self_attn, layer.mlp]
-        layer.experts = Int8Experts(layer.experts.gate_up_proj, layer.experts.down_proj, packed)  # type: ignore[assignment,arg-type]
+        gate_up, down = layer.experts.gate_up_proj, layer.experts.down_proj
+        small = Int4Experts(gate_up, down) if form == "int4" else Int8Experts(gate_up, down, packed)
+        layer.experts = small  # type: ignore[assignment]
     for owner in owners:
         for name, child in list(owner.named_children()):
             if isinstance(child, Linear):
-                setattr(owner, name, Int8Linear(child.weight, packed))
-    model.head = Int8Matrix(model.embed_tokens.weight, packed=packed)
+                weight = child.weight
+                setattr(owner, name, Int4Linear(weight) if form == "int4" else Int8Linear(weight, packed))
+    if form == "int8":
+        model.head = Int8Matrix(model.embed_tokens.weight, packed=packed)
     return model

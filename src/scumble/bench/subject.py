@@ -111,11 +111,14 @@ class Subject:
         return Path(self._temporary.name)
 
     def memory_spec(self) -> dict[str, Any]:
-        """What a child process needs to build the same subject."""
-        return {
+        """What a child process needs to build the same subject. It loads a quantized one from a folder, as users do."""
+        spec = {
             "path": self.path, "shape": self.shape, "layers": self.layers, "dtype": self.dtype,
             "device": self.device, "seed": self.seed,
         }  # fmt: skip
+        if self.shape is not None and self.dtype not in PLAIN:
+            spec |= {"path": str(self.folder()), "shape": None, "layers": None}
+        return spec
 
     def _read_config(self) -> ModelConfig:
         if self.shape is not None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from collections import Counter, defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ from scumble.config import ModelConfig, parse_model_config, read_json
 from scumble.errors import CheckpointError, InvalidRequest, shown
 from scumble.generation import GenerationConfig
 from scumble.model import Transformer
-from scumble.quant import Format, quantize
+from scumble.quant import Format, quantize_part
+from scumble.quant.sizes import weight_bytes
 
 log = logging.getLogger("scumble")
 
@@ -107,19 +110,41 @@ def load_checkpoint(
         model = Transformer(config)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     plan, assumed = _plan(wanted, tensors, folder)
-    small = dtype if isinstance(dtype, str) else None
-    kept = torch.bfloat16 if isinstance(dtype, str) else dtype or _main_dtype(plan)
-    weights = _read(plan, kept, torch.device(device))
     for name in assumed:
-        weights[name] = weights[name.replace("encode_layer_scalar", "layer_scalar")].clone()
-    model.load_state_dict(weights, assign=True)
+        plan[name] = plan[name.replace("encode_layer_scalar", "layer_scalar")]
+    if isinstance(dtype, str):
+        kept_bytes = weight_bytes(wanted, dtype)
+        _load_quantized(model, plan, dtype, torch.device(device))
+    else:
+        weights = _read(plan, dtype or _main_dtype(plan), torch.device(device))
+        kept_bytes = sum(tensor.nbytes for tensor in weights.values())
+        model.load_state_dict(weights, assign=True)
     model.eval().requires_grad_(False)
-    if small is not None:
-        quantize(model, small)
-    model.load_report = _report(plan, tensors, assumed, weights)
+    model.load_report = _report(plan, tensors, assumed, kept_bytes)
     for line in model.load_report.lines():
         log.info("%s: %s", folder.name, line)
     return model
+
+
+def _load_quantized(model: Transformer, plan: dict[str, Stored], form: Format, device: torch.device) -> None:
+    """Read and quantize layer by layer, so that no more than one layer is there in bfloat16."""
+    if device.type != "cpu":
+        raise InvalidRequest(f"dtype {form} runs on the CPU, found device {device}; use bfloat16 there")
+    parts: dict[str, list[str]] = defaultdict(list)
+    for name in plan:
+        parts[".".join(name.split(".")[:2]) if name.startswith("layers.") else ""].append(name)
+    for prefix, names in sorted(parts.items(), reverse=True):  # what is outside the layers comes last
+        read = {name: read_converted(plan[name], torch.bfloat16, device) for name in names}
+        model.load_state_dict(read, strict=False, assign=True)
+        del read
+        quantize_part(model.get_submodule(prefix), form)
+        _give_back()
+
+
+def _give_back() -> None:
+    """Hand freed memory back to the system where the C library can (glibc keeps pieces of it otherwise)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _plan(
@@ -173,17 +198,15 @@ def _read(plan: dict[str, Stored], dtype: torch.dtype, device: torch.device) -> 
     return out
 
 
-def _report(
-    plan: dict[str, Stored], tensors: dict[str, Stored], assumed: list[str], weights: dict[str, Tensor]
-) -> LoadReport:
+def _report(plan: dict[str, Stored], tensors: dict[str, Stored], assumed: list[str], weight_bytes: int) -> LoadReport:
     used = {stored.key for stored in plan.values()}
-    known = {key for name in weights for key in candidates(name)}
+    known = {key for name in plan for key in candidates(name)}
     left = [stored for key, stored in tensors.items() if key not in used]
     vision = [stored for stored in left if stored.key.startswith(VISION)]
     copies = [stored for stored in left if stored.key in known or stored.key in (HEAD, ENCODER + "norm.weight")]
     named = {stored.key for stored in [*vision, *copies]}
     return LoadReport(
-        weight_bytes=sum(tensor.numel() * tensor.element_size() for tensor in weights.values()),
+        weight_bytes=weight_bytes,
         vision_tensors=len(vision),
         vision_bytes=sum(stored.nbytes for stored in vision),
         tied_copies=len(copies),

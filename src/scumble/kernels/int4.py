@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from scumble.kernels.int8 import pieces
 from scumble.kernels.native import library
 
 GROUP = 32
@@ -16,6 +17,16 @@ GROUP = 32
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [..., k] -> packed uint8 [..., groups, 16] and scales bfloat16 [..., groups], groups = ⌈k / 32⌉."""
+    groups = -(-x.shape[-1] // GROUP)
+    packed = torch.empty(*x.shape[:-1], groups, GROUP // 2, dtype=torch.uint8)
+    scale = torch.empty(*x.shape[:-1], groups, dtype=torch.bfloat16)
+    rows, numbers, steps = x.reshape(-1, x.shape[-1]), packed.view(-1, groups, GROUP // 2), scale.view(-1, groups)
+    for part in pieces(len(rows)):
+        numbers[part], steps[part] = _quantize_rows(rows[part])
+    return packed, scale
+
+
+def _quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.float()
     missing = -x.shape[-1] % GROUP
     x = torch.nn.functional.pad(x, (0, missing)).unflatten(-1, (-1, GROUP))

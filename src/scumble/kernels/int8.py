@@ -9,6 +9,7 @@ multiplications. Packed for the kernel or plain for torch, the weights are kept 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -16,11 +17,25 @@ from torch import Tensor
 from scumble.kernels.native import library
 
 PANEL = 64  # outputs packed together, as in cpu/gemm.h
+PIECE = 2048
 EXACT_K = 1024  # products of two int8 numbers that float32 sums without rounding: 1024 · 127² < 2²⁴
 
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [..., k] -> int8 of the same shape, and scales [...] float32. The largest magnitude of a row becomes 127."""
+    q, scales = torch.empty(x.shape, dtype=torch.int8), torch.empty(x.shape[:-1])
+    rows, numbers, steps = x.reshape(-1, x.shape[-1]), q.view(-1, x.shape[-1]), scales.view(-1)
+    for part in pieces(len(rows)):
+        numbers[part], steps[part] = _quantize_rows(rows[part])
+    return q, scales
+
+
+def pieces(rows: int) -> Iterator[slice]:
+    """Some thousand rows at a time: the float32 copies that quantizing makes stay small."""
+    return (slice(start, start + PIECE) for start in range(0, rows, PIECE))
+
+
+def _quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.float()
     most = x.abs().amax(-1, keepdim=True)
     scale = torch.where(most > 0, most / 127, 1.0)

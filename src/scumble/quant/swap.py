@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, cast
 
 import torch
+from torch import nn
 
 from scumble.errors import InvalidRequest
 from scumble.kernels.int8 import Int8Matrix
@@ -33,18 +34,30 @@ def quantize(model: Transformer, form: Format = "int8", packed: bool | None = No
         if model.quantized != form:
             raise InvalidRequest(f"the model is in {model.quantized} already; load it again for {form}")
         return model
-    model.quantized = form
-    owners = [model.self_conditioning]
-    for layer in cast("list[Layer]", model.layers):
-        owners += [layer.self_attn, layer.mlp]
-        gate_up, down = layer.experts.gate_up_proj, layer.experts.down_proj
-        small = Int4Experts(gate_up, down) if form == "int4" else Int8Experts(gate_up, down, packed)
-        layer.experts = small  # type: ignore[assignment]
-    for owner in owners:
-        for name, child in list(owner.named_children()):
-            if isinstance(child, Linear):
-                weight = child.weight
-                setattr(owner, name, Int4Linear(weight) if form == "int4" else Int8Linear(weight, packed))
-    if form == "int8":
-        model.head = Int8Matrix(model.embed_tokens.weight, packed=packed)
+    for part in (*model.layers, model):
+        quantize_part(part, form, packed)
     return model
+
+
+@torch.no_grad()
+def quantize_part(part: nn.Module, form: Format, packed: bool | None = None) -> None:
+    """One layer, or of the whole model what is outside its layers. Done when the model itself is."""
+    if isinstance(part, Transformer):
+        part.quantized = form
+        _swap_linears(part.self_conditioning, form, packed)
+        if form == "int8":
+            part.head = Int8Matrix(part.embed_tokens.weight, packed=packed)
+        return
+    layer = cast(Layer, part)
+    gate_up, down = layer.experts.gate_up_proj, layer.experts.down_proj
+    small = Int4Experts(gate_up, down) if form == "int4" else Int8Experts(gate_up, down, packed)
+    layer.experts = small  # type: ignore[assignment]
+    _swap_linears(layer.self_attn, form, packed)
+    _swap_linears(layer.mlp, form, packed)
+
+
+def _swap_linears(owner: nn.Module, form: Format, packed: bool | None) -> None:
+    for name, child in list(owner.named_children()):
+        if isinstance(child, Linear):
+            weight = child.weight
+            setattr(owner, name, Int4Linear(weight) if form == "int4" else Int8Linear(weight, packed))

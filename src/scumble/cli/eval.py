@@ -10,7 +10,7 @@ import typer
 
 from scumble.cli import options as o
 from scumble.cli.loading import load_llm
-from scumble.cli.terminal import can_draw, error_console
+from scumble.cli.terminal import can_draw, error_console, report_console
 from scumble.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -142,11 +142,9 @@ def _evaluate(llm: LLM, plan: Plan, answers: Path | None, as_json: bool, console
     if as_json:
         print(json.dumps(report, ensure_ascii=False))
         return
-    from rich.console import Console as Screen
-
     from scumble.evaluate.table import print_report
 
-    print_report(report, Screen(highlight=False, markup=False, emoji=False))
+    print_report(report, report_console())
 
 
 def _sweep(
@@ -164,9 +162,7 @@ def _sweep(
     if as_json:
         print(json.dumps(report, ensure_ascii=False))
         return
-    from rich.console import Console as Screen
-
-    print_sweep(report, Screen(highlight=False, markup=False, emoji=False))
+    print_sweep(report, report_console())
 
 
 class _Watching:

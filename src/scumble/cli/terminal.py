@@ -32,6 +32,12 @@ def error_console() -> Console:
     return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
+def report_console() -> Console:
+    """A console on stdout for tables; where stdout is no terminal, wide enough for all of them."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=140)
+
+
 def can_draw(console: Console) -> bool:
     """Whether a console can move its cursor, so that something may be drawn over and over."""
     return console.is_terminal and not console.is_dumb_terminal

@@ -44,9 +44,9 @@ def _variants(task: dict[str, Any]) -> Table:
     table = _table()
     names = list(task["variants"])
     for name in names:
-        table.add_column(Text(name, "dim"), no_wrap=True)
+        table.add_column(Text(name, "dim"), overflow="fold")
     if "difference" in task:
-        table.add_column(Text("difference", "dim"), no_wrap=True)
+        table.add_column(Text("difference", "dim"), overflow="fold")
     for metric in task["metrics"]:
         own = [task["variants"][name]["quality"][metric["name"]] for name in names]
         gap = [_gap(task["difference"][metric["name"]])] if "difference" in task else []
@@ -65,7 +65,7 @@ def _variants(task: dict[str, Any]) -> Table:
 def _losses(losses: dict[str, Any]) -> Table:
     table = _table()
     for name in ("nats a token", "bits a byte"):
-        table.add_column(Text(name, "dim"), no_wrap=True)
+        table.add_column(Text(name, "dim"), overflow="fold")
     for kind, label in LOSSES.items():
         own = losses[kind]
         table.add_row("  " + label, *(estimate(own[key], three) for key in ("nats_per_token", "bits_per_byte")))

@@ -15,20 +15,19 @@ from typing import Any, cast, overload
 
 import torch
 
-from scumble.answer import AnswerText
 from scumble.checkpoint import load_checkpoint, read_generation_config
 from scumble.diffusion import Noise
 from scumble.engine import Answer, PassDone, Request, TokensCommitted, generate, make_request, run
 from scumble.errors import InvalidRequest, TemplateError, TokenizerError, shown
-from scumble.generation import Committed, Draft, Finished, Generation, GenerationConfig, TokenLogprobs
+from scumble.generation import Finished, Generation, GenerationConfig
 from scumble.model import Transformer
 from scumble.quant import Format
+from scumble.row import Row, StreamEvent
 from scumble.text import ChatTemplate, Message, Tokenizer
 
 DTYPES: dict[str, torch.dtype | Format] = {
     "float32": torch.float32, "bfloat16": torch.bfloat16, "int8": "int8", "int4": "int4",
 }  # fmt: skip
-StreamEvent = Draft | Committed | Finished
 Trace = Callable[[PassDone], None]
 Ids = Sequence[int] | torch.Tensor
 
@@ -253,7 +252,7 @@ class LLM:
 
     def _events(self, requests: Sequence[Request], trace: Trace | None) -> Iterator[StreamEvent]:
         started = time.perf_counter()
-        rows = [_Row(self, request, number, started) for number, request in enumerate(requests)]
+        rows = [Row(self.tokenizer, request, number, started) for number, request in enumerate(requests)]
         programs = [generate(self.model, request) for request in requests]
         for number, event in run(self.model, programs, self.batch_invariant):
             row = rows[number]
@@ -268,62 +267,6 @@ class LLM:
                     yield from row.finish(Answer("stop", tuple(row.passes)))
             else:
                 yield from row.finish(event)
-
-
-class _Row:
-    """The text side of one request while it runs."""
-
-    def __init__(self, llm: LLM, request: Request, number: int, started: float):
-        self.number = number
-        self.request = request
-        self.answer = AnswerText(llm.tokenizer, request.settings.stop)
-        self.passes: list[int] = []
-        self._tokenizer = llm.tokenizer
-        self._started = started
-        self._first: float | None = None
-        self._logprobs: list[TokenLogprobs] = []
-
-    def draft(self, event: PassDone) -> Draft:
-        if event.pass_index == 0:
-            self.passes.append(0)
-        self.passes[-1] += 1
-        ids = tuple(event.argmax.tolist())
-        text = ""
-        if self._tokenizer is not None:
-            ends = [i for i, token in enumerate(ids) if token in self.request.settings.eos_ids]
-            text = self._tokenizer.decode(ids[: ends[0]] if ends else ids)
-        accepted = tuple(event.accepted.tolist())
-        return Draft(ids, text, event.canvas_index, event.pass_index, accepted, self.number)
-
-    def commit(self, event: TokensCommitted) -> Committed:
-        if self._first is None:
-            self._first = time.perf_counter() - self._started
-        if self.request.settings.decoder == "autoregressive":
-            self.passes = [event.canvas_index + 1]
-        before = len(self.answer.ids)
-        text = self.answer.feed(event.ids)
-        self._logprobs += event.logprobs or ()
-        return Committed(tuple(self.answer.ids[before:]), text, event.canvas_index, self.number)
-
-    def finish(self, end: Answer) -> Iterator[StreamEvent]:
-        rest = self.answer.finish()
-        if rest:
-            yield Committed((), rest, len(end.passes) - 1, self.number)
-        ids = tuple(self.answer.ids)
-        wanted = self.request.settings.logprobs is not None
-        seconds = time.perf_counter() - self._started
-        generation = Generation(
-            text=self.answer.text,
-            token_ids=ids,
-            finish_reason="stop" if self.answer.stopped else end.finish_reason,
-            prompt_tokens=self.request.prompt.shape[0],
-            passes=end.passes,
-            seconds=seconds,
-            first_text_seconds=self._first if self._first is not None else seconds,
-            logprobs=tuple(self._logprobs[: len(ids)]) if wanted else None,
-            thinking=self.answer.thinking,
-        )
-        yield Finished(generation, self.number)
 
 
 def _last(events: Iterator[StreamEvent]) -> list[Generation]:

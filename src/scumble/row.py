@@ -1,0 +1,69 @@
+"""What a caller sees of one request: engine events in, text events out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from scumble.answer import AnswerText
+from scumble.engine import Answer, PassDone, Request, TokensCommitted
+from scumble.generation import Committed, Draft, Finished, Generation, TokenLogprobs
+from scumble.text import Tokenizer
+
+StreamEvent = Draft | Committed | Finished
+
+
+class Row:
+    """The text side of one request while it runs."""
+
+    def __init__(self, tokenizer: Tokenizer | None, request: Request, number: int, started: float):
+        self.number = number
+        self.request = request
+        self.answer = AnswerText(tokenizer, request.settings.stop)
+        self.passes: list[int] = []
+        self._tokenizer = tokenizer
+        self._started = started
+        self._first: float | None = None
+        self._logprobs: list[TokenLogprobs] = []
+
+    def draft(self, event: PassDone) -> Draft:
+        if event.pass_index == 0:
+            self.passes.append(0)
+        self.passes[-1] += 1
+        ids = tuple(event.argmax.tolist())
+        text = ""
+        if self._tokenizer is not None:
+            ends = [i for i, token in enumerate(ids) if token in self.request.settings.eos_ids]
+            text = self._tokenizer.decode(ids[: ends[0]] if ends else ids)
+        accepted = tuple(event.accepted.tolist())
+        return Draft(ids, text, event.canvas_index, event.pass_index, accepted, self.number)
+
+    def commit(self, event: TokensCommitted) -> Committed:
+        if self._first is None:
+            self._first = time.perf_counter() - self._started
+        if self.request.settings.decoder == "autoregressive":
+            self.passes = [event.canvas_index + 1]
+        before = len(self.answer.ids)
+        text = self.answer.feed(event.ids)
+        self._logprobs += event.logprobs or ()
+        return Committed(tuple(self.answer.ids[before:]), text, event.canvas_index, self.number)
+
+    def finish(self, end: Answer) -> Iterator[StreamEvent]:
+        rest = self.answer.finish()
+        if rest:
+            yield Committed((), rest, len(end.passes) - 1, self.number)
+        ids = tuple(self.answer.ids)
+        wanted = self.request.settings.logprobs is not None
+        seconds = time.perf_counter() - self._started
+        generation = Generation(
+            text=self.answer.text,
+            token_ids=ids,
+            finish_reason="stop" if self.answer.stopped else end.finish_reason,
+            prompt_tokens=self.request.prompt.shape[0],
+            passes=end.passes,
+            seconds=seconds,
+            first_text_seconds=self._first if self._first is not None else seconds,
+            logprobs=tuple(self._logprobs[: len(ids)]) if wanted else None,
+            thinking=self.answer.thinking,
+        )
+        yield Finished(generation, self.number)

@@ -1,2 +1,1 @@
-def count_words(text):
-    """Count the words in a text.
+def read_lines(path):

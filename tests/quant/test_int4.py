@@ -68,8 +68,7 @@ def test_a_model_of_four_bits_is_that_of_its_unpacked_weights():
         cache = model.new_cache()
         model.encode(torch.tensor(prompt(12)), cache)
         logits.append(model.denoise_logits(canvas, cache))
-    torch.testing.assert_close(*logits, rtol=0.05, atol=0.25)  # of spread logits in bfloat16, by other kernels
-    assert (logits[0].argmax(-1) == logits[1].argmax(-1)).float().mean() >= 0.75
+    torch.testing.assert_close(*logits, rtol=0.01, atol=0.01)  # a bfloat16 step; with the same kernels they are equal
 
 
 def test_same_seed_same_tokens_alone_and_in_a_batch(tmp_path):

@@ -1,7 +1,8 @@
 """The training objective of the released recipes, on a batch of rows.
 
 A row is `prompt` tokens of context and then whole canvases. All of it is encoded once, causally. Every canvas draws a
-noise level t ~ U(0, 1); each of its tokens is replaced with probability t by a uniform random id. The loss is
+noise level t ~ U(0, 1), or a power of that (`noise_power`); each of its tokens is replaced with probability t by a
+uniform random id. The loss is
 
     cross entropy on all tokens of the canvases (not only the noised ones)
     + causal_weight · next-token cross entropy on the encoder's hidden states

@@ -31,11 +31,9 @@ class Ranks:
         """Replace every gradient by its mean over all ranks; returns the losses of all ranks together."""
         if self.world == 1:
             return result
-        parameters = list(model.parameters())
-        for parameter in parameters:
-            if parameter.grad is None:  # an expert that nobody chose here may have been chosen elsewhere
-                parameter.grad = torch.zeros_like(parameter)
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        # Which parameters have none depends on the phase alone (self-conditioning, before the canvas is trained), so
+        # all ranks send the same; an expert that nobody chose has zeros in its stack.
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         figures = torch.tensor([result.causal, result.denoise, float(result.tokens)], device=gradients[0].device)
         packed = torch.cat([figures, *(gradient.flatten() for gradient in gradients)])
         dist.all_reduce(packed)

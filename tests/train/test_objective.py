@@ -63,15 +63,46 @@ def test_each_token_is_replaced_with_its_canvas_noise_level():
 
 def test_one_canvas_of_a_row_may_be_chosen():
     ids, _ = rows()
-    starts = {tuple(corrupt(ids, 5, 4, 61, torch.Generator().manual_seed(s), most=1).first) for s in range(40)}
+    one = Objective(canvases=1)
+    starts = {tuple(corrupt(ids, 5, 4, 61, torch.Generator().manual_seed(s), one).first) for s in range(40)}
     assert starts == {(5,), (9,), (13,)}
 
 
+def test_a_span_of_noise_leaves_the_rest_right():
+    """Pinned positions, and a canvas written from its start, look like this."""
+    ids = torch.full((300, 5 + 2 * 16), 7)
+    lengths = torch.full((300,), 5 + 10)  # the second canvas holds pads alone, the first one 10 tokens
+    noised = corrupt(
+        ids, 5, 16, 10_000, torch.Generator().manual_seed(1), Objective(span_share=1.0), lengths=lengths
+    )  # fmt: skip
+    changed = noised.ids != 7
+    edges = (changed[..., 1:] != changed[..., :-1]).sum(-1)
+    assert edges.max() <= 2, "one span"
+    assert changed.any(-1).all(), "never without noise"
+    torch.testing.assert_close(noised.level, changed.float().mean(-1), rtol=0, atol=0.1)
+    first = changed[:, 0].float().argmax(-1)
+    assert first.max() <= 9, "it begins in the text"
+    assert changed[:, 0, -1].float().mean() == pytest.approx(0.55, abs=0.1)
+
+
+def test_copies_of_a_canvas_share_the_encoding_and_differ_in_noise(model):
+    ids, lengths = rows()
+    noised = corrupt(ids, 5, 4, 61, torch.Generator().manual_seed(3), copies=3)
+    assert noised.first == [5, 9, 13] * 3
+    assert noised.ids.shape == (3, 9, 4)
+    assert not torch.equal(noised.ids[:, :3], noised.ids[:, 3:6])
+    plain = Objective(self_conditioning=0.0, balance_weight=0.0)
+    result = losses(model, ids, lengths, 5, 4, plain, torch.Generator().manual_seed(9), copies=2)
+    causal, denoise = reference_losses(model, ids, lengths, 5, 4, 9, copies=2)
+    assert result.causal == pytest.approx(causal, rel=1e-5)
+    assert result.denoise == pytest.approx(denoise, rel=1e-5)
+
+
 @torch.no_grad()
-def reference_losses(model, ids, lengths, prompt, canvas, seed):
+def reference_losses(model, ids, lengths, prompt, canvas, seed, copies=1):
     """The same two losses by the inference path: one row at a time, through the cache, all logits in memory."""
     config = model.config
-    noised = corrupt(ids, prompt, canvas, config.vocab_size, torch.Generator().manual_seed(seed))
+    noised = corrupt(ids, prompt, canvas, config.vocab_size, torch.Generator().manual_seed(seed), copies=copies)
     causal_sum, causal_count, canvas_losses = 0.0, 0, []
     for row in range(ids.shape[0]):
         n = int(lengths[row])

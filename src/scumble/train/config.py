@@ -94,7 +94,12 @@ class Objective:
         short canvases are at home too; 0: always the model's.
 
     noise_power: noise levels are uᵖᵒʷᵉʳ, u uniform in 0 … 1; above 1 trains more on nearly finished canvases.
+    span_share: share of the canvases in which the noise is one span, all of it noise, and the rest is right: what a
+        canvas with pinned positions looks like, and one that is being written from its start.
     infill_share: share of the batches, after causal_first, that are fill-in-the-middle rows (see train/infill.py).
+    repair_share: share of those batches, where the holes are whole lines, that show the damaged lines.
+    body_share: share of the other batches whose canvases begin where a docstring ends.
+    copies: noised copies of an infill row's canvases that train on one encoding, at most.
     pad_weight: weight of canvas positions behind a document's end (the recipe's is 1).
     prompt_share: the prompt is 1 … that share of a row's document, uniformly. causal_weight: of the next-token loss.
     """
@@ -103,7 +108,11 @@ class Objective:
     canvases: int = 0
     shortest_canvas: int = 0
     noise_power: float = 1.0
+    span_share: float = 0.0
     infill_share: float = 0.0
+    repair_share: float = 0.0
+    body_share: float = 0.0
+    copies: int = 1
     pad_weight: float = 1.0
     prompt_share: float = 0.7
     causal_weight: float = 1.0
@@ -220,7 +229,11 @@ def _check(config: TrainConfig, path: Path) -> None:
         ("objective.canvases", config.objective.canvases, 0, 2**20),
         ("objective.shortest_canvas", config.objective.shortest_canvas, 0, 2**20),
         ("objective.noise_power", config.objective.noise_power, 0.01, 100),
+        ("objective.span_share", config.objective.span_share, 0, 1),
         ("objective.infill_share", config.objective.infill_share, 0, 1),
+        ("objective.repair_share", config.objective.repair_share, 0, 1),
+        ("objective.body_share", config.objective.body_share, 0, 1),
+        ("objective.copies", config.objective.copies, 1, 64),
         ("objective.pad_weight", config.objective.pad_weight, 0, 1),
         ("objective.prompt_share", config.objective.prompt_share, 0, 1),
         ("objective.causal_weight", config.objective.causal_weight, 0, 1e3),

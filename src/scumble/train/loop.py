@@ -20,10 +20,11 @@ from scumble.checkpoint import load_checkpoint, save_checkpoint
 from scumble.errors import DataError
 from scumble.model import Transformer
 from scumble.text import Tokenizer
-from scumble.train.batches import Batch, Batches, Specials
+from scumble.train.batches import PLAIN, Batch, Batches, Mix, Specials
 from scumble.train.config import TrainConfig
 from scumble.train.data import lengths, read_documents
-from scumble.train.infill import MIDDLE, PREFIX, SUFFIX, infill_tokens
+from scumble.train.docstring import docstring_finder
+from scumble.train.infill import MIDDLE, PREFIX, REPAIR, SUFFIX, infill_tokens
 from scumble.train.init import new_model
 from scumble.train.muon import Muon
 from scumble.train.objective import Losses, losses
@@ -107,7 +108,7 @@ def _step(
     started = time.perf_counter()
     causal_only = progress.step < config.objective.causal_first * config.run.steps
     turn = progress.step * ranks.world + ranks.rank
-    batch = batches.batch(turn, 0.0 if causal_only else config.objective.infill_share)
+    batch = batches.batch(turn, PLAIN if causal_only else task_mix(config))
     rate = learning_rate(progress.step, config)
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -123,7 +124,7 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
 
     seconds = time.perf_counter() - started
-    flops = flops_per_token(model, config, causal_only) * batch.ids.size * ranks.world
+    flops = step_flops(model, config, batch, causal_only) * ranks.world
     progress.step += 1
     progress.tokens += result.tokens
     progress.seconds += seconds
@@ -134,13 +135,20 @@ def _step(
     )  # fmt: skip
 
 
+def task_mix(config: TrainConfig) -> Mix:
+    own = config.objective
+    return Mix(infill=own.infill_share, repair=own.repair_share, body=own.body_share, copies=own.copies)
+
+
 def _losses(model: Transformer, batch: Batch, config: TrainConfig, seed: int, causal_only: bool = False) -> Losses:
     device = model.device
     generator = torch.Generator().manual_seed(seed)
     mixed = torch.autocast(device.type, torch.bfloat16) if config.run.bfloat16 else nullcontext()
     ids, sizes = torch.from_numpy(batch.ids).to(device), torch.from_numpy(batch.lengths).to(device)
     with mixed:
-        return losses(model, ids, sizes, batch.prompt, batch.canvas, config.objective, generator, causal_only)
+        return losses(
+            model, ids, sizes, batch.prompt, batch.canvas, config.objective, generator, causal_only, batch.copies
+        )
 
 
 @torch.no_grad()
@@ -175,6 +183,8 @@ def _batches(
 ) -> Batches:
     documents = read_documents(source, tokenizer, what)
     infill = infill_tokens(tokenizer) if config.objective.infill_share else None
+    if config.objective.repair_share and (infill is None or infill.repair is None):
+        raise DataError(f"{config.data.tokenizer}: lacks {REPAIR} or infilling; set objective.repair_share = 0")
     if config.objective.infill_share and infill is None:
         raise DataError(
             f"{config.data.tokenizer}: lacks {PREFIX}, {SUFFIX} or {MIDDLE}; set objective.infill_share = 0"
@@ -183,7 +193,7 @@ def _batches(
         documents, lengths(documents), specials,
         tokens=config.run.tokens, length=config.data.length, canvas=canvas,
         shortest_canvas=config.objective.shortest_canvas, prompt_share=config.objective.prompt_share,
-        seed=config.run.seed, infill=infill,
+        seed=config.run.seed, infill=infill, docstring_end=docstring_finder(tokenizer),
     )  # fmt: skip
 
 
@@ -210,16 +220,24 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return own.rate * (own.final + (1 - own.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
-def flops_per_token(model: Transformer, config: TrainConfig, causal_only: bool) -> float:
-    """Arithmetic of one token: 6 per active weight for encode and for denoise, 2 for a self-conditioning pass."""
+def step_flops(model: Transformer, config: TrainConfig, batch: Batch, causal_only: bool) -> float:
+    """Arithmetic of a batch: 6 per active weight and token for encode and for denoise, 2 for a self-conditioning pass.
+
+    Attention's products of queries and keys are left out; rows are short.
+    """
     shape = model.config
     head = shape.vocab_size * shape.hidden_size
     expert = 3 * shape.hidden_size * shape.moe_intermediate_size * len(shape.layers)
     body = sum(p.numel() for p in model.parameters()) - head - expert * (shape.num_experts - shape.top_k_experts)
+    encoded = batch.ids.shape[0] * int(batch.lengths.max())
     if causal_only:
-        return 6 * (body + head)
+        return 6.0 * (body + head) * encoded
+    canvases = (batch.ids.shape[1] - batch.prompt) // batch.canvas
+    if config.objective.canvases:
+        canvases = min(canvases, config.objective.canvases)
+    denoised = batch.ids.shape[0] * canvases * batch.canvas * batch.copies
     share = config.objective.self_conditioning
-    return (12 + 2 * share) * body + (12 + 4 * share) * head
+    return 6.0 * (body + head) * encoded + ((6 + 2 * share) * body + (6 + 4 * share) * head) * denoised
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:

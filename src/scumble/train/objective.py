@@ -28,6 +28,8 @@ from scumble.train.attention import DenoiseCanvases, EncodeRows
 from scumble.train.config import Objective
 from scumble.train.loss import head_loss
 
+PLAIN = Objective()
+
 
 @dataclass(frozen=True)
 class Noised:
@@ -49,31 +51,54 @@ class Losses:
 
 
 def corrupt(
-    ids: Tensor, prompt: int, length: int, vocab: int, generator: torch.Generator, most: int = 0, power: float = 1.0
-) -> Noised:
+    ids: Tensor, prompt: int, length: int, vocab: int, generator: torch.Generator, objective: Objective = PLAIN,
+    *, copies: int = 1, lengths: Tensor | None = None,
+) -> Noised:  # fmt: skip
     """Cut rows [B, prompt + C·L] into canvases behind the prompt and replace tokens at random.
 
-    most: keep that many of the C canvases, chosen uniformly (the same for all rows of the batch); 0 keeps all.
-    power: noise levels are uᵖᵒʷᵉʳ, u uniform in 0 … 1.
+    objective.canvases: keep that many of the C canvases, chosen uniformly (the same for all rows of the batch).
+    objective.span_share: that share of the canvases is right but for one span of noise, which begins among the row's
+    `lengths` [B] real tokens and runs, every other time, to the end of the canvas; its level is the noise's share.
+    copies: corrupt every canvas that often.
     """
     rows = ids.shape[0]
     canvases = ids[:, prompt:].unflatten(1, (-1, length))
     chosen = torch.arange(canvases.shape[1])
-    if most:
-        chosen = torch.randperm(canvases.shape[1], generator=generator)[:most].sort().values
+    if objective.canvases:
+        chosen = torch.randperm(canvases.shape[1], generator=generator)[: objective.canvases].sort().values
+    chosen = chosen.repeat(copies)
     canvases = canvases[:, chosen]
-    level = torch.rand(rows, canvases.shape[1], generator=generator) ** power
+    first = [prompt + int(c) * length for c in chosen]
+    level = torch.rand(rows, canvases.shape[1], generator=generator) ** objective.noise_power
     replaced = torch.rand(canvases.shape, generator=generator) < level[..., None]
+    if objective.span_share:
+        real = torch.full((rows,), ids.shape[1]) if lengths is None else lengths.cpu()
+        spans = _spans((real[:, None] - torch.tensor(first)).clamp(1, length), length, generator)
+        some = torch.rand(level.shape, generator=generator) < objective.span_share
+        replaced = torch.where(some[..., None], spans, replaced)
+        level = torch.where(some, spans.float().mean(-1), level)
     random_ids = torch.randint(vocab, canvases.shape, generator=generator)
     noised = torch.where(replaced.to(ids.device), random_ids.to(ids.device), canvases)
-    return Noised(noised, level.to(ids.device), [prompt + int(c) * length for c in chosen])
+    return Noised(noised, level.to(ids.device), first)
+
+
+def _spans(real: Tensor, length: int, generator: torch.Generator) -> Tensor:
+    """One span a canvas [B, C, L] bool, beginning among its `real` [B, C] first tokens."""
+    begin = (torch.rand(real.shape, generator=generator) * real).long()
+    end = begin + 1 + (torch.rand(real.shape, generator=generator) * (length - begin)).long()
+    end = torch.where(torch.rand(real.shape, generator=generator) < 0.5, length, end)
+    place = torch.arange(length)
+    return (place >= begin[..., None]) & (place < end[..., None])
 
 
 def losses(
     model: Transformer, ids: Tensor, lengths: Tensor, prompt: int, canvas: int, objective: Objective,
-    generator: torch.Generator, causal_only: bool = False,
+    generator: torch.Generator, causal_only: bool = False, copies: int = 1,
 ) -> Losses:  # fmt: skip
-    """Losses of a batch: ids [B, prompt + C·canvas], lengths [B] (real tokens, the end id included)."""
+    """Losses of a batch: ids [B, prompt + C·canvas], lengths [B] (real tokens, the end id included).
+
+    copies: how often each canvas is noised; all copies share the encoding.
+    """
     longest = int(lengths.max())  # what is encoded: canvases begin before it, and only pads lie behind it
     encoded = EncodeRows(model.config, ids.shape[0])
     with _router_balance(model) as balance:
@@ -83,7 +108,9 @@ def losses(
         causal = _causal_loss(model, hidden, ids[:, :longest], lengths)
         denoise = torch.zeros((), device=ids.device)
         if not causal_only:
-            denoise = _canvas_loss(model, ids, lengths, prompt, canvas, encoded, objective, generator, balance)
+            vocab = model.config.vocab_size
+            noised = corrupt(ids, prompt, canvas, vocab, generator, objective, copies=copies, lengths=lengths)
+            denoise = _canvas_loss(model, ids, lengths, noised, canvas, encoded, objective, generator, balance)
     weighted = objective.causal_weight * causal + objective.balance_weight * balance.loss(model.config.num_experts)
     return Losses(denoise + weighted, float(causal.detach()), float(denoise.detach()), int(lengths.sum()))
 
@@ -97,13 +124,11 @@ def _causal_loss(model: Transformer, hidden: Tensor, ids: Tensor, lengths: Tenso
 
 
 def _canvas_loss(
-    model: Transformer, ids: Tensor, lengths: Tensor, prompt: int, length: int, encoded: EncodeRows,
+    model: Transformer, ids: Tensor, lengths: Tensor, noised: Noised, length: int, encoded: EncodeRows,
     objective: Objective, generator: torch.Generator, balance: _Balance,
 ) -> Tensor:  # fmt: skip
     """Mean loss over every canvas position, pads too: behind the end id the answer is "pad", and must be sure."""
-    config = model.config
-    noised = corrupt(ids, prompt, length, config.vocab_size, generator, objective.canvases, objective.noise_power)
-    reader = DenoiseCanvases(config, encoded, noised.first, length)
+    reader = DenoiseCanvases(model.config, encoded, noised.first, length)
     soft = None
     if float(torch.rand((), generator=generator)) < objective.self_conditioning:
         with torch.no_grad(), balance.paused():

@@ -48,7 +48,7 @@ SIGNATURES = {
     "scumble_quantized_linear": "ppp ppp p lll i",
     "scumble_linear_int8": "ppppp p lll i",
     "scumble_unpack_int4": "ppp ll i",
-    "scumble_vocab_tile": "pp llll pp pp ppp p i",
+    "scumble_vocab_tile": "pp llll pp pp ppp pp i",
     "scumble_vocab_sample": "ppp pp ppppp p lll i",
 }
 

@@ -1,6 +1,7 @@
 """The vocabulary operator with native kernels: products by torch, everything between them in one sweep over a tile.
 
-The same algorithm as `tiled`, for bfloat16 on the CPU: a tile of logits is read once while it is in cache. Two
+The same algorithm as `tiled`, for bfloat16 on the CPU: a tile of logits is read once while it is in cache (256
+positions' logits over 1,024 ids and their weights are 1 MB together). Two
 differences: z comes from a table over all bfloat16 numbers, made by the reference's own operations; and the mass is
 remembered for every 128 ids, so a sample recomputes 128 logits a position, not a whole tile.
 """
@@ -14,11 +15,10 @@ import torch
 from torch import Tensor
 
 from scumble.kernels.fused import address
-from scumble.kernels.int8 import Int8Matrix
+from scumble.kernels.int8_embedding import TILE, Int8Embedding
 from scumble.kernels.result import VocabResult
 
 BLOCK = 128  # as in cpu/vocab.cpp
-TILE = 1024  # [256, 1024] bfloat16 logits and their weights are 1 MB together: second-level cache
 LEAST = 2**16  # logits: below, torch's few small operations are as good and the table would be most of the work
 
 
@@ -38,9 +38,9 @@ def vocab_head(
     temperature: float,
     uniforms: Tensor | None,
     want_soft: bool,
-    head: Int8Matrix | None = None,
+    head: Int8Embedding | None = None,
 ) -> VocabResult:
-    """Same contract as `reference.vocab_head`, without `allowed` and `top`."""
+    """Same contract as `reference.vocab_head`, without `allowed` and `top`. head: the embedding in int8, for all."""
     (n, size), vocab = hidden.shape, embedding.shape[0]
     threads, blocks = torch.get_num_threads(), -(-vocab // BLOCK)
     q, scale = (None, None) if head is None else head.rounded(hidden)
@@ -60,13 +60,15 @@ def vocab_head(
         else:
             logits = head.product(q, scale, first, first + rows.shape[0])
         weights = torch.empty_like(logits) if want_soft else None
+        column = None if head is None else head.addresses(first)[2]
         lib.scumble_vocab_tile(
             logits.data_ptr(), table.data_ptr(), n, rows.shape[0], first, blocks, peak.data_ptr(), argmax.data_ptr(),
             total.data_ptr(), energy.data_ptr(), masses.data_ptr(), factor.data_ptr(),
-            None if weights is None else weights.data_ptr(), scratch.data_ptr(), threads,
+            address(weights), column, scratch.data_ptr(), threads,
         )  # fmt: skip
         if soft is not None and weights is not None:
-            soft.mul_(factor[:, None]).add_(weights @ rows)
+            part = weights @ rows if head is None else head.soft(first // TILE, weights)
+            soft.mul_(factor[:, None]).add_(part)
 
     logsumexp = peak.double() + total.log()
     entropy = (total.log() - energy / total).clamp_min(0)

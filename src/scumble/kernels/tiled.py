@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scumble.kernels import fused, swept
-from scumble.kernels.int8 import Int8Matrix
+from scumble.kernels.int8_embedding import Int8Embedding
 from scumble.kernels.result import VocabResult
 
 # [256, 2048] float32 logits are 2 MB: they stay in cache. Most of the extra memory is what the matrix library packs of
@@ -31,11 +31,11 @@ def vocab_head(
     allowed: Tensor | None = None,
     top: int = 0,
     tile: int = TILE,
-    head: Int8Matrix | None = None,
+    head: Int8Embedding | None = None,
 ) -> VocabResult:
     """Same contract as `reference.vocab_head`; `tile` is the number of ids taken at a time.
 
-    head: the embedding in int8, for the logits; soft embeddings are always made from `embedding`.
+    head: the embedding in int8. The native kernels make soft embeddings from it too, all else from `embedding`.
     """
     n, vocab = hidden.shape[0], embedding.shape[0]
     device = hidden.device

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from scumble.config import LayerConfig, ModelConfig
 from scumble.kernels import fused, softcap
-from scumble.kernels.int8 import Int8Matrix
+from scumble.kernels.int8_embedding import Int8Embedding
 from scumble.model.attention import Attend, Attention, SegmentAttention
 from scumble.model.cache import Cache
 from scumble.model.experts import Experts, Router
@@ -94,7 +94,7 @@ class Transformer(nn.Module):
 
     load_report: LoadReport | None = None  # set by load_checkpoint
     quantized: str | None = None  # "int8" or "int4" after quant.quantize
-    head: Int8Matrix | None = None  # the embedding in int8, for the logits, of a quantized model
+    head: Int8Embedding | None = None  # the embedding in int8, of a quantized model
 
     def __init__(self, config: ModelConfig):
         super().__init__()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from scumble.kernels.int8_embedding import TILE
+
 PLAIN_BYTES = {"float32": 4, "bfloat16": 2}
 FORMATS = ("float32", "bfloat16", "int8", "int4")
 
@@ -19,8 +21,9 @@ def _bytes(name: str, shape: tuple[int, ...], form: str) -> int:
     if form in PLAIN_BYTES:
         return count * PLAIN_BYTES[form]
     rows = count // shape[-1]
-    if "embed_tokens" in name:  # the table stays; int8 adds a copy for the head, with a scale and a shift a row
-        return 2 * count + (count + 8 * rows if form == "int8" else 0)
+    if "embed_tokens" in name:  # the table stays; int8 adds a copy for logits, with a scale and a shift a row, and a
+        tiles = -(-rows // TILE)  # turned one for soft embeddings, with those of every column in each of its tiles
+        return 2 * count + (2 * count + 8 * rows + 8 * tiles * shape[-1] if form == "int8" else 0)
     if "_proj" not in name:  # norms, the router and other small things
         return 2 * count
     if form == "int8":

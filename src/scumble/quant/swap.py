@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from scumble.errors import InvalidRequest
-from scumble.kernels.int8 import Int8Matrix
+from scumble.kernels.int8_embedding import Int8Embedding
 from scumble.model import Transformer
 from scumble.model.layers import Linear
 from scumble.model.transformer import Layer
@@ -22,11 +22,11 @@ Format = Literal["int8", "int4"]
 def quantize(model: Transformer, form: Format = "int8", packed: bool | None = None) -> Transformer:
     """Linear layers and experts in `form`; returns the model.
 
-    int8: one scale an output channel, and dynamic int8 activations, one scale a token; quicker than bfloat16. The head
-    gets an int8 copy too, which comes on top of the embedding table (1 byte a number).
+    int8: one scale an output channel, and dynamic int8 activations, one scale a token; quicker than bfloat16. Logits
+    and soft embeddings get an int8 copy of the embedding table each, on top of it (2 bytes a number).
     int4: one scale for 32 numbers, activations in bfloat16; for memory.
-    Kept as they are: norms, the router (its choice is a discrete one), and the embedding table, which embeds and makes
-    soft embeddings. packed=False: int8 in plain torch, for tests.
+    Kept as they are: norms, the router (its choice is a discrete one), and the embedding table. packed=False: int8 in
+    plain torch, for tests.
     """
     if model.device.type != "cpu":
         raise InvalidRequest(f"dtype {form} runs on the CPU, found device {model.device}; use bfloat16 there")
@@ -46,7 +46,7 @@ def quantize_part(part: nn.Module, form: Format, packed: bool | None = None) -> 
         part.quantized = form
         _swap_linears(part.self_conditioning, form, packed)
         if form == "int8":
-            part.head = Int8Matrix(part.embed_tokens.weight, packed=packed)
+            part.head = Int8Embedding(part.embed_tokens.weight, packed=packed)
         return
     layer = cast(Layer, part)
     gate_up, down = layer.experts.gate_up_proj, layer.experts.down_proj

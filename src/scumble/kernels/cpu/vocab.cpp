@@ -15,11 +15,12 @@ extern "C" {
 
 // logits [n, width] bfloat16, table [65536] float32, first: id of column 0.
 // Running statistics, updated: peak [n], argmax [n], total [n] = Σ e^(z-peak), energy [n] = Σ e^(z-peak)(z-peak).
-// Written: mass [n, blocks] = log Σ e^z over every 128 ids, this tile's from its block on; factor [n] = what earlier weights must be multiplied by,
-// weights [n, width] bfloat16 = e^(z-peak), where wanted. scratch: [threads, width + 16] float32.
+// Written: mass [n, blocks] = log Σ e^z over every 128 ids, this tile's from its block on; factor [n] = what earlier
+// weights must be multiplied by; weights [n, width] bfloat16 = e^(z-peak) · column[id], where wanted.
+// column [width], or null for 1: the scales of an embedding in int8. scratch: [threads, width + 16] float32.
 void scumble_vocab_tile(const bf16* logits, const float* table, int64_t n, int64_t width, int64_t first, int64_t blocks,
                         float* peak, int64_t* argmax, double* total, double* energy, double* mass, float* factor,
-                        bf16* weights, float* scratch, int threads) {
+                        bf16* weights, const float* column, float* scratch, int threads) {
 #pragma omp parallel for num_threads(threads)
   for (int64_t row = 0; row < n; row++) {
     float* z = scratch + omp_get_thread_num() * (width + 16);
@@ -61,6 +62,7 @@ void scumble_vocab_tile(const bf16* logits, const float* table, int64_t n, int64
         sum = _mm512_add_pd(sum, _mm512_cvtps_pd(_mm512_extractf32x8_ps(w, 1)));
         terms = _mm512_add_pd(terms, _mm512_cvtps_pd(_mm512_castps512_ps256(t)));
         terms = _mm512_add_pd(terms, _mm512_cvtps_pd(_mm512_extractf32x8_ps(t, 1)));
+        if (weights && column) w = _mm512_mul_ps(w, _mm512_maskz_loadu_ps(m, column + i));
         if (weights) store(weights + row * width + i, m, w);
       }
       double own = _mm512_reduce_add_pd(sum);

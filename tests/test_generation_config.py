@@ -92,6 +92,7 @@ def test_ranges_hold_at_their_ends(name, inside, outside):
 
 def test_choices_list_what_is_valid():
     assert "diffusion, autoregressive" in refused(decoder="ar")
+    assert "accepted, changed" in refused(budget="all")
     assert "argmax, sample" in refused(commit=3)
     assert "argmax_history, argmax_is_canvas" in refused(stability=["argmax_history"])
     assert "True or False" in refused(ignore_eos=1)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from scumble.diffusion.sampler import BudgetRule
 from scumble.diffusion.stopping import CommitRule, StabilityRule
 from scumble.errors import InvalidRequest, shown
 
@@ -39,6 +40,8 @@ class GenerationConfig:
     decoder: "diffusion", or "autoregressive" on the same weights.
     top_k (≥ 1), top_p (0 < p ≤ 1): autoregressive only.
     logprobs: return the log-probability of every token under the causal model, and of that many alternatives (0 … 20).
+    budget: what entropy_bound limits: the entropies of all positions that a pass accepts, "accepted" (release), or of
+        those that it changes, "changed", which needs fewer passes.
     commit: "argmax" (release) or "sample". stability: "argmax_history" (release) or "argmax_is_canvas".
     """
 
@@ -58,6 +61,7 @@ class GenerationConfig:
     top_k: int | None = None
     top_p: float | None = None
     logprobs: int | None = None
+    budget: BudgetRule | None = None
     commit: CommitRule | None = None
     stability: StabilityRule | None = None
 
@@ -96,6 +100,7 @@ class GenerationConfig:
         _real("top_p", self.top_p, 0, 1, open_low=True)
         _whole("logprobs", self.logprobs, 0, 20)
         _choice("decoder", self.decoder, ("diffusion", "autoregressive"))
+        _choice("budget", self.budget, ("accepted", "changed"))
         _choice("commit", self.commit, ("argmax", "sample"))
         _choice("stability", self.stability, ("argmax_history", "argmax_is_canvas"))
         if self.ignore_eos is not None and not isinstance(self.ignore_eos, bool):
@@ -144,6 +149,7 @@ RELEASE_DEFAULTS: dict[str, Any] = {
     "stop": (),
     "ignore_eos": False,
     "decoder": "diffusion",
+    "budget": "accepted",
     "commit": "argmax",
     "stability": "argmax_history",
 }

@@ -1,5 +1,7 @@
 """Canvas, schedule, acceptance and stopping against restatements in plain Python."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -70,6 +72,21 @@ def test_pinned_positions_cost_nothing_and_never_change(data, entropy, bound):
     assert torch.equal(following.ids[canvas.pinned], canvas.ids[canvas.pinned])
     if not all(pinned):
         assert bool((accepted & ~canvas.pinned).any())
+
+
+@given(st.data(), entropies, bounds)
+@settings(deadline=None)
+def test_what_already_stands_on_the_canvas_may_cost_nothing(data, entropy, bound):
+    """budget="changed": the bound is spent on changes alone, and at least one change is always accepted."""
+    flags = st.lists(st.booleans(), min_size=len(entropy), max_size=len(entropy))
+    repeated, pinned = data.draw(flags), data.draw(flags)
+    canvas, proposal = canvas_of(pinned), proposal_of(entropy)
+    proposal = replace(proposal, sample=torch.where(torch.tensor(repeated), canvas.ids, canvas.ids + 1))
+    held = [a or b for a, b in zip(repeated, pinned, strict=True)]
+    accepted = EntropyBound(bound, "changed").accept(canvas, proposal)
+    assert accepted.tolist() == accepted_plainly(entropy, held, bound)
+    following = EntropyBound(bound, "changed").renoise(canvas, proposal, accepted, canvas.ids + 2)
+    assert following.ids[torch.tensor(held)].tolist() == canvas.ids[torch.tensor(held)].tolist()
 
 
 def test_renoise_takes_the_sample_where_accepted_and_noise_elsewhere():

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from scumble.diffusion.canvas import Canvas, Proposal
+
+
+BudgetRule = Literal["accepted", "changed"]
 
 
 @dataclass(frozen=True)
@@ -16,19 +20,27 @@ class EntropyBound:
 
     In ascending order of entropy, a position is accepted while the entropies *before* it sum to ≤ bound: that sum
     bounds the joint mutual information of the accepted tokens. The surest position is always accepted.
+
+    budget "accepted" (the release) sums over all accepted positions, so a canvas can settle only if the entropies of all
+    its positions sum to ≤ bound. "changed" sums over those whose sample changes what stands on the canvas: a token that
+    stood there already was seen by all others in this pass, so nothing is accepted blindly with it. It costs nothing.
     """
 
     bound: float
+    budget: BudgetRule = "accepted"
 
     def accept(self, canvas: Canvas, proposal: Proposal) -> Tensor:
         """Mask [L] of accepted positions. Pinned ones count as accepted and cost nothing."""
-        entropy = torch.where(canvas.pinned, -1.0, proposal.entropy)  # pinned first in the order
+        held = canvas.pinned
+        if self.budget == "changed":
+            held = held | (proposal.sample == canvas.ids)
+        entropy = torch.where(held, -1.0, proposal.entropy)  # held ones first in the order
         ordered, order = entropy.sort(stable=True)
         ordered = ordered.clamp_min(0.0)
         before = ordered.cumsum(0) - ordered
-        free = (~canvas.pinned)[order]
+        free = (~held)[order]
         first_free = free & (free.cumsum(0) == 1)
-        return torch.zeros_like(canvas.pinned).scatter(0, order, (before <= self.bound) | first_free)
+        return torch.zeros_like(held).scatter(0, order, (before <= self.bound) | first_free)
 
     def renoise(self, canvas: Canvas, proposal: Proposal, accepted: Tensor, noise_ids: Tensor) -> Canvas:
         """The next canvas: the sample where accepted, a uniform random id elsewhere, pinned ids as they were."""

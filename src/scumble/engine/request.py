@@ -113,7 +113,7 @@ def resolve(
         decoder=_set(full.decoder),
         temperature=_set(full.temperature),
         schedule=_schedule(full),
-        sampler=EntropyBound(_set(full.entropy_bound)),
+        sampler=EntropyBound(_set(full.entropy_bound), _set(full.budget)),
         stopping=StableAndConfident(
             _set(full.stability_threshold), _set(full.confidence_threshold), _set(full.stability)
         ),

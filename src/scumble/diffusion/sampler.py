@@ -10,7 +10,6 @@ from torch import Tensor
 
 from scumble.diffusion.canvas import Canvas, Proposal
 
-
 BudgetRule = Literal["accepted", "changed"]
 
 
@@ -21,9 +20,9 @@ class EntropyBound:
     In ascending order of entropy, a position is accepted while the entropies *before* it sum to ≤ bound: that sum
     bounds the joint mutual information of the accepted tokens. The surest position is always accepted.
 
-    budget "accepted" (the release) sums over all accepted positions, so a canvas can settle only if the entropies of all
-    its positions sum to ≤ bound. "changed" sums over those whose sample changes what stands on the canvas: a token that
-    stood there already was seen by all others in this pass, so nothing is accepted blindly with it. It costs nothing.
+    budget "accepted" (the release) sums over all accepted positions, so a canvas can settle only if the entropies of
+    all its positions sum to ≤ bound. "changed" sums over those whose sample changes what stands on the canvas: a token
+    that stood there was seen by all others in this pass, so nothing is accepted blindly with it. It costs nothing.
     """
 
     bound: float

@@ -128,8 +128,23 @@ class LLM:
         """Like `infill`, event by event."""
         return self.stream_ids([self.encode_infill(prefix, suffix)], config)
 
-    def encode_infill(self, prefix: str, suffix: str) -> list[int]:
-        """Prompt ids that ask for the text between two texts. Raises TokenizerError where the markers are missing."""
+    def repair(self, prefix: str, damaged: str, suffix: str, config: GenerationConfig | None = None) -> Generation:
+        """What `damaged`, between prefix and suffix, should have been. For models trained to repair."""
+        return _last(self.stream_repair(prefix, damaged, suffix, config))[0]
+
+    def stream_repair(
+        self, prefix: str, damaged: str, suffix: str, config: GenerationConfig | None = None
+    ) -> Iterator[StreamEvent]:
+        """Like `repair`, event by event."""
+        if damaged is None:
+            raise InvalidRequest("there is no damaged text to repair; infill asks for a text without one")
+        return self.stream_ids([self.encode_infill(prefix, suffix, damaged)], config)
+
+    def encode_infill(self, prefix: str, suffix: str, damaged: str | None = None) -> list[int]:
+        """Prompt ids that ask for the text between two texts; damaged: a wrong version of it, to be put right.
+
+        Raises TokenizerError where the markers are missing, InvalidRequest where the damaged text is empty.
+        """
         tokenizer = self._need_tokenizer()
         markers = [tokenizer.special_tokens.get(f"<|fim_{part}|>") for part in ("prefix", "suffix", "middle")]
         if any(marker is None for marker in markers):
@@ -137,7 +152,16 @@ class LLM:
         before, after, middle = (int(marker) for marker in markers if marker is not None)
         bos = tokenizer.bos_id
         start = [] if bos is None else [bos]
-        return [*start, before, *tokenizer.encode(prefix), after, *tokenizer.encode(suffix), middle]
+        hint = [] if damaged is None else self._encode_damaged(tokenizer, damaged)
+        return [*start, before, *tokenizer.encode(prefix), after, *tokenizer.encode(suffix), *hint, middle]
+
+    def _encode_damaged(self, tokenizer: Tokenizer, damaged: str) -> list[int]:
+        marker = tokenizer.special_tokens.get("<|repair|>")
+        if marker is None:
+            raise TokenizerError(f"{self.folder}: this model has no repair marker (<|repair|>); it can only fill in")
+        if damaged == "":
+            raise InvalidRequest("the damaged text is empty; give at least one character, or fill in without it")
+        return [marker, *tokenizer.encode(damaged)]
 
     def encode_prompt(self, text: str) -> list[int]:
         """Prompt ids of a text: the beginning-of-sequence id, where there is one, then the text as plain data."""

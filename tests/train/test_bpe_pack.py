@@ -21,7 +21,7 @@ from scumble.train.bpe import (
     spread,
     train_bpe,
 )
-from scumble.train.pack import open_packed, pack_jsonl
+from scumble.train.pack import is_method, open_packed, pack_jsonl, share_of
 
 from .wheels import function
 
@@ -142,3 +142,22 @@ def test_samples_are_spread_over_the_file(tmp_path: Path, tokenizer: Tokenizer) 
     assert list(sample_texts(source, 10**9, every)) == TEXTS[::4]
     assert list(sample_texts(source, 10)) == []
     assert bytes_per_token(tokenizer, TEXTS) > 1.5
+
+
+@pytest.mark.parametrize(
+    ("text", "method"),
+    [
+        ("def area(self):\n    return 1\n", True),
+        ("@property\n@cache\nasync def area(\n    cls, r):\n    return 1\n", True),
+        ("def area(selfish):\n    return 1\n", False),
+        ("def area():\n    def inner(self): ...\n", False),
+    ],
+)
+def test_methods_are_told_from_functions(text, method):
+    assert is_method(text) is method
+
+
+def test_a_share_of_texts_is_chosen_by_the_text_alone():
+    shares = [share_of(f"def f{n}(self): ...") for n in range(2000)]
+    assert sum(share < 0.3 for share in shares) == pytest.approx(600, abs=80)
+    assert share_of("x") == share_of("x")

@@ -97,6 +97,9 @@ def pack(
     seed: Annotated[int, typer.Option(help="Seed of the document order.")] = 0,
     documented: Annotated[bool, typer.Option("--documented", help="Only functions with a docstring.")] = False,
     max_bytes: Annotated[int | None, typer.Option(min=1, help="Only texts up to that many UTF-8 bytes.")] = None,
+    methods: Annotated[
+        float, typer.Option(min=0, max=1, help="Keep this share of the methods (first argument self or cls).")
+    ] = 1.0,
     name: Annotated[str | None, typer.Option(help="Name of the folder; default tok<size>.")] = None,
 ) -> None:
     """Turn the three splits into flat files of token ids; writes tok<size>/<split>.bin, .offsets and .json.
@@ -105,13 +108,15 @@ def pack(
     """
     from scumble.train.bpe import load_tokenizer
     from scumble.train.corpus.split import SPLITS
-    from scumble.train.pack import pack_jsonl
+    from scumble.train.pack import is_method, pack_jsonl, share_of
 
     loaded = load_tokenizer(tokenizer_file)
     folder = out / (name or f"tok{loaded.get_vocab_size()}")
 
     def keep(record: dict[str, Any]) -> bool:
         if documented and not record.get("documented"):
+            return False
+        if methods < 1 and is_method(record["text"]) and share_of(record["text"]) >= methods:
             return False
         return max_bytes is None or len(record["text"].encode()) <= max_bytes
 

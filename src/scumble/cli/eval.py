@@ -106,6 +106,7 @@ def eval(
     )
     decoder_variants(plan.decoders, plan.overrides)  # refuses bad options before the model is loaded
     _check_sweep(plan, sweep, plot, decoder)
+    _check_files(sweep, plot, answers)
     console = error_console()
     llm = load_llm(model, dtype, device, console)
     if sweep is not None:
@@ -119,19 +120,26 @@ def _check_sweep(plan: Plan, sweep: Path | None, plot: Path | None, decoder: lis
         raise InvalidRequest("--plot draws a sweep; give --sweep FILE too")
     if sweep is None:
         return
-    if len(plan.tasks) > 1 or plan.tasks in (("loss",), ("repair",)):
+    if len(plan.tasks) > 1 or plan.tasks == ("loss",):
         raise InvalidRequest(
-            "--sweep measures one task that generates: --task infill, infill-humaneval, function or function-humaneval"
+            "--sweep measures one task that generates: --task infill, infill-humaneval, function, function-humaneval "
+            "or repair"
         )
     if decoder:
         raise InvalidRequest("--sweep always runs both decoders; leave --decoder out")
-    for path in (sweep, plot):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise InvalidRequest(f"{path}: the folder to write to does not exist")
     if plot is not None:
         from scumble.evaluate.plot import check_plot
 
         check_plot(plot)
+
+
+def _check_files(*files: Path | None) -> None:
+    """Say before the work, not after it, that a result could not be written."""
+    for path in files:
+        if path is not None and path.is_dir():
+            raise InvalidRequest(f"{path}: is a folder; name a file to write to")
+        if path is not None and not path.absolute().parent.is_dir():
+            raise InvalidRequest(f"{path}: the folder to write to does not exist")
 
 
 def _evaluate(llm: LLM, plan: Plan, answers: Path | None, as_json: bool, console: Console) -> None:
@@ -195,6 +203,7 @@ class _Watching:
     def _answered(self, task: str, record: Record) -> None:
         if self._answers is None:
             return
-        line = {"task": task, **vars(record), "case": record.case.name, "wanted": record.case.wanted}
+        line = {"task": task, **vars(record), "case": record.case.name, "given": record.case.given}
+        line["wanted"] = record.case.wanted
         self._answers.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._answers.flush()

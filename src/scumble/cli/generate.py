@@ -32,6 +32,8 @@ Examples:
 
   scumble generate "def area(r):" --suffix "return pi * r * r"
 
+  scumble generate "def area(r):" --repair "retrun pi * r r"
+
   scumble generate "import os" --json --logprobs 3
 """
 
@@ -41,6 +43,9 @@ def generate(
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.")] = None,
     suffix: Annotated[
         str | None, typer.Option(help="Fill in what stands between the prompt and this text.")
+    ] = None,
+    repair: Annotated[
+        str | None, typer.Option(help="Put this text right, which stands between the prompt and --suffix.")
     ] = None,
     model: o.Model = None,
     dtype: o.Dtype = "auto",
@@ -82,7 +87,8 @@ def generate(
         top_k=top_k, top_p=top_p, logprobs=logprobs,
     )  # fmt: skip
     live = can_draw(console) and not no_live and not as_json
-    ids = llm.encode_prompt(text) if suffix is None else llm.encode_infill(text, suffix)
+    fills_in = suffix is not None or repair is not None
+    ids = llm.encode_infill(text, suffix or "", repair) if fills_in else llm.encode_prompt(text)
     _run(llm, text, ids, config, console, live=live, as_json=as_json, delay=delay)
 
 

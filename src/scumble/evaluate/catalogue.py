@@ -10,6 +10,7 @@ from scumble.evaluate.functions import Function, read_functions
 from scumble.evaluate.human_eval import body_cases, find_problems, line_cases
 from scumble.evaluate.infill import HeldOutInfill, HumanEvalInfill, held_out_cases
 from scumble.evaluate.plan import Plan
+from scumble.evaluate.repair import HeldOutRepair, repair_cases
 from scumble.evaluate.tasks import Skipped, Task
 from scumble.evaluate.write import HeldOutFunctions, HumanEvalFunctions, held_out_bodies
 
@@ -18,14 +19,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MARKERS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+REPAIR_MARKER = "<|repair|>"
 
 
 def make_task(name: str, plan: Plan, llm: LLM) -> Task:
     """A generation task of the plan. Raises Skipped with the reason, or DataError."""
-    if name == "repair":
-        raise Skipped("this version has no repair task: the model is not trained for it")
-    if name.startswith("infill") and not fills_in(llm):
+    if name.startswith("infill") and not has_tokens(llm, *MARKERS):
         raise Skipped("the model was not trained to fill in the middle: its tokenizer has no <|fim_prefix|> …")
+    if name == "repair" and not has_tokens(llm, *MARKERS, REPAIR_MARKER):
+        raise Skipped("the model was not trained to repair: its tokenizer has no <|repair|> or no <|fim_prefix|> …")
     match name:
         case "infill":
             return HeldOutInfill(some(held_out_cases(read_functions(plan.data), plan.seed), plan))
@@ -38,6 +40,11 @@ def make_task(name: str, plan: Plan, llm: LLM) -> Task:
             return HeldOutFunctions(some(cases, plan))
         case "function-humaneval":
             return HumanEvalFunctions(some(body_cases(find_problems(plan.human_eval)), plan))
+        case "repair":
+            cases = repair_cases(read_functions(plan.data), plan.seed)
+            if not cases:
+                raise Skipped("no function in the data has a line that can be damaged")
+            return HeldOutRepair(some(cases, plan))
     raise AssertionError(f"{name} is no generation task")
 
 
@@ -53,6 +60,6 @@ def some(cases: Sequence[T], plan: Plan) -> list[T]:
     return [cases[place] for place in sorted(places)]
 
 
-def fills_in(llm: LLM) -> bool:
+def has_tokens(llm: LLM, *markers: str) -> bool:
     """Whether the tokenizer has the markers; whether the weights learnt them, only the figures tell."""
-    return llm.tokenizer is not None and all(marker in llm.tokenizer.special_tokens for marker in MARKERS)
+    return llm.tokenizer is not None and all(marker in llm.tokenizer.special_tokens for marker in markers)

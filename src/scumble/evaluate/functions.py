@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ast
 import json
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scumble.errors import DataError
+from scumble.evaluate.scoring import parse
 
 SHIPPED = Path(__file__).with_name("held_out.jsonl")
 
@@ -28,10 +28,13 @@ def read_functions(path: Path | None = None) -> list[Function]:
     """Functions of a JSON Lines file with a "text" each (and a "package"); None: the shipped ones. Raises DataError."""
     path = SHIPPED if path is None else path
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        lines = path.read_bytes().decode().split("\n")  # splitlines would cut at U+2028 inside a text too
+    except OSError as error:
+        reason = error.strerror or error
         raise DataError(f'{path}: cannot be read: {reason}; give a JSON Lines file with a "text" a line') from None
+    except UnicodeDecodeError as error:
+        number = error.object.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}, line {number}: not UTF-8; convert the file first") from None
     found = [_function(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not found:
         raise DataError(f'{path}: holds no functions; give a JSON Lines file with a "text" a line')
@@ -41,12 +44,14 @@ def read_functions(path: Path | None = None) -> list[Function]:
 def _function(path: Path, number: int, line: str) -> Function:
     try:
         record: Any = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}, line {number}: not JSON: {error}") from None
     if not isinstance(record, dict) or not isinstance(record.get("text"), str) or not record["text"].strip():
         raise DataError(f'{path}, line {number}: must be an object with a string "text" that is not blank')
     package = record.get("package")
     package = package if isinstance(package, str) else ""
+    if any("\ud800" <= letter <= "\udfff" for letter in record["text"] + package):
+        raise DataError(f"{path}, line {number}: not valid Unicode: it holds a lone surrogate")
     return Function(f"{package or path.name}:{number}", package, record["text"].rstrip() + "\n")
 
 
@@ -80,12 +85,8 @@ def docstring_end(text: str) -> int | None:
 
 
 def _outermost(text: str) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            nodes = list(_definitions(ast.parse(text)))
-    except (SyntaxError, ValueError, RecursionError):
-        return None
+    tree = parse(text)
+    nodes = list(_definitions(tree)) if tree is not None else []
     return nodes[0] if len(nodes) == 1 else None
 
 

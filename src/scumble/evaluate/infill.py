@@ -60,15 +60,18 @@ class HumanEvalInfill:
 
 def held_out_cases(functions: Sequence[Function], seed: int) -> list[Case]:
     """One line of each function's body, chosen by the seed and the function's place in the list."""
-    cases = []
-    for place, function in enumerate(functions):
-        numbers = body_lines(function.text)
-        if not numbers:
-            continue
-        number = random.Random(f"{seed}:{place}").choice(numbers)
-        lines = function.text.rstrip("\n").split("\n")
-        line = lines[number]
-        before = "".join(f"{one}\n" for one in lines[:number]) + line[: len(line) - len(line.lstrip())]
-        after = "".join(f"\n{one}" for one in lines[number + 1 :]) + "\n"
-        cases.append(Case(f"{function.name}:{number}", function.package, before, after, line.strip()))
-    return cases
+    cases = [held_out_case(function, seed, place) for place, function in enumerate(functions)]
+    return [case for case in cases if case is not None]
+
+
+def held_out_case(function: Function, seed: int, place: int) -> Case | None:
+    """One line of a function's body; None: it has none."""
+    numbers = body_lines(function.text)
+    if not numbers:
+        return None
+    number = random.Random(f"{seed}:{place}").choice(numbers)
+    lines = function.text.rstrip("\n").split("\n")
+    line = lines[number]
+    before = "".join(f"{one}\n" for one in lines[:number]) + line[: len(line) - len(line.lstrip())]
+    after = "".join(f"\n{one}" for one in lines[number + 1 :]) + "\n"
+    return Case(f"{function.name}:{number}", function.package, before, after, line.strip())

@@ -16,7 +16,7 @@ TASKS: Mapping[str, str] = {
     "infill-humaneval": "single-line infilling of HumanEval's solutions, by their tests",
     "function": "docstring to function, held-out functions",
     "function-humaneval": "docstring to function, HumanEval, by their tests",
-    "repair": "repair of damaged code",
+    "repair": "repair of damaged lines of held-out functions",
 }
 
 

@@ -17,6 +17,7 @@ import sys
 _FORBIDDEN = {
     "clone": (56, 220), "fork": (57, -1), "vfork": (58, -1), "clone3": (435, 435), "execve": (59, 221),
     "execveat": (322, 281), "socket": (41, 198), "kill": (62, 129), "tkill": (200, 130), "ptrace": (101, 117),
+    "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240),
     "pidfd_send_signal": (424, 424), "io_uring_setup": (425, 425),
 }  # fmt: skip
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7), "arm64": (1, 0xC00000B7)}

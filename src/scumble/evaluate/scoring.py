@@ -18,6 +18,16 @@ def edit_similarity(found: str, wanted: str) -> float:
     return 1.0 if longest == 0 else 1.0 - levenshtein(a, b) / longest
 
 
+def error_reduction(found: str, damaged: str, wanted: str) -> float:
+    """The share of a damaged text's errors that `found` no longer has, in characters, white space at both ends aside.
+
+    1: all are gone. 0: as many as before. Below 0: more than before; -1 for twice as many, and for all that is worse,
+    lest one long answer outweigh all others. `damaged` must differ from `wanted`.
+    """
+    before = levenshtein(damaged.strip(), wanted.strip())
+    return max(-1.0, (before - levenshtein(found.strip(), wanted.strip())) / before)
+
+
 def levenshtein(a: str, b: str) -> int:
     """Fewest characters to insert, delete or replace to turn a into b. O(len(a) · len(b)) time, O(len(b)) memory."""
     above = list(range(len(b) + 1))
@@ -31,10 +41,14 @@ def levenshtein(a: str, b: str) -> int:
 
 def parses(source: str) -> bool:
     """Whether a text is a Python module, by the grammar of the Python that runs this."""
+    return parse(source) is not None
+
+
+def parse(source: str) -> ast.Module | None:
+    """The syntax tree of a Python module; None: the text is none, or is nested too deeply for the parser."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            ast.parse(source)
+            return ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True
+        return None

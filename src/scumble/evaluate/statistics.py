@@ -53,7 +53,9 @@ def bootstrap(
         drawn = sums[:, rng.integers(0, sums.shape[1], sums.shape[1])].sum(1)
         ratios.append(drawn[0] / drawn[1] if drawn[1] > 0 else np.nan)
     low, high = np.nanpercentile(ratios, [2.5, 97.5])
-    return Estimate(float(top.sum() / bottom.sum()), float(low), float(high), len(top))
+    mean = float(top.sum() / bottom.sum())
+    # Where all ratios are one number, sums in another order may miss it by a rounding.
+    return Estimate(mean, min(float(low), mean), max(float(high), mean), len(top))
 
 
 def _by_group(values: NDArray[np.float64], groups: Sequence[Hashable]) -> NDArray[np.float64]:

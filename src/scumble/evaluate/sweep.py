@@ -25,8 +25,10 @@ def sweep(
     llm: LLM, plan: Plan, watch: Watch = NOBODY, grid: Mapping[str, Sequence[float]] = GRID
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the plan's one task at every point of the grid -> a report whose `front` names the points that no other
-    beats: none has as much quality (the first metric) with as few passes."""
+    beats: none has as much quality (the first metric) with as few passes. Raises InvalidRequest and DataError."""
     name = plan.tasks[0] if plan.tasks else "infill"
+    if name == "loss" or len(plan.tasks) > 1:
+        raise InvalidRequest(f"a sweep measures one task that generates, found {', '.join(plan.tasks)}")
     try:
         task = make_task(name, plan, llm)
     except Skipped as reason:

@@ -101,11 +101,11 @@ def estimate(value: dict[str, Any] | None, show: Callable[[float], str]) -> str:
 
 
 def _gap(value: dict[str, Any] | None) -> str:
-    return estimate(value, lambda share: f"{100 * share:+.1f}")
+    return estimate(value, lambda share: f"{100 * share:+z.1f}")
 
 
 def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{100 * share:z.1f} %"  # z: what rounds to zero has no sign
 
 
 def two(number: float) -> str:

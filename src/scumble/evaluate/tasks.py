@@ -16,7 +16,7 @@ class Case:
     """One question. before, after: the text around the hole (nothing behind a continuation). wanted: what was there.
 
     group: cases that are alike (lines of one problem, functions of one package). tests: a program that goes on behind
-    the answer and fails if it is wrong.
+    the answer and fails if it is wrong. given: what stands in the hole now, to be put right.
     """
 
     name: str
@@ -25,11 +25,12 @@ class Case:
     after: str = ""
     wanted: str = ""
     tests: str = ""
+    given: str = ""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """kind "rate": each case scores 0 or 1; "mean": anything between."""
+    """kind "rate": each case scores 0 or 1; "mean": any number, below 0 too. What cannot be asked scores 0."""
 
     name: str
     label: str

@@ -37,6 +37,8 @@ def decoder_variants(names: Sequence[str], overrides: Mapping[str, Any]) -> list
     for name in names:
         if name not in DECODERS:
             raise InvalidRequest(f"--decoder must be one of {', '.join(DECODERS)}, found {shown(name)}")
+    if not names:
+        raise InvalidRequest(f"--decoder must name at least one of {', '.join(DECODERS)}")
     own: Mapping[str, Mapping[str, Any]] = {"diffusion": overrides, "autoregressive": {"temperature": 0}}
     variants = [Variant(name, {"decoder": name, **own[name]}) for name in dict.fromkeys(names)]
     for variant in variants:

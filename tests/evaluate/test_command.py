@@ -1,0 +1,85 @@
+"""`scumble eval`: what it prints and writes, and what it refuses before any work."""
+
+import json
+
+import pytest
+
+from scumble.cli.main import main
+
+QUICK = ["--dtype", "float32", "--limit", "1", "--steps", "1", "--temperature", "0"]
+
+
+def run(capfd, *arguments) -> tuple[str, str]:
+    assert main(["eval", *map(str, arguments)]) == 0
+    return capfd.readouterr()
+
+
+def test_tables_and_answers(capfd, folder, data, tmp_path):
+    answers = tmp_path / "answers.jsonl"
+    out, err = run(
+        capfd, "--model", folder, "--data", data, "-t", "repair", "-t", "infill", *QUICK, "--answers", answers
+    )
+    assert "single-line repair, held-out functions" in out
+    assert "single-line infilling, held-out functions" in out
+    assert err == ""
+    lines = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert [(line["task"], line["variant"]) for line in lines] == [
+        (task, decoder) for task in ("infill", "repair") for decoder in ("diffusion", "autoregressive")
+    ]
+    assert all(line["wanted"] and isinstance(line["text"], str) and line["scores"] for line in lines)
+    assert [bool(line["given"]) for line in lines] == [False, False, True, True]
+
+
+def test_json(capfd, folder, data):
+    out, _ = run(capfd, "--model", folder, "--data", data, "--task", "loss", *QUICK, "--json")
+    report = json.loads(out)
+    assert [task["name"] for task in report["tasks"]] == ["loss"]
+
+
+def test_a_sweep_of_repair(capfd, folder, data, tmp_path):
+    pytest.importorskip("matplotlib")
+    target, plot = tmp_path / "sweep.json", tmp_path / "sweep.svg"
+    out, _ = run(
+        capfd, "--model", folder, "--data", data, "-t", "repair", *QUICK, "--confidence", "0.05",
+        "--sweep", target, "--plot", plot,
+    )  # fmt: skip
+    assert "no other point has as much quality" in out
+    report = json.loads(target.read_text())
+    assert report["task"]["name"] == "repair"
+    assert len(report["task"]["variants"]) == 5 + 1
+    assert plot.stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--task", "magic"], "--task must be one of loss, infill"),
+        (["--decoder", "magic"], "--decoder must be one of diffusion, autoregressive"),
+        (["--limit", "-1"], "--limit must be 0"),
+        (["--limit", "some"], "--limit"),
+        (["--seed", "-1"], "--seed must lie in"),
+        (["--temperature", "-1"], "temperature"),
+        (["--canvas-length", "0"], "canvas_length"),
+        (["--plot", "x.png"], "give --sweep FILE too"),
+        (["--sweep", "x.json", "-t", "loss"], "one task that generates"),
+        (["--sweep", "x.json", "-t", "infill", "-t", "repair"], "one task that generates"),
+        (["--sweep", "x.json", "--decoder", "diffusion"], "leave --decoder out"),
+        (["--sweep", "nowhere/x.json"], "the folder to write to does not exist"),
+        (["--sweep", "x.json", "--plot", "nowhere/x.png"], "the folder to write to does not exist"),
+        (["--answers", "nowhere/x.jsonl"], "the folder to write to does not exist"),
+        (["--sweep", "."], "is a folder"),
+        (["--sweep", "x.json", "--plot", "x.gif"], "--plot writes"),
+    ],
+)
+def test_bad_options_are_refused_before_the_model_is_loaded(fails, arguments, said):
+    assert said in fails(2, "eval", "--model", "no/such/model", *arguments)
+
+
+def test_files_and_folders_that_are_missing(fails, folder, tmp_path):
+    assert "no such folder" in fails(1, "eval", "--model", tmp_path / "nowhere")
+    assert "cannot be read" in fails(1, "eval", "--model", folder, "--data", tmp_path / "nowhere")
+    missing = ["-t", "infill-humaneval", "--human-eval", tmp_path / "nowhere"]
+    assert "cannot be read as HumanEval" in fails(1, "eval", "--model", folder, *missing)
+    (tmp_path / "bad.jsonl").write_text("nonsense\n")
+    assert "bad.jsonl, line 1: not JSON" in fails(1, "eval", "--model", folder, "--data", tmp_path / "bad.jsonl")
+    assert "canvas_length" in fails(2, "eval", "--model", folder, "-t", "infill", "--canvas-length", 1000)

@@ -15,7 +15,7 @@ from scumble.errors import ScumbleError
 from scumble.evaluate.plan import Plan
 from scumble.evaluate.plot import check_plot, draw
 from scumble.evaluate.sweep import front, print_sweep, sweep
-from scumble.evaluate.variants import GRID, grid_variants
+from scumble.evaluate.variants import GRID, grid_variants, read_grid
 
 TINY_GRID = {"entropy_bound": (0.1, 2.0), "max_denoising_steps": (1, 2)}
 
@@ -47,12 +47,25 @@ def test_no_point_on_the_front_is_beaten_and_all_others_are(places):
 
 
 def test_a_grid_has_every_point_once_and_fixed_settings_stay():
-    assert len({variant.name for variant in grid_variants(GRID, {})}) == 20
+    assert len({variant.name for variant in grid_variants(GRID, {})}) == 24
     fixed = grid_variants(GRID, {"entropy_bound": 0.3, "temperature": 0.5})
-    assert len(fixed) == 4
+    assert len(fixed) == 2
     assert all(variant.settings["entropy_bound"] == 0.3 for variant in fixed)
     assert all(variant.settings["temperature"] == 0.5 for variant in fixed)
     assert {variant.settings["decoder"] for variant in fixed} == {"diffusion"}
+
+
+def test_a_grid_of_ones_own():
+    grid = read_grid(["entropy_bound=0.1,2", "canvas_length=auto,8", "budget=changed"])
+    assert grid == {"entropy_bound": [0.1, 2], "canvas_length": ["auto", 8], "budget": ["changed"]}
+    assert [variant.name for variant in grid_variants(grid, {})][:2] == [
+        "bound=0.1 canvas=auto budget=changed", "bound=0.1 canvas=8 budget=changed",
+    ]  # fmt: skip
+    for bad in ("entropy_bound", "entropy_bound=", "nothing=1", "budget=none", "entropy_bound=-1"):
+        with pytest.raises(InvalidRequest):
+            read_grid([bad])
+    with pytest.raises(InvalidRequest, match="once a setting"):
+        read_grid(["budget=changed", "budget=accepted"])
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +75,7 @@ def report(llm, data):
 
 
 def test_a_sweep_measures_every_point_and_the_other_decoder(report):
-    names = ["entropy=0.1 steps=1", "entropy=0.1 steps=2", "entropy=2 steps=1", "entropy=2 steps=2"]
+    names = ["bound=0.1 steps=1", "bound=0.1 steps=2", "bound=2.0 steps=1", "bound=2.0 steps=2"]
     assert set(report["task"]["variants"]) == {*names, "autoregressive"}
     assert report["task"]["name"] == "repair"
     assert report["front"]
@@ -78,6 +91,14 @@ def test_a_sweep_is_printed_with_its_front_marked(report):
         report["front"]
     )
     assert set(rows) >= set(report["task"]["variants"])
+
+
+def test_the_figure_that_counts_can_be_chosen(llm, data):
+    plan = Plan(tasks=("repair",), data=data, limit=1)
+    grid = {"max_denoising_steps": (1,)}
+    assert sweep(llm, plan, grid=grid, metric="better")["metric"] == "better"
+    with pytest.raises(InvalidRequest, match="exact, error_reduction, better"):
+        sweep(llm, plan, grid=grid, metric="bettr")
 
 
 @pytest.mark.parametrize("tasks", [("loss",), ("infill", "repair")])

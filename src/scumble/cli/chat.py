@@ -51,6 +51,7 @@ def chat(
     entropy_bound: o.EntropyBound = None,
     confidence: o.Confidence = None,
     canvas_length: o.CanvasLength = None,
+    budget: o.Budget = None,
     stop: o.Stop = None,
     decoder: o.Decoder = None,
     top_k: o.TopK = None,
@@ -68,7 +69,8 @@ def chat(
 
     config = o.generation_config(
         max_new_tokens=max_new_tokens, seed=seed, temperature=temperature, steps=steps, entropy_bound=entropy_bound,
-        confidence=confidence, canvas_length=canvas_length, stop=stop, decoder=decoder, top_k=top_k, top_p=top_p,
+        confidence=confidence, canvas_length=canvas_length, budget=budget, stop=stop, decoder=decoder, top_k=top_k,
+        top_p=top_p,
     )  # fmt: skip
     try:
         _ = llm.chat_template

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from scumble.evaluate.plan import Plan
     from scumble.evaluate.records import Record
+    from scumble.evaluate.variants import Grid
     from scumble.llm import LLM
 
 EPILOG = """\
@@ -67,9 +68,21 @@ def eval(
     entropy_bound: o.EntropyBound = None,
     confidence: o.Confidence = None,
     canvas_length: o.CanvasLength = None,
+    budget: o.Budget = None,
     sweep: Annotated[
         Path | None,
-        typer.Option(help="Try a grid of entropy bounds, confidences and steps on one task; write JSON here.",
+        typer.Option(help="Try a grid of settings on one task; write JSON here.", rich_help_panel=SWEEP),
+    ] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE,…", rich_help_panel=SWEEP, help=(
+            "With --sweep: values of a setting to try, entropy_bound=0.1,1 say; may be given several times. "
+            "Bounds, temperatures and budgets when left out."
+        )),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="With --sweep: the figure that counts, edit say; the task's first when left out.",
                      rich_help_panel=SWEEP),
     ] = None,
     plot: Annotated[
@@ -86,7 +99,7 @@ def eval(
 ) -> None:  # fmt: skip
     """Measure a model's quality and its passes: both decoders on the same weights, side by side, offline."""
     from scumble.evaluate.plan import Plan
-    from scumble.evaluate.variants import DECODERS, decoder_variants
+    from scumble.evaluate.variants import DECODERS, GRID, decoder_variants, read_grid
 
     settings = {
         "temperature": temperature,
@@ -94,6 +107,7 @@ def eval(
         "entropy_bound": entropy_bound,
         "confidence_threshold": confidence,
         "canvas_length": o.number_or_word(canvas_length),
+        "budget": budget,
     }
     plan = Plan(
         tasks=tuple(task or ()),
@@ -105,19 +119,27 @@ def eval(
         overrides={name: value for name, value in settings.items() if value is not None},
     )
     decoder_variants(plan.decoders, plan.overrides)  # refuses bad options before the model is loaded
-    _check_sweep(plan, sweep, plot, decoder)
+    points = read_grid(grid) if grid else GRID
+    _check_sweep(plan, sweep, plot, grid, metric, decoder)
     _check_files(sweep, plot, answers)
     console = error_console()
     llm = load_llm(model, dtype, device, console)
     if sweep is not None:
-        _sweep(llm, plan, sweep, plot, answers, as_json, console)
+        _sweep(llm, plan, points, metric, sweep, plot, answers, as_json, console)
     else:
         _evaluate(llm, plan, answers, as_json, console)
 
 
-def _check_sweep(plan: Plan, sweep: Path | None, plot: Path | None, decoder: list[str] | None) -> None:
+def _check_sweep(
+    plan: Plan, sweep: Path | None, plot: Path | None, grid: list[str] | None, metric: str | None,
+    decoder: list[str] | None,
+) -> None:  # fmt: skip
     if plot is not None and sweep is None:
         raise InvalidRequest("--plot draws a sweep; give --sweep FILE too")
+    if grid and sweep is None:
+        raise InvalidRequest("--grid says what a sweep tries; give --sweep FILE too")
+    if metric and sweep is None:
+        raise InvalidRequest("--metric says what counts in a sweep; give --sweep FILE too")
     if sweep is None:
         return
     if len(plan.tasks) > 1 or plan.tasks == ("loss",):
@@ -156,12 +178,13 @@ def _evaluate(llm: LLM, plan: Plan, answers: Path | None, as_json: bool, console
 
 
 def _sweep(
-    llm: LLM, plan: Plan, target: Path, plot: Path | None, answers: Path | None, as_json: bool, console: Console
-) -> None:
+    llm: LLM, plan: Plan, grid: Grid, metric: str | None, target: Path, plot: Path | None, answers: Path | None,
+    as_json: bool, console: Console,
+) -> None:  # fmt: skip
     from scumble.evaluate.sweep import print_sweep, sweep
 
     with _Watching(console, answers) as watching:
-        report = sweep(llm, plan, watching.watch())
+        report = sweep(llm, plan, watching.watch(), grid, metric)
     target.write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     if plot is not None:
         from scumble.evaluate.plot import draw

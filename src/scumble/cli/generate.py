@@ -57,6 +57,7 @@ def generate(
     entropy_bound: o.EntropyBound = None,
     confidence: o.Confidence = None,
     canvas_length: o.CanvasLength = None,
+    budget: o.Budget = None,
     stop: o.Stop = None,
     ignore_eos: o.IgnoreEos = False,
     decoder: o.Decoder = None,
@@ -83,8 +84,8 @@ def generate(
     llm = load_llm(model, dtype, device, console)
     config = o.generation_config(
         max_new_tokens=max_new_tokens, seed=seed, temperature=temperature, steps=steps, entropy_bound=entropy_bound,
-        confidence=confidence, canvas_length=canvas_length, stop=stop, ignore_eos=ignore_eos, decoder=decoder,
-        top_k=top_k, top_p=top_p, logprobs=logprobs,
+        confidence=confidence, canvas_length=canvas_length, budget=budget, stop=stop, ignore_eos=ignore_eos,
+        decoder=decoder, top_k=top_k, top_p=top_p, logprobs=logprobs,
     )  # fmt: skip
     live = can_draw(console) and not no_live and not as_json
     fills_in = suffix is not None or repair is not None

@@ -47,6 +47,10 @@ CanvasLength = Annotated[
         rich_help_panel=SAMPLING,
     ),
 ]
+Budget = Annotated[
+    str | None,
+    typer.Option(help="What the entropy bound limits: accepted, or changed alone.", rich_help_panel=SAMPLING),
+]
 Stop = Annotated[
     list[str] | None, typer.Option(help="End before this text; may be given several times.", rich_help_panel=SAMPLING)
 ]

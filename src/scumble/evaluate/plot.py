@@ -26,7 +26,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure  # type: ignore[import-not-found]
 
     task = report["task"]
-    metric = task["metrics"][0]
+    metric = next(one for one in task["metrics"] if one["name"] == report["metric"])
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

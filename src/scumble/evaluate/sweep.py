@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from scumble.errors import InvalidRequest
+from scumble.errors import InvalidRequest, shown
 from scumble.evaluate.catalogue import make_task
 from scumble.evaluate.plan import Plan
 from scumble.evaluate.run import NOBODY, Watch, heading, measure
 from scumble.evaluate.table import HEADLINE, estimate, percent, two
 from scumble.evaluate.tasks import Skipped
-from scumble.evaluate.variants import GRID, decoder_variants, grid_variants
+from scumble.evaluate.variants import GRID, Grid, decoder_variants, grid_variants
 
 if TYPE_CHECKING:
     from scumble.llm import LLM
 
 
-def sweep(
-    llm: LLM, plan: Plan, watch: Watch = NOBODY, grid: Mapping[str, Sequence[float]] = GRID
-) -> dict[str, Any]:  # fmt: skip
+def sweep(llm: LLM, plan: Plan, watch: Watch = NOBODY, grid: Grid = GRID, metric: str | None = None) -> dict[str, Any]:
     """Measure the plan's one task at every point of the grid -> a report whose `front` names the points that no other
-    beats: none has as much quality (the first metric) with as few passes. Raises InvalidRequest and DataError."""
+    beats: none has as much quality (by `metric`, the task's first when None) with as few passes.
+
+    Raises InvalidRequest and DataError.
+    """
     name = plan.tasks[0] if plan.tasks else "infill"
     if name == "loss" or len(plan.tasks) > 1:
         raise InvalidRequest(f"a sweep measures one task that generates, found {', '.join(plan.tasks)}")
@@ -33,10 +34,14 @@ def sweep(
         task = make_task(name, plan, llm)
     except Skipped as reason:
         raise InvalidRequest(f"{name}: {reason}") from None
+    known = [one.name for one in task.metrics]
+    if metric is not None and metric not in known:
+        raise InvalidRequest(f"--metric of {name} must be one of {', '.join(known)}, found {shown(metric)}")
     variants = [*grid_variants(grid, plan.overrides), *decoder_variants(("autoregressive",), {})]
     figures, _ = measure(llm, task, variants, plan.seed, watch)
     points = {name: own for name, own in figures["variants"].items() if name != "autoregressive"}
-    return {**heading(llm, plan), "task": figures, "front": front(points, task.metrics[0].name)}
+    chosen = metric or known[0]
+    return {**heading(llm, plan), "task": figures, "metric": chosen, "front": front(points, chosen)}
 
 
 def front(points: Mapping[str, Mapping[str, Any]], metric: str) -> list[str]:
@@ -58,7 +63,7 @@ def front(points: Mapping[str, Mapping[str, Any]], metric: str) -> list[str]:
 def print_sweep(report: Mapping[str, Any], console: Console) -> None:
     """The points of a sweep, fewest passes first; those on the front are marked."""
     task = report["task"]
-    metric = task["metrics"][0]
+    metric = next(one for one in task["metrics"] if one["name"] == report["metric"])
     console.print(Text.assemble((task["title"], HEADLINE), (f"  {task['cases']} cases", "dim")))
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for column in ("", metric["label"], "passes an answer", "tokens a pass", "tokens a second"):

@@ -11,10 +11,11 @@ from scumble.errors import InvalidRequest, shown
 from scumble.generation import GenerationConfig
 
 DECODERS = ("diffusion", "autoregressive")
-GRID: Mapping[str, Sequence[float]] = {
-    "entropy_bound": (0.05, 0.1, 0.2, 0.4, 0.8),
-    "confidence_threshold": (0.005, 0.05),
-    "max_denoising_steps": (12, 48),
+Grid = Mapping[str, Sequence[Any]]
+GRID: Grid = {
+    "entropy_bound": (0.1, 0.3, 1.0, 3.0),
+    "temperature": (0.25, 0.5, 1.0),
+    "budget": ("accepted", "changed"),
 }
 
 
@@ -46,15 +47,40 @@ def decoder_variants(names: Sequence[str], overrides: Mapping[str, Any]) -> list
     return variants
 
 
-def grid_variants(grid: Mapping[str, Sequence[float]], overrides: Mapping[str, Any]) -> list[Variant]:
+def read_grid(texts: Sequence[str]) -> Grid:
+    """["entropy_bound=0.1,0.3", "budget=changed"] -> a grid of those settings. Raises InvalidRequest."""
+    grid: dict[str, list[Any]] = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        if not equals or not values or name in grid:
+            raise InvalidRequest(f"--grid takes NAME=VALUE,VALUE once a setting, found {shown(text)}")
+        grid[name] = [_value(one) for one in values.split(",")]
+        for value in grid[name]:
+            GenerationConfig(**{name: value})
+    return grid
+
+
+def _value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def grid_variants(grid: Grid, overrides: Mapping[str, Any]) -> list[Variant]:
     """A diffusion variant for every point of a grid; a setting that `overrides` fixes takes that value alone."""
     values = {name: [overrides[name]] if name in overrides else points for name, points in grid.items()}
     variants = []
     for point in product(*values.values()):
         settings = {**overrides, **dict(zip(values, point, strict=True))}
-        name = " ".join(f"{_SHORT[key]}={value:g}" for key, value in settings.items() if key in _SHORT)
+        name = " ".join(f"{_SHORT.get(key, key)}={settings[key]}" for key in values)
         variants.append(Variant(name, {"decoder": "diffusion", **settings}))
     return variants
 
 
-_SHORT = {"entropy_bound": "entropy", "confidence_threshold": "confidence", "max_denoising_steps": "steps"}
+_SHORT = {
+    "entropy_bound": "bound", "confidence_threshold": "confidence", "max_denoising_steps": "steps",
+    "canvas_length": "canvas",
+}  # fmt: skip

@@ -120,6 +120,8 @@ def eval(
     )
     decoder_variants(plan.decoders, plan.overrides)  # refuses bad options before the model is loaded
     points = read_grid(grid) if grid else GRID
+    if grid and (twice := set(points) & set(plan.overrides)):
+        raise InvalidRequest(f"--grid and an option both fix {min(twice)}; leave one out")
     _check_sweep(plan, sweep, plot, grid, metric, decoder)
     _check_files(sweep, plot, answers)
     console = error_console()

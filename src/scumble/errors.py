@@ -12,6 +12,8 @@ A message says what is wrong, the value, the allowed range, and what to do next,
 Anything else that escapes is a bug in Scumble.
 """
 
+import math
+
 
 class ScumbleError(Exception):
     """Root of all errors that Scumble raises on purpose."""
@@ -43,6 +45,15 @@ class TokenizerError(ScumbleError):
 
 class DataError(ScumbleError):
     """Training data is missing, damaged or empty."""
+
+
+def check_output(figure: float) -> None:
+    """Refuses a figure taken from a model's output (an entropy, a logit, a loss) that is not a finite number."""
+    if not math.isfinite(figure):
+        raise ScumbleError(
+            f"the model's output must be finite numbers, found {figure}; its weights may be damaged: "
+            "get or save the checkpoint again, or try dtype float32"
+        )
 
 
 def shown(value: object) -> str:

@@ -332,9 +332,10 @@ def _device(device: str | torch.device) -> torch.device:
         where = torch.device(device)
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+        # Of another kind of device torch lists all that it has ever heard of; of CUDA it knows what is missing.
+        reason = f": {str(error).splitlines()[0]}" if str(device).partition(":")[0] == "cuda" else ""
         raise InvalidRequest(
-            f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', and present; found {shown(device)}: {reason}"
+            f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', and present; found {shown(device)}{reason}"
         ) from None
     return where
 

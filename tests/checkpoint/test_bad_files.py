@@ -193,6 +193,14 @@ def test_an_unexpected_number_format_is_named(folder, dtype):
     assert "expected one of F64, F32, F16, BF16" in message
 
 
+@pytest.mark.parametrize("form", ["int8", "int4"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_is_named_where_rounding_would_hide_it(folder, form, bad):
+    edit_tensors(folder, lambda tensors: tensors[KEY].view(-1)[3].fill_(bad))
+    message = refusal(folder, lambda path: load_checkpoint(path, form))
+    assert f"model.safetensors: {KEY} must hold finite numbers, found NaN or infinity" in message
+
+
 # --- shards -----------------------------------------------------------------------------------------------------------
 
 
@@ -257,7 +265,7 @@ def test_json_that_is_none(folder, content):
 @pytest.mark.parametrize("kind", [None, "llama", "gemma4", 5, ["diffusion_gemma"], {}])
 def test_an_unknown_model_type(folder, kind):
     rewrite_json(folder / "config.json", model_type=kind)
-    assert "model_type must be 'diffusion_gemma', found" in refusal(folder)
+    assert f"{folder / 'config.json'}: model_type must be 'diffusion_gemma', found" in refusal(folder)
 
 
 def test_absurd_sizes_are_refused_at_once_and_before_anything_is_allocated(folder):
@@ -296,12 +304,22 @@ def test_nulls_in_generation_config_are_unset(folder):
 @pytest.mark.parametrize(
     "content",
     [{"max_new_tokens": "many"}, {"t_min": -1}, {"t_min": 0.9, "t_max": 0.1}, {"max_denoising_steps": 0},
+     {"t_min": 0.9}, {"canvas_length": 9},
      {"sampler_config": []}, {"sampler_config": {"entropy_bound": "x"}}, {"confidence_threshold": [1]}],
 )  # fmt: skip
 def test_bad_values_in_generation_config_are_the_file_s_fault(folder, content):
     (folder / "generation_config.json").write_text(json.dumps(content))
     assert "generation_config.json" in refusal(folder, read_generation_config)
     assert "generation_config.json" in refusal(folder, LLM.load)
+
+
+@pytest.mark.parametrize("eos", [97, -1, "x", [1, 97], {}])
+def test_a_bad_end_id_is_blamed_on_the_file_that_holds_it(folder, eos):
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
+    assert refusal(folder).startswith(f"{folder / 'generation_config.json'}: eos_token_id must be")
+    rewrite_json(folder / "config.json", eos_token_id=eos)
+    (folder / "generation_config.json").write_text("{}")
+    assert refusal(folder).startswith(f"{folder / 'config.json'}: eos_token_id must be")
 
 
 # --- tokenizer --------------------------------------------------------------------------------------------------------

@@ -50,6 +50,18 @@ def test_piped_prints_answers_only(
     assert answers[0] == first
 
 
+def test_piped_bad_commands_are_said_and_the_conversation_goes_on(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    assert piped(monkeypatch, b"/seed x\n/nonsense\nhi\n", "--model", folder, "-n", 8) == 0
+    out, err = capfd.readouterr()
+    assert out
+    assert err == (
+        "scumble: error: stdin, line 1: /seed takes a whole number, found 'x'\n"
+        "scumble: error: no command /nonsense; /help lists them\n"
+    )
+
+
 def test_a_model_without_template_points_to_generate(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, no_chat: Path
 ) -> None:

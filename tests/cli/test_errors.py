@@ -42,6 +42,9 @@ def fails(capfd: pytest.CaptureFixture[str], code: int, *arguments: object) -> s
         (["--temperature", "inf"], 2, "temperature"),
         (["--entropy-bound", "0"], 2, "entropy_bound"),
         (["--canvas-length", "1000"], 2, "canvas_length"),
+        (["--canvas-length", "--5"], 2, "canvas_length must be a whole number in 1 … 1048576 or 'auto', found '--5'"),
+        (["--canvas-length", "9" * 5000], 2, "canvas_length"),
+        (["--echo", "--json"], 2, "--echo is for text"),
         (["--seed", "-1"], 2, "seed"),
         (["--decoder", "magic"], 2, "decoder"),
         (["--top-p", "2"], 2, "top_p"),
@@ -49,7 +52,9 @@ def fails(capfd: pytest.CaptureFixture[str], code: int, *arguments: object) -> s
         (["--logprobs", "99"], 2, "logprobs"),
         (["--stop", ""], 2, "stop"),
         (["--dtype", "int3"], 2, "dtype"),
-        (["--device", "abacus"], 2, "device"),
+        (["--device", "abacus"], 2, "and present; found 'abacus'\n"),
+        (["--device", "xla"], 2, "and present; found 'xla'\n"),
+        (["--device", "cuda:x"], 2, "found 'cuda:x': "),
         (["--delay", "-1"], 2, "delay"),
         (["--file", "x"], 2, "not both"),
     ],
@@ -168,6 +173,24 @@ def test_a_closed_pipe_is_quiet(folder: Path) -> None:
     process.stdout.close()
     assert process.stderr.read() == b""
     process.wait(30)
+
+
+@pytest.mark.parametrize(("closed", "code", "out"), [("<&-", 2, False), (">&-", 0, False), ("2>&-", 0, True)])
+def test_closed_streams(folder: Path, closed: str, code: int, out: bool) -> None:
+    """A closed stdin is an empty one; what goes to a closed stdout or stderr is gone, and no error."""
+    prompt = [] if closed == "<&-" else [P]
+    words = [sys.executable, "-m", "scumble.cli", "generate", *prompt, "--model", str(folder), "-n", "4"]
+    done = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", *words], capture_output=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert bool(done.stdout) == out
+    assert (b"the prompt is empty" in done.stderr) == (code == 2)
+    assert b"bug" not in done.stderr
+
+
+def test_a_closed_stdin_is_no_terminal(folder: Path) -> None:
+    words = [sys.executable, "-m", "scumble.cli", "chat", "--model", str(folder)]
+    done = subprocess.run(["sh", "-c", 'exec "$@" <&-', "sh", *words], capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 def test_module_runs() -> None:

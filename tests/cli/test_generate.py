@@ -56,6 +56,20 @@ def test_prompts_come_from_stdin_and_files(
     assert out.removesuffix("\n") == expected.removesuffix("\n")
 
 
+def test_echo_gives_the_whole_text(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path, expected: str
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(PROMPT.encode() + b"\n")))
+    code, out, err = run(capfd, "generate", "--echo", "--model", folder, "--seed", 3, "-n", 20)
+    assert (code, err) == (0, "")
+    assert out.removesuffix("\n") == (PROMPT + expected).removesuffix("\n")
+
+
+def test_echo_of_a_bad_request_prints_nothing(capfd: pytest.CaptureFixture[str], folder: Path) -> None:
+    code, out, err = run(capfd, "generate", PROMPT, "--echo", "--model", folder, "--canvas-length", 1000)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+
+
 def test_json_holds_everything(capfd: pytest.CaptureFixture[str], folder: Path, expected: str) -> None:
     code, out, err = run(
         capfd, "generate", PROMPT, "--model", folder, "--seed", 3, "-n", 20, "--json", "--logprobs", 2, "--steps", 4
@@ -118,6 +132,15 @@ def test_a_terminal_sees_the_canvas_and_then_the_text_once(folder: Path, expecte
     assert "settled" not in last
     assert visible(expected).rsplit("\n", 1)[-1] in last
     assert seen.rindex("\x1b[?25h") > seen.rindex("\x1b[?25l")  # the cursor is back
+
+
+def test_echo_on_a_terminal_leaves_the_whole_text_once(folder: Path, expected: str) -> None:
+    before = "# the first line\n"
+    code, seen = on_a_terminal("generate", before + PROMPT, "--echo", "--model", folder, "-n", 20)
+    assert code == 0
+    assert seen.count("# the first line") == 1  # put out once, above the drawing, and never drawn
+    last = seen[seen.rindex("\x1b[J") :]
+    assert PROMPT in last
 
 
 @pytest.fixture(scope="module")

@@ -43,6 +43,13 @@ def test_the_text_in_the_middle(
     assert found["prompt_tokens"] == len(ids)
 
 
+def test_echo_prints_both_sides_too(capfd: pytest.CaptureFixture[str], marked: Path) -> None:
+    wanted = LLM.load(marked).repair(BEFORE, DAMAGED, AFTER, GenerationConfig(seed=3, max_new_tokens=20)).text
+    arguments = ["generate", BEFORE, "--repair", DAMAGED, "--suffix", AFTER, "--model", str(marked), "--seed", "3"]
+    assert main([*arguments, "-n", "20", "--echo"]) == 0
+    assert capfd.readouterr().out == BEFORE + wanted + AFTER
+
+
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [(["--repair", ""], 2, "damaged text is empty"), (["--suffix", "", "--repair", ""], 2, "damaged text is empty")],

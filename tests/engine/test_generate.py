@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scumble import GenerationConfig
+from scumble import GenerationConfig, ScumbleError
 from scumble.engine import generate, make_request, run
 from scumble.engine.prefill import CHUNK
 from scumble.kernels import softcap
@@ -354,6 +354,29 @@ def test_logprobs_cost_no_pass_and_change_no_token():
     assert rows[0]["answer"] == rows[1]["answer"] == rows[2]["answer"]
     assert rows[0]["commits"][0].logprobs is None
     assert rows[1]["commits"][0].logprobs[0].top == ()
+
+
+# --- weights that are not numbers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("config", [{}, {"temperature": 0}, {"decoder": "autoregressive"}, {"logprobs": 1}])
+@pytest.mark.parametrize("name", ["embed_tokens.weight", "norm.weight", "layers.1.mlp.down_proj.weight"])
+def test_an_output_that_is_not_a_number_is_an_error_before_anything_is_committed(name, config, dtype):
+    model = tiny_model(dtype=dtype)
+    model.get_parameter(name).view(-1)[3] = float("nan")
+    request = make_request(prompt(4), GenerationConfig(max_new_tokens=8, **config), {}, model.config)
+    with pytest.raises(ScumbleError, match="must be finite numbers, found nan; its weights may be damaged"):
+        next(run(model, [generate(model, request)]))
+
+
+def test_positions_without_any_doubt_are_no_error():
+    """One id's embedding, and its logit with it, far above all others: every entropy is 0."""
+    model = tiny_model(final_logit_softcapping=1e4)
+    model.embed_tokens.weight *= 1e3
+    row = answer(model, [prompt(4)], GenerationConfig(max_new_tokens=8, temperature=0, **FREE))[0]
+    assert any(float(done.entropy.min()) == 0 for done in row["passes"])
+    assert len(row["ids"]) == 8
 
 
 # --- cancelling -------------------------------------------------------------------------------------------------------

@@ -1,10 +1,13 @@
 """`scumble eval`: what it prints and writes, and what it refuses before any work."""
 
+import copy
 import json
+import shutil
 
 import pytest
 
 from scumble.cli.main import main
+from tiny import save_folder
 
 QUICK = ["--dtype", "float32", "--limit", "1", "--steps", "1", "--temperature", "0"]
 
@@ -72,10 +75,34 @@ def test_a_sweep_of_repair(capfd, folder, data, tmp_path):
         (["--answers", "nowhere/x.jsonl"], "the folder to write to does not exist"),
         (["--sweep", "."], "is a folder"),
         (["--sweep", "x.json", "--plot", "x.gif"], "--plot writes"),
+        (["--sweep", "x.json", "--answers", "./x.json"], "--sweep and --answers both name x.json"),
+        (["--data", "x.jsonl", "--answers", "x.jsonl"], "--data and --answers both name x.jsonl"),
+        (["--sweep", "x.json", "--grid", "seed=1,2"], "--grid tries one of"),
     ],
 )
 def test_bad_options_are_refused_before_the_model_is_loaded(fails, arguments, said):
     assert said in fails(2, "eval", "--model", "no/such/model", *arguments)
+
+
+def test_a_report_without_any_task_that_was_asked_for_is_a_failure(capfd, unmarked, data, tmp_path):
+    arguments = ["eval", "--model", str(unmarked.folder), "--data", str(data), *QUICK, "-t", "infill"]
+    assert main(arguments) == 1
+    out, err = capfd.readouterr()
+    assert "the model was not trained to fill in the middle" in " ".join(out.split())
+    assert err == ""
+    assert main([*arguments, "--json"]) == 1
+    assert json.loads(capfd.readouterr().out)["tasks"][0]["status"] == "skipped"
+    assert main([*arguments, "-t", "loss"]) == 0
+
+
+def test_weights_that_are_not_numbers_end_every_task(fails, llm, data, tmp_path):
+    model = copy.deepcopy(llm.model)
+    model.embed_tokens.weight[5, 3] = float("nan")
+    broken = save_folder(tmp_path / "broken", model)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(llm.folder / name, broken)
+    for task in ("loss", "infill"):
+        assert "must be finite" in fails(1, "eval", "--model", broken, "--data", data, "-t", task, *QUICK)
 
 
 def test_files_and_folders_that_are_missing(fails, folder, tmp_path):

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import scumble.train.corpus as corpus
 from scumble.cli.data import app
-from scumble.errors import DataError
+from scumble.errors import DataError, InvalidRequest
 from scumble.train.corpus import CorpusSettings, Pin, build_corpus, read_pins
 from scumble.train.corpus.atomic import atomic_file
 from scumble.train.corpus.fetch import classify_failure, fetch_all
@@ -236,6 +236,7 @@ def test_command_line(tmp_path: Path, index: FolderIndex, monkeypatch: pytest.Mo
     result = run.invoke(app, ["build", "--out", str(out), "--packages", str(listing), "--limit", "1", "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["functions"] == 1
+    assert "warning: the validation split is empty" in result.stderr
     result = run.invoke(app, ["build", "--out", str(out), "--packages", str(listing)])
     assert "2 texts" in result.stdout
     result = run.invoke(app, ["tokenizer", "--out", str(out), "--vocabulary", "300", "--json"])
@@ -245,3 +246,19 @@ def test_command_line(tmp_path: Path, index: FolderIndex, monkeypatch: pytest.Mo
     assert result.exit_code == 0, result.output
     folder = next(out.glob("tok[0-9]*"))
     assert sorted(p.suffix for p in folder.glob("train.*")) == [".bin", ".json", ".offsets"]
+    assert "warning: " in result.stderr
+    assert "validation.jsonl has no text to pack" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "..", ".", "", "/x"])
+def test_a_pack_stays_inside_its_folder(tmp_path: Path, name: str) -> None:
+    arguments = ["pack", "--out", str(tmp_path), "--tokenizer", str(tmp_path / "none.json"), "--name", name]
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, InvalidRequest)
+    assert "--name must be a plain folder name" in str(result.exception)
+
+
+def test_a_pack_takes_no_negative_seed(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["pack", "--tokenizer", str(tmp_path / "none.json"), "--seed", "-1"])
+    assert result.exit_code == 2
+    assert "--seed" in result.output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 from collections import Counter, defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from scumble.checkpoint.files import DTYPES, Stored, find_tensors, read_converte
 from scumble.checkpoint.names import ENCODER, HEAD, VISION, candidates
 from scumble.config import ModelConfig, parse_model_config, read_json
 from scumble.errors import CheckpointError, InvalidRequest, shown
-from scumble.generation import GenerationConfig
+from scumble.generation import RELEASE_DEFAULTS, GenerationConfig
 from scumble.model import Transformer
 from scumble.quant import Format, quantize_part
 from scumble.quant.sizes import weight_bytes
@@ -58,19 +59,27 @@ class LoadReport:
 
 
 def load_config(path: str | Path) -> ModelConfig:
-    """The ModelConfig of a checkpoint folder, without its weights."""
-    folder = Path(path)
-    generation = folder / "generation_config.json"
-    raw = read_json(folder / "config.json")
+    """The ModelConfig of a checkpoint folder, without its weights. A CheckpointError names the file at fault."""
+    file, generation = Path(path) / "config.json", Path(path) / "generation_config.json"
+    raw, eos = read_json(file), None
     if generation.exists():  # it decides how answers end, as in `transformers`; the release keeps its list there
         eos = read_json(generation).get("eos_token_id")
         if eos is not None:
             raw = {**raw, "eos_token_id": eos}
-    return parse_model_config(raw)
+    try:
+        return parse_model_config(raw)
+    except CheckpointError as error:  # knows the file's name, not its folder
+        what = str(error).removeprefix("config.json")
+        at_fault = generation if eos is not None and what.startswith(": eos_token_id") else file
+        raise CheckpointError(f"{at_fault}{what}") from None
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
-    """Settings stored in a folder's `generation_config.json`, by the names of GenerationConfig; nulls are unset."""
+    """Settings stored in a folder's `generation_config.json`, by the names of GenerationConfig; nulls are unset.
+
+    Raises CheckpointError, with the file, for values out of range, beyond the model's canvas, or at odds with the
+    release's values for what is unset.
+    """
     path = folder / "generation_config.json"
     if not path.exists():
         return {}
@@ -86,9 +95,12 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     if sampler and sampler.get("entropy_bound") is not None:
         out["entropy_bound"] = sampler["entropy_bound"]
     try:
-        GenerationConfig(**out)
+        GenerationConfig(**{**RELEASE_DEFAULTS, **out})
     except InvalidRequest as error:  # the file's fault, not the caller's
         raise CheckpointError(f"{path}: {error}") from None
+    length = out.get("canvas_length")
+    if isinstance(length, int) and length > (longest := load_config(folder).canvas_length):
+        raise CheckpointError(f"{path}: canvas_length must lie in 1 … {longest} for this model, found {length}")
     return out
 
 
@@ -135,6 +147,12 @@ def _load_quantized(model: Transformer, plan: dict[str, Stored], form: Format, d
         parts[".".join(name.split(".")[:2]) if name.startswith("layers.") else ""].append(name)
     for prefix, names in sorted(parts.items(), reverse=True):  # what is outside the layers comes last
         read = {name: read_converted(plan[name], torch.bfloat16, device) for name in names}
+        for name, weight in read.items():  # rounding would hide it from the engine, which finds it in float formats
+            if not math.isfinite(float(weight.sum())):
+                raise CheckpointError(
+                    f"{plan[name].file}: {plan[name].key} must hold finite numbers, found NaN or infinity; "
+                    "get or save the checkpoint again"
+                )
         model.load_state_dict(read, strict=False, assign=True)
         del read
         quantize_part(model.get_submodule(prefix), form)

@@ -92,8 +92,11 @@ def _piped(talk: Conversation) -> None:
         if not line:
             continue
         if line.startswith("/"):
-            if not command(talk, line):
-                return
+            try:
+                if not command(talk, line):
+                    return
+            except ScumbleError as error:
+                talk.complain(f"stdin, line {number}: {error}")
         elif not talk.say(line):
             raise typer.Exit(INTERRUPTED)
 
@@ -117,7 +120,7 @@ def _interactive(talk: Conversation, console: Console) -> None:
             console.print()
             talk.note("Ctrl-D leaves")
         except ScumbleError as error:
-            talk.note(f"scumble: error: {error}")
+            talk.complain(str(error))
 
 
 def _ask(console: Console) -> str:
@@ -146,5 +149,5 @@ def command(talk: Conversation, line: str) -> bool:
     elif name == "help":
         talk.note(HELP)
     else:
-        talk.note(f"no command /{name}; /help lists them")
+        talk.complain(f"no command /{name}; /help lists them")
     return True

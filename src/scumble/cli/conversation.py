@@ -91,6 +91,10 @@ class Conversation:
         if self.console.is_terminal:
             self.console.print(Text(visible(text), "dim"), soft_wrap=True)
 
+    def complain(self, text: str) -> None:
+        """One line about what could not be done; the conversation goes on."""
+        self.console.print(Text(visible(f"scumble: error: {text}"), "dim"), soft_wrap=True)
+
     def _write(self, path: Path) -> None:
         value = {
             "model": str(self.llm.folder),

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from scumble.errors import InvalidRequest
+
 app = typer.Typer(help="Build the training data: corpus, tokenizer, packed tokens.", no_args_is_help=True)
 
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for the corpus; made if missing.")]
@@ -16,6 +18,10 @@ OutOption = Annotated[Path, typer.Option("--out", help="Folder for the corpus; m
 
 def _say(line: str, start: float = time.monotonic()) -> None:
     typer.echo(f"{time.monotonic() - start:7.1f} s  {line}", err=True)
+
+
+def _warn(line: str) -> None:
+    typer.echo(f"warning: {line}", err=True)
 
 
 @app.command()
@@ -36,9 +42,10 @@ def build(
 
     Interrupt it at any time; the same command goes on where it was.
 
-    Example: scumble data build --out corpus --limit 20
+    Example: scumble data build --out corpus --limit 80
     """
     from scumble.train.corpus import CorpusSettings, build_corpus, read_pins
+    from scumble.train.corpus.split import SPLITS
 
     settings = CorpusSettings(
         max_bytes_per_package=max_bytes_per_package, include_files=include_files, include_tests=include_tests
@@ -49,10 +56,13 @@ def build(
     except KeyboardInterrupt:
         typer.echo("interrupted; run the same command to go on", err=True)
         raise typer.Exit(130) from None
-    if as_json:
-        typer.echo(json.dumps(manifest["totals"]))
-        return
     total = manifest["totals"]
+    for split in SPLITS:
+        if not total["splits"].get(split, {}).get("functions"):
+            _warn(f"the {split} split is empty; which packages belong to it is fixed, take more of them (--limit)")
+    if as_json:
+        typer.echo(json.dumps(total))
+        return
     typer.echo(f"{total['functions']} texts, {total['bytes'] / 1e6:.1f} MB, {total['packages']} packages in {out}")
     for split, count in total["splits"].items():
         typer.echo(
@@ -85,7 +95,9 @@ def tokenizer(
         ratio = bytes_per_token(load_tokenizer(path), held_out) if held_out else 0.0
         results.append({"vocabulary": size, "bytes_per_token": round(ratio, 4)})
         if not as_json:
-            typer.echo(f"{path}: {ratio:.3f} bytes a token on validation")
+            typer.echo(
+                f"{path}: {ratio:.3f} bytes a token on validation" if held_out else f"{path}: no validation text"
+            )
     if as_json:
         typer.echo(json.dumps(results))
 
@@ -94,7 +106,7 @@ def tokenizer(
 def pack(
     tokenizer_file: Annotated[Path, typer.Option("--tokenizer", help="A tokenizer.json from `data tokenizer`.")],
     out: OutOption = Path("corpus"),
-    seed: Annotated[int, typer.Option(help="Seed of the document order.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the document order.")] = 0,
     documented: Annotated[bool, typer.Option("--documented", help="Only functions with a docstring.")] = False,
     max_bytes: Annotated[int | None, typer.Option(min=1, help="Only texts up to that many UTF-8 bytes.")] = None,
     methods: Annotated[
@@ -110,8 +122,10 @@ def pack(
     from scumble.train.corpus.split import SPLITS
     from scumble.train.pack import is_method, pack_jsonl, share_of
 
+    if name is not None and (name in ("", "..") or Path(name).name != name):
+        raise InvalidRequest(f"--name must be a plain folder name inside --out, found {name!r}")
     loaded = load_tokenizer(tokenizer_file)
-    folder = out / (name or f"tok{loaded.get_vocab_size()}")
+    folder = out / (name if name is not None else f"tok{loaded.get_vocab_size()}")
 
     def keep(record: dict[str, Any]) -> bool:
         if documented and not record.get("documented"):
@@ -123,3 +137,5 @@ def pack(
     for split in SPLITS:
         tokens = pack_jsonl(out / f"{split}.jsonl", loaded, folder / split, seed=seed, keep=keep)
         typer.echo(f"{folder / split}.bin: {tokens} tokens")
+        if not tokens:
+            _warn(f"{out / split}.jsonl has no text to pack; allow more of it, or build from more packages")

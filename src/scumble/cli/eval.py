@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -97,7 +98,10 @@ def eval(
         bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=o.SCREEN)
     ] = False,
 ) -> None:  # fmt: skip
-    """Measure a model's quality and its passes: both decoders on the same weights, side by side, offline."""
+    """Measure a model's quality and its passes: both decoders on the same weights, side by side, offline.
+
+    Exit code 1 when every task that --task names had to be skipped.
+    """
     from scumble.evaluate.plan import Plan
     from scumble.evaluate.variants import DECODERS, GRID, decoder_variants, read_grid
 
@@ -123,7 +127,7 @@ def eval(
     if grid and (twice := set(points) & set(plan.overrides)):
         raise InvalidRequest(f"--grid and an option both fix {min(twice)}; leave one out")
     _check_sweep(plan, sweep, plot, grid, metric, decoder)
-    _check_files(sweep, plot, answers)
+    _check_files({"--sweep": sweep, "--plot": plot, "--answers": answers}, {"--data": data, "--human-eval": human_eval})
     console = error_console()
     llm = load_llm(model, dtype, device, console)
     if sweep is not None:
@@ -157,13 +161,19 @@ def _check_sweep(
         check_plot(plot)
 
 
-def _check_files(*files: Path | None) -> None:
-    """Say before the work, not after it, that a result could not be written."""
-    for path in files:
-        if path is not None and path.is_dir():
+def _check_files(written: Mapping[str, Path | None], read: Mapping[str, Path | None]) -> None:
+    """Say before the work, not after it, that a result could not be written, or would destroy another file."""
+    taken = {path.resolve(): option for option, path in read.items() if path is not None}
+    for option, path in written.items():
+        if path is None:
+            continue
+        if path.is_dir():
             raise InvalidRequest(f"{path}: is a folder; name a file to write to")
-        if path is not None and not path.absolute().parent.is_dir():
+        if not path.absolute().parent.is_dir():
             raise InvalidRequest(f"{path}: the folder to write to does not exist")
+        other = taken.setdefault(path.resolve(), option)
+        if other != option:
+            raise InvalidRequest(f"{other} and {option} both name {path}; give each a file of its own")
 
 
 def _evaluate(llm: LLM, plan: Plan, answers: Path | None, as_json: bool, console: Console) -> None:
@@ -173,10 +183,12 @@ def _evaluate(llm: LLM, plan: Plan, answers: Path | None, as_json: bool, console
         report = evaluate(llm, plan, watching.watch())
     if as_json:
         print(json.dumps(report, ensure_ascii=False))
-        return
-    from scumble.evaluate.table import print_report
+    else:
+        from scumble.evaluate.table import print_report
 
-    print_report(report, report_console())
+        print_report(report, report_console())
+    if plan.tasks and all(task["status"] == "skipped" for task in report["tasks"]):
+        raise typer.Exit(1)
 
 
 def _sweep(

@@ -13,6 +13,7 @@ from scumble.cli import options as o
 from scumble.cli.loading import load_llm
 from scumble.cli.prompt import read_prompt
 from scumble.cli.terminal import can_draw, error_console, quiet_keyboard, stdout_is_terminal, visible
+from scumble.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +29,7 @@ Examples:
 
   scumble generate "def mean(values):" --seed 7
 
-  cat start.py | scumble generate -n 512 > whole.py
+  cat start.py | scumble generate --echo -n 512 > whole.py
 
   scumble generate "def area(r):" --suffix "return pi * r * r"
 
@@ -68,6 +69,12 @@ def generate(
         typer.Option(help="With --json: log-probability of every token and of N others, 0 … 20.",
                      rich_help_panel=o.SCREEN),
     ] = None,
+    echo: Annotated[
+        bool,
+        typer.Option("--echo", rich_help_panel=o.SCREEN, help=(
+            "Print the prompt in front, and the suffix behind, so that the whole text comes out; not with --json."
+        )),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object with everything.", rich_help_panel=o.SCREEN)
     ] = False,
@@ -79,6 +86,8 @@ def generate(
     On a terminal the canvas is drawn while it is denoised. Into a pipe or file goes the text alone.
     Ctrl-C ends early and keeps what was committed.
     """
+    if echo and as_json:
+        raise InvalidRequest("--echo is for text, and --json prints one object without the prompt; leave one out")
     text = read_prompt(prompt, file)
     console = error_console()
     llm = load_llm(model, dtype, device, console)
@@ -90,20 +99,26 @@ def generate(
     live = can_draw(console) and not no_live and not as_json
     fills_in = suffix is not None or repair is not None
     ids = llm.encode_infill(text, suffix or "", repair) if fills_in else llm.encode_prompt(text)
-    _run(llm, text, ids, config, console, live=live, as_json=as_json, delay=delay)
+    around = (text, suffix or "") if echo else None
+    _run(llm, text, ids, config, console, live=live, as_json=as_json, delay=delay, around=around)
 
 
 def _run(
     llm: LLM, prompt: str, ids: list[int], config: GenerationConfig, console: Console,
-    *, live: bool, as_json: bool, delay: float,
+    *, live: bool, as_json: bool, delay: float, around: tuple[str, str] | None,
 ) -> None:  # fmt: skip
+    """around: what to print in front of the answer and behind it; None: the answer alone."""
     from scumble.cli.follow import INTERRUPTED, follow, print_summary
+    from scumble.cli.screen import EchoScreen
     from scumble.engine.request import resolve
 
     settings = resolve(config, llm.defaults, llm.model.config, len(ids))
-    screen = _screen(llm, settings, console, prompt, live=live, as_json=as_json)
+    events = llm.stream_ids([ids], config)  # checks the request before anything is printed
+    screen = _screen(llm, settings, console, "" if around else prompt, live=live, as_json=as_json)
     with quiet_keyboard(live):
-        outcome = follow(llm.stream_ids([ids], config), screen, delay)
+        if around is not None:
+            screen = EchoScreen(screen, *around)
+        outcome = follow(events, screen, delay)
     if as_json:
         text = json.dumps(describe(outcome, llm, settings, config, len(ids)), ensure_ascii=False)
         print(visible(text) if stdout_is_terminal() else text)

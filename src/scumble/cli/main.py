@@ -108,6 +108,7 @@ def root(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line -> exit code: 0, 1 (runtime), 2 (usage), 130 (Ctrl-C)."""
     arguments, debug = take_debug(sys.argv[1:] if arguments is None else arguments)
+    replace_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that cannot spell a character gets its number
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -122,6 +123,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         return report(error, debug)
     return code if isinstance(code, int) else 0
+
+
+def replace_closed_streams() -> None:
+    """A standard stream that the caller closed is None to Python; from here on it is empty, or takes all.
+
+    Its number is taken too, so that no file opened later becomes stdout by accident.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  # as long as the process
 
 
 def take_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:

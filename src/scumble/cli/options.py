@@ -95,4 +95,7 @@ def generation_config(
 
 def number_or_word(text: str | None) -> Any:
     """A whole number where the text is one; GenerationConfig judges all else."""
-    return int(text) if text is not None and text.lstrip("-").isdecimal() else text
+    try:
+        return None if text is None else int(text)
+    except ValueError:
+        return text

@@ -57,6 +57,25 @@ class PlainScreen:
             self.committed("\n", 0)
 
 
+class EchoScreen:
+    """Another screen, with a text in front of the answer and one behind it, so that all three come out as one."""
+
+    def __init__(self, screen: Screen, before: str, after: str) -> None:
+        self._screen, self._after = screen, after
+        screen.committed(before, 0)
+
+    def draft(self, draft: Draft) -> None:
+        self._screen.draft(draft)
+
+    def committed(self, text: str, tokens: int) -> None:
+        self._screen.committed(text, tokens)
+
+    def close(self) -> None:
+        if self._after:
+            self._screen.committed(self._after, 0)
+        self._screen.close()
+
+
 @dataclass(frozen=True)
 class Progress:
     """What the footer tells. passes_at_most: of one canvas; tokens: committed so far, of at most `room`."""

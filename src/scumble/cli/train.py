@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -32,18 +33,23 @@ def train(
 
     from scumble.train.config import read_train_config
     from scumble.train.loop import train as run
+    from scumble.train.state import read_progress
 
     plan = read_train_config(config)
     changes = {"minutes": minutes, "threads": threads}
     changed = {name: value for name, value in changes.items() if value is not None}
     plan = dataclasses.replace(plan, run=dataclasses.replace(plan.run, **changed))
-    progress = _Progress(plan.run.steps, as_json)
+    speaks = os.environ.get("RANK", "0") == "0"  # of several processes that torchrun started, the first
     try:
-        folder = run(plan, progress)
+        folder = run(plan, _Progress(plan.run.steps, as_json))
     except KeyboardInterrupt:
-        typer.echo(f"\ninterrupted; the state is saved, the same command goes on from step {progress.step}", err=True)
+        if speaks:
+            step = read_progress(Path(plan.run.out)).step
+            typer.echo(f"\ninterrupted; the same command goes on from step {step}", err=True)
         raise typer.Exit(130) from None
-    typer.echo(f"step {progress.step} of {plan.run.steps}; model in {folder}", err=True)
+    if not speaks:
+        return
+    typer.echo(f"step {read_progress(Path(plan.run.out)).step} of {plan.run.steps}; model in {folder}", err=True)
     if not as_json:
         typer.echo(str(folder))
 
@@ -53,11 +59,9 @@ class _Progress:
 
     def __init__(self, steps: int, as_json: bool):
         self.steps, self.as_json = steps, as_json
-        self.step = 0
         self._live = sys.stderr.isatty()
 
     def __call__(self, report: Report) -> None:
-        self.step = report.step
         if self.as_json:
             print(json.dumps({name: getattr(report, name) for name in report.__dataclass_fields__}), flush=True)
         left = (self.steps - report.step) * report.seconds / report.step

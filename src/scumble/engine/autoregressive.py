@@ -9,6 +9,7 @@ from scumble.engine.commit import token_logprobs
 from scumble.engine.prefill import prefill
 from scumble.engine.request import Request, Settings
 from scumble.engine.steps import Answer, Steps, TokensCommitted
+from scumble.errors import check_output
 from scumble.model import Segment, Transformer
 
 
@@ -20,6 +21,7 @@ def autoregressive(model: Transformer, request: Request) -> Steps:
     forwards = 1
     for index in range(settings.max_new_tokens):
         logits = model.logits(hidden)[0]
+        check_output(float(logits.max()))  # NaN if one of them is
         uniform = float(request.noise.uniform(index, 0, 1)[0])
         token = torch.tensor([choose(logits, settings, uniform)], device=model.device)
         logprobs = None

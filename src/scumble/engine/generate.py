@@ -17,6 +17,7 @@ from scumble.engine.commit import cut, shift, token_logprobs
 from scumble.engine.prefill import prefill
 from scumble.engine.request import Request
 from scumble.engine.steps import Answer, PassDone, Steps, TokensCommitted, Work
+from scumble.errors import check_output
 from scumble.kernels import vocab_head
 from scumble.model import Cache, Segment, Transformer
 
@@ -72,6 +73,7 @@ def denoise(
 ) -> Generator[Work | PassDone, Tensor, tuple[Tensor, int]]:
     """Denoise one canvas until it is stable and confident or out of passes -> ids to commit [L], passes taken.
 
+    Raises ScumbleError where the model's output is not a number.
     uncached: a quiet segment that the canvas must see in its context; it shares the first pass's forward.
     """
     settings, noise, vocab = request.settings, request.noise, model.config.vocab_size
@@ -90,6 +92,7 @@ def denoise(
         following = settings.sampler.renoise(canvas, proposal, accepted, fresh)
 
         stopped = settings.stopping.done(canvas, proposal, history)
+        check_output(float(proposal.entropy.sum()))  # here, where the host has waited for the entropies anyway
         yield PassDone(
             canvas.index, pass_index, temperature, canvas.ids, following.ids, accepted,
             proposal.argmax, proposal.sample, proposal.entropy, stopped,

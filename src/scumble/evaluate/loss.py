@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scumble.errors import check_output
 from scumble.evaluate.functions import Function
 from scumble.evaluate.statistics import bootstrap
 from scumble.evaluate.tasks import Skipped
@@ -142,4 +143,6 @@ def _logits(model: Transformer, hidden: Tensor) -> Tensor:
 
 
 def _cross_entropy(logits: Tensor, ids: Tensor) -> float:
-    return float(torch.nn.functional.cross_entropy(logits.float(), ids, reduction="sum"))
+    nats = float(torch.nn.functional.cross_entropy(logits.float(), ids, reduction="sum"))
+    check_output(nats)
+    return nats

@@ -17,6 +17,10 @@ GRID: Grid = {
     "temperature": (0.25, 0.5, 1.0),
     "budget": ("accepted", "changed"),
 }
+SWEPT = (
+    "temperature", "entropy_bound", "t_min", "t_max", "max_denoising_steps", "stability_threshold",
+    "confidence_threshold", "canvas_length", "budget", "commit", "stability",
+)  # fmt: skip  # what the diffusion decoder can be asked for; the tasks fix the rest
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ def read_grid(texts: Sequence[str]) -> Grid:
         name, equals, values = text.partition("=")
         if not equals or not values or name in grid:
             raise InvalidRequest(f"--grid takes NAME=VALUE,VALUE once a setting, found {shown(text)}")
+        if name not in SWEPT:
+            raise InvalidRequest(f"--grid tries one of {', '.join(SWEPT)}, found {shown(name)}")
         grid[name] = [_value(one) for one in values.split(",")]
         for value in grid[name]:
             GenerationConfig(**{name: value})
@@ -70,8 +76,13 @@ def _value(text: str) -> Any:
 
 
 def grid_variants(grid: Grid, overrides: Mapping[str, Any]) -> list[Variant]:
-    """A diffusion variant for every point of a grid; a setting that `overrides` fixes takes that value alone."""
-    values = {name: [overrides[name]] if name in overrides else points for name, points in grid.items()}
+    """A diffusion variant for every point of a grid; a setting that `overrides` fixes takes that value alone.
+
+    A value that is there twice counts once, also where it is written differently (0.5 and 0.50, 1 and 1.0).
+    """
+    values = {
+        name: [overrides[name]] if name in overrides else list(dict.fromkeys(points)) for name, points in grid.items()
+    }
     variants = []
     for point in product(*values.values()):
         settings = {**overrides, **dict(zip(values, point, strict=True))}

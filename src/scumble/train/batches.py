@@ -12,7 +12,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from scumble.errors import DataError
 from scumble.train.infill import InfillTokens, draw_kind, infill_rows
 
 
@@ -79,8 +78,6 @@ class Batches:
         while shortest_canvas and self.canvases[-1] // 2 >= shortest_canvas:
             self.canvases.append(self.canvases[-1] // 2)
         self.sizes = np.minimum(lengths + 2, length)  # with bos and eos
-        if len(self.sizes) == 0:
-            raise DataError("the training data holds no documents; give at least one")
         order = np.argsort(self.sizes, kind="stable")
         totals = np.cumsum(self.sizes[order])
         # Cut where the running total passes a multiple of `tokens`: rows of one batch have nearly one length.

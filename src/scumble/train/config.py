@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from scumble.config import LayerConfig, ModelConfig, Rope
+from scumble.config import LARGEST, MOST_LAYERS, LayerConfig, ModelConfig, Rope
 from scumble.errors import DataError
 
 T = TypeVar("T")
@@ -123,7 +123,7 @@ class Objective:
 @dataclass(frozen=True)
 class Optimizer:
     """AdamW; with `muon`, for vectors and the embedding only (see train/muon.py). The rate rises linearly for `warmup`
-    steps, then falls by a half cosine to `final` of its peak."""
+    steps, then falls by a half cosine to `final` of its peak. All but `muon` may be changed between pieces."""
 
     rate: float = 2e-3
     final: float = 0.05
@@ -169,7 +169,7 @@ def read_train_config(path: Path) -> TrainConfig:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; give a training configuration in TOML") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # not UTF-8, not TOML, or a whole number of thousands of digits
         raise DataError(f"{path}: cannot be read as TOML: {error}") from None
     known = {"model", "data", "objective", "optimizer", "run"}
     if unknown := set(raw) - known:
@@ -236,20 +236,85 @@ def _check(config: TrainConfig, path: Path) -> None:
         ("objective.copies", config.objective.copies, 1, 64),
         ("objective.pad_weight", config.objective.pad_weight, 0, 1),
         ("objective.prompt_share", config.objective.prompt_share, 0, 1),
-        ("objective.causal_weight", config.objective.causal_weight, 0, 1e3),
+        ("objective.causal_weight", config.objective.causal_weight, 0, 1000),
         ("objective.self_conditioning", config.objective.self_conditioning, 0, 1),
-        ("objective.balance_weight", config.objective.balance_weight, 0, 1e3),
+        ("objective.balance_weight", config.objective.balance_weight, 0, 1000),
         ("optimizer.rate", config.optimizer.rate, 1e-9, 10),
         ("optimizer.final", config.optimizer.final, 0, 1),
         ("optimizer.warmup", config.optimizer.warmup, 0, 10**7),
         ("optimizer.weight_decay", config.optimizer.weight_decay, 0, 10),
+        ("optimizer.beta1", config.optimizer.beta1, 0, 0.999999),
+        ("optimizer.beta2", config.optimizer.beta2, 0, 0.999999),
         ("optimizer.clip", config.optimizer.clip, 1e-6, 1e6),
         ("run.steps", config.run.steps, 1, 10**8),
         ("run.tokens", config.run.tokens, 8, 10**8),
+        ("run.seed", config.run.seed, 0, 2**31 - 1),
         ("run.save_every", config.run.save_every, 1, 10**8),
         ("run.validate_every", config.run.validate_every, 1, 10**8),
         ("run.minutes", config.run.minutes, 0, 10**6),
+        ("run.threads", config.run.threads, 0, 1024),
     ]
+    if config.model is not None:
+        ranges += _model_ranges(config.model)
     for name, value, low, high in ranges:
         if not low <= value <= high:
-            raise DataError(f"{path}: {name} must lie in {low:g} … {high:g}, found {value!r}")
+            raise DataError(f"{path}: {name} must lie in {low} … {high}, found {value!r}")
+    if config.objective.repair_share and not config.objective.infill_share:
+        raise DataError(
+            f"{path}: objective.repair_share ({config.objective.repair_share}) is a share of the infill batches and "
+            f"needs objective.infill_share above 0, found {config.objective.infill_share}"
+        )
+    if config.model is not None:
+        _check_heads(config.model, path)
+        check_fits(config, config.model.canvas_length, config.model.context, str(path))
+
+
+def _model_ranges(model: ModelShape) -> list[tuple[str, float, float, float]]:
+    """What loading a checkpoint allows, under the names of [model]."""
+    return [
+        ("model.hidden_size", model.hidden_size, 1, LARGEST["hidden_size"]),
+        ("model.layers", model.layers, 1, MOST_LAYERS),
+        ("model.heads", model.heads, 1, LARGEST["num_attention_heads"]),
+        ("model.head_dim", model.head_dim, 2, 2**13),
+        ("model.kv_heads", model.kv_heads, 1, model.heads),
+        ("model.full_head_dim", model.full_head_dim, 2, 2**13),
+        ("model.full_kv_heads", model.full_kv_heads, 1, model.heads),
+        ("model.mlp", model.mlp, 1, LARGEST["intermediate_size"]),
+        ("model.experts", model.experts, 1, LARGEST["num_experts"]),
+        ("model.experts_per_token", model.experts_per_token, 1, model.experts),
+        ("model.expert_mlp", model.expert_mlp, 1, LARGEST["moe_intermediate_size"]),
+        ("model.sliding_window", model.sliding_window, 1, LARGEST["sliding_window"]),
+        ("model.context", model.context, 1, LARGEST["max_position_embeddings"]),
+        ("model.canvas_length", model.canvas_length, 1, LARGEST["canvas_length"]),
+        ("model.sliding_per_full", model.sliding_per_full, 0, MOST_LAYERS),
+        ("model.full_rope_theta", model.full_rope_theta, 1e-6, 1e38),
+        ("model.full_rope_fraction", model.full_rope_fraction, 0, 1),
+    ]
+
+
+def _check_heads(model: ModelShape, path: Path) -> None:
+    for name in ("head_dim", "full_head_dim"):
+        if getattr(model, name) % 2:
+            raise DataError(f"{path}: model.{name} must be even, found {getattr(model, name)}")
+    for name in ("kv_heads", "full_kv_heads"):
+        if model.heads % getattr(model, name):
+            raise DataError(
+                f"{path}: model.{name} must divide model.heads ({model.heads}), found {getattr(model, name)}"
+            )
+
+
+def check_fits(config: TrainConfig, canvas_length: int, context: int, where: str) -> None:
+    """Raise DataError where rows or canvases are longer than what a model has; `where` names the model."""
+    if canvas_length > context:
+        raise DataError(
+            f"{where}: canvas_length must be at most the model's context ({context}), found {canvas_length}"
+        )
+    if config.data.length > context:
+        raise DataError(
+            f"{where}: data.length must be at most the model's context ({context}), found {config.data.length}"
+        )
+    if config.objective.shortest_canvas > canvas_length:
+        raise DataError(
+            f"{where}: objective.shortest_canvas must be at most the model's canvas_length ({canvas_length}), "
+            f"found {config.objective.shortest_canvas}"
+        )

@@ -21,11 +21,16 @@ def read_documents(source: str, tokenizer: Tokenizer, what: str) -> Packed:
     """
     path = Path(source)
     if path.suffix == ".bin":
-        return open_packed(path.with_suffix(""))
+        packed = open_packed(path.with_suffix(""))
+        if len(packed) == 0:
+            raise DataError(
+                f"{what}: {path}: holds no documents; build the corpus from more packages and pack it again"
+            )
+        return packed
     if not path.exists():
         raise DataError(f"{what}: {path}: no such file or folder")
     texts = _read_jsonl(path) if path.suffix == ".jsonl" else _read_files(path)
-    encoded = [np.asarray(tokenizer.encode(text), np.uint16) for text in texts if text]
+    encoded = [np.asarray(tokenizer.encode(text), np.int32) for text in texts if text]
     if not encoded:
         raise DataError(f"{what}: {path}: holds no text")
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in encoded])]).astype(np.int64)

@@ -27,15 +27,15 @@ _BATCH = 5_000
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Packed:
-    """Token ids [tokens] uint16 and document offsets [documents + 1] int64, both read-only and memory-mapped."""
+    """Token ids [tokens] and document offsets [documents + 1] int64. From files: uint16, read-only, memory-mapped."""
 
-    ids: NDArray[np.uint16]
+    ids: NDArray[np.integer]
     offsets: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def __getitem__(self, index: int) -> NDArray[np.uint16]:
+    def __getitem__(self, index: int) -> NDArray[np.integer]:
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index %= len(self)

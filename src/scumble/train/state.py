@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from scumble.model import Transformer
 from scumble.train.corpus.atomic import atomic_file
 
 NAME = "state.safetensors"
+NO_INIT, SOME_INIT = "", "a checkpoint"  # what is remembered of run.init: folders move between machines
 
 
 @dataclass
@@ -32,51 +35,85 @@ class Progress:
 def save_state(
     folder: Path, model: Transformer, optimizer: torch.optim.Optimizer, progress: Progress, about: dict[str, Any]
 ) -> None:
-    """Weights, both moments of every weight, and the progress. `about` identifies the run (see load_state)."""
+    """Weights, both moments of every weight, and the progress. `about` identifies the run (see load_state).
+
+    Raises DataError, and leaves the state saved before as it is, when a weight is not finite or the disk is full.
+    """
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise DataError(
+                f"step {progress.step}: {name} must be finite, found infinity or NaN; the state saved before stays: "
+                "lower optimizer.rate and run the same command again"
+            )
         tensors[f"weight.{name}"] = parameter.detach().cpu()
         for kind, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{kind}.{name}"] = torch.as_tensor(value).detach().cpu()
     metadata = {"progress": json.dumps(vars(progress)), "about": json.dumps(about, sort_keys=True)}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(folder / NAME) as stream:
             save_file(tensors, stream.name, metadata=metadata)
     except (OSError, SafetensorError) as error:
         raise DataError(
-            f"{folder}: the training state cannot be written: {error}; free some space and resume"
+            f"{folder}: the training state cannot be written: {error}; make room there and run the same command again"
         ) from None
 
 
 def load_state(
-    folder: Path, model: Transformer, optimizer: torch.optim.Optimizer, about: dict[str, Any]
-) -> Progress | None:
-    """Restore the last state into model and optimizer; None when there is none.
+    folder: Path,
+    model: Transformer,
+    optimizer: torch.optim.Optimizer,
+    about: dict[str, Any],
+    defaults: dict[str, Any],
+) -> Progress:
+    """Restore the last state into model and optimizer; step 0 when there is none.
 
+    defaults: what a name means that the file lacks, because the option is younger than the file.
     Raises DataError when the file is damaged or belongs to a run with another configuration.
     """
+    if not (folder / NAME).exists():
+        return Progress()
+    with _open_state(folder) as (handle, metadata):
+        stored = {**defaults, **json.loads(metadata["about"])}
+        # Old files do not say it, but only a run that began from a checkpoint has no sizes of a model.
+        stored.setdefault("run.init", NO_INIT if "model.hidden_size" in stored else SOME_INIT)
+        if different := [name for name in about if stored.get(name) != about[name]]:
+            raise DataError(
+                f"{folder / NAME}: was made with another {different[0]} ({stored.get(different[0])!r}, "
+                f"now {about[different[0]]!r}); change run.out, or put the old value back"
+            )
+        names = set(handle.keys())
+        for name, parameter in model.named_parameters():
+            weight = handle.get_tensor(f"weight.{name}")
+            if weight.shape != parameter.shape:
+                raise DataError(
+                    f"{folder / NAME}: {name} has the shape {list(weight.shape)}, the configuration's model "
+                    f"{list(parameter.shape)}; change run.out, or put the old data.tokenizer and run.init back"
+                )
+            with torch.no_grad():
+                parameter.copy_(weight)
+            moments = [kind for kind in ("step", "exp_avg", "exp_avg_sq") if f"{kind}.{name}" in names]
+            if moments:
+                optimizer.state[parameter] = {
+                    kind: handle.get_tensor(f"{kind}.{name}").to(parameter.device) for kind in moments
+                }
+        return Progress(**json.loads(metadata["progress"]))
+
+
+def read_progress(folder: Path) -> Progress:
+    """How far the last saved state is; step 0 when there is none. Raises DataError when the file is damaged."""
+    if not (folder / NAME).exists():
+        return Progress()
+    with _open_state(folder) as (_, metadata):
+        return Progress(**json.loads(metadata["progress"]))
+
+
+@contextmanager
+def _open_state(folder: Path) -> Iterator[tuple[Any, dict[str, str]]]:
+    """The file's tensors and its metadata; a DataError for whatever a damaged file makes of reading it."""
     path = folder / NAME
-    if not path.exists():
-        return None
     try:
         with safe_open(str(path), framework="pt") as handle:
-            metadata = handle.metadata() or {}
-            stored = json.loads(metadata.get("about", "{}"))
-            if different := [name for name in about if stored.get(name) != about[name]]:
-                raise DataError(
-                    f"{path}: was made with another {different[0]} ({stored.get(different[0])!r}, "
-                    f"now {about[different[0]]!r}); change run.out, or put the old value back"
-                )
-            names = set(handle.keys())
-            for name, parameter in model.named_parameters():
-                with torch.no_grad():
-                    parameter.copy_(handle.get_tensor(f"weight.{name}"))
-                moments = [kind for kind in ("step", "exp_avg", "exp_avg_sq") if f"{kind}.{name}" in names]
-                if moments:
-                    optimizer.state[parameter] = {
-                        kind: handle.get_tensor(f"{kind}.{name}").to(parameter.device) for kind in moments
-                    }
-            return Progress(**json.loads(metadata["progress"]))
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            yield handle, handle.metadata() or {}
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not a whole training state: {error}; remove it to start again") from None

@@ -46,5 +46,5 @@ def as_data_error(error: OSError, path: Path) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DataError(f"the disk that holds {path.parent} is full; free some space and run the same command again")
     if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-        return DataError(f"cannot write {path}: {error.strerror}; choose another folder with --out")
+        return DataError(f"cannot write {path}: {error.strerror}; make it writable or choose another folder")
     return error

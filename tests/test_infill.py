@@ -69,14 +69,29 @@ def test_the_prompt_of_repair_is_that_of_a_training_row(llm, seed):
     assert pieces(llm, llm.encode_infill(before, after, damaged)) == pieces(llm, rows[0][:prompt])
 
 
-def test_repair_answers_the_prompt(llm):
+def test_repair_edits_the_damaged_text_in_place(llm):
+    """The canvas starts from the text, an end and pads; the prompt shows it too."""
     config = GenerationConfig(seed=3, **FREE)
-    wanted = llm.generate_ids(llm.encode_infill("def f(x):\n    ", "\n", "retrun x"), config)
+    ids = llm.encode_infill("def f(x):\n    ", "\n", "retrun x")
+    draft = llm.repair_draft("retrun x")
+    text = llm.tokenizer.encode("retrun x")
+    shape = llm.model.config
+    assert draft[: len(text) + 1] == [*text, shape.eos_token_ids[0]]
+    assert len(draft) >= len(text) + 1 + shape.canvas_length
+    seen = []
+    wanted = llm.generate_ids(ids, config, draft=draft, trace=seen.append)
+    assert seen[0].canvas_in[: len(text)].tolist() == text[: shape.canvas_length]
     assert llm.repair("def f(x):\n    ", "retrun x", "\n", config).token_ids == wanted.token_ids
     events = list(llm.stream_repair("def f(x):\n    ", "retrun x", "\n", config))
     assert isinstance(events[-1], Finished)
     assert events[-1].generation.token_ids == wanted.token_ids
-    assert llm.infill("def f(x):\n    ", "\n", config).token_ids != wanted.token_ids
+
+
+def test_without_a_canvas_repair_answers_the_prompt(llm):
+    config = GenerationConfig(decoder="autoregressive", temperature=0, max_new_tokens=5)
+    ids = llm.encode_infill("def f(x):\n    ", "\n", "retrun x")
+    assert llm.repair_draft("retrun x", config) is None
+    assert llm.repair("def f(x):\n    ", "retrun x", "\n", config).token_ids == llm.generate_ids(ids, config).token_ids
 
 
 @pytest.mark.parametrize("damaged", ["", None, 5, b"x", "\ud800"])

@@ -129,7 +129,10 @@ class LLM:
         return self.stream_ids([self.encode_infill(prefix, suffix)], config)
 
     def repair(self, prefix: str, damaged: str, suffix: str, config: GenerationConfig | None = None) -> Generation:
-        """What `damaged`, between prefix and suffix, should have been. For models trained to repair."""
+        """What `damaged`, between prefix and suffix, should have been. For models trained to repair.
+
+        The canvas starts from the damaged text instead of noise, so it is edited in place: what is right can stay.
+        """
         return _last(self.stream_repair(prefix, damaged, suffix, config))[0]
 
     def stream_repair(
@@ -138,7 +141,22 @@ class LLM:
         """Like `repair`, event by event."""
         if damaged is None:
             raise InvalidRequest("there is no damaged text to repair; infill asks for a text without one")
-        return self.stream_ids([self.encode_infill(prefix, suffix, damaged)], config)
+        ids = self.encode_infill(prefix, suffix, damaged)
+        return self.stream_ids([ids], config, draft=[self.repair_draft(damaged, config)])
+
+    def repair_draft(self, damaged: str, config: GenerationConfig | None = None) -> list[int] | None:
+        """Ids that a repair's canvas starts from: the damaged text, an end, and pads up to the end of any canvas.
+
+        None for the autoregressive decoder, which has no canvas.
+        """
+        if (config or GenerationConfig()).merged(self.defaults).decoder == "autoregressive":
+            return None
+        shape = self.model.config
+        if not shape.eos_token_ids:
+            return self._need_tokenizer().encode(damaged)
+        end = shape.eos_token_ids[0]
+        pad = end if shape.pad_token_id is None else shape.pad_token_id
+        return [*self._need_tokenizer().encode(damaged), end, *[pad] * shape.canvas_length]
 
     def encode_infill(self, prefix: str, suffix: str, damaged: str | None = None) -> list[int]:
         """Prompt ids that ask for the text between two texts; damaged: a wrong version of it, to be put right.

@@ -35,7 +35,8 @@ def test_the_text_in_the_middle(
 ) -> None:
     llm = LLM.load(marked)
     ids = llm.encode_infill(BEFORE, suffix, damaged)
-    wanted = llm.generate_ids(ids, GenerationConfig(seed=3, max_new_tokens=20))
+    draft = None if damaged is None else llm.repair_draft(damaged)
+    wanted = llm.generate_ids(ids, GenerationConfig(seed=3, max_new_tokens=20), draft=draft)
     arguments = ["generate", BEFORE, *options, "--model", str(marked), "--seed", "3", "-n", "20", "--json"]
     assert main(arguments) == 0
     found = json.loads(capfd.readouterr().out)

@@ -99,21 +99,23 @@ def generate(
     live = can_draw(console) and not no_live and not as_json
     fills_in = suffix is not None or repair is not None
     ids = llm.encode_infill(text, suffix or "", repair) if fills_in else llm.encode_prompt(text)
+    draft = None if repair is None else llm.repair_draft(repair, config)
     around = (text, suffix or "") if echo else None
-    _run(llm, text, ids, config, console, live=live, as_json=as_json, delay=delay, around=around)
+    _run(llm, text, ids, config, console, draft=draft, live=live, as_json=as_json, delay=delay, around=around)
 
 
 def _run(
     llm: LLM, prompt: str, ids: list[int], config: GenerationConfig, console: Console,
-    *, live: bool, as_json: bool, delay: float, around: tuple[str, str] | None,
+    *, draft: list[int] | None, live: bool, as_json: bool, delay: float, around: tuple[str, str] | None,
 ) -> None:  # fmt: skip
-    """around: what to print in front of the answer and behind it; None: the answer alone."""
+    """draft: ids that the canvas starts from; None: noise.
+    around: what to print in front of the answer and behind it; None: the answer alone."""
     from scumble.cli.follow import INTERRUPTED, follow, print_summary
     from scumble.cli.screen import EchoScreen
     from scumble.engine.request import resolve
 
     settings = resolve(config, llm.defaults, llm.model.config, len(ids))
-    events = llm.stream_ids([ids], config)  # checks the request before anything is printed
+    events = llm.stream_ids([ids], config, draft=[draft])  # checks the request before anything is printed
     screen = _screen(llm, settings, console, "" if around else prompt, live=live, as_json=as_json)
     with quiet_keyboard(live):
         if around is not None:

@@ -79,7 +79,7 @@ def test_repair_edits_the_damaged_text_in_place(llm):
     assert draft[: len(text) + 1] == [*text, shape.eos_token_ids[0]]
     assert len(draft) >= len(text) + 1 + shape.canvas_length
     seen = []
-    wanted = llm.generate_ids(ids, config, draft=draft, trace=seen.append)
+    wanted = llm.generate_ids(ids, llm.short_answer(config), draft=draft, trace=seen.append)
     assert seen[0].canvas_in[: len(text)].tolist() == text[: shape.canvas_length]
     assert llm.repair("def f(x):\n    ", "retrun x", "\n", config).token_ids == wanted.token_ids
     events = list(llm.stream_repair("def f(x):\n    ", "retrun x", "\n", config))
@@ -112,3 +112,9 @@ def test_a_model_without_markers_says_so(llm, tmp_path):
             call()
     with pytest.raises(TokenizerError, match=r"no tokenizer\.json"):
         LLM(tiny_model()).repair("a", "x", "b")
+
+
+def test_short_answers_get_short_canvases_unless_a_length_was_chosen(llm):
+    assert llm.short_answer().canvas_length == "auto"
+    assert llm.short_answer(GenerationConfig(canvas_length=3)).canvas_length == 3
+    assert LLM(llm.model, llm.tokenizer, defaults={"canvas_length": 5}).short_answer().canvas_length == 5

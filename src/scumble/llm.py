@@ -126,7 +126,7 @@ class LLM:
 
     def stream_infill(self, prefix: str, suffix: str, config: GenerationConfig | None = None) -> Iterator[StreamEvent]:
         """Like `infill`, event by event."""
-        return self.stream_ids([self.encode_infill(prefix, suffix)], config)
+        return self.stream_ids([self.encode_infill(prefix, suffix)], self.short_answer(config))
 
     def repair(self, prefix: str, damaged: str, suffix: str, config: GenerationConfig | None = None) -> Generation:
         """What `damaged`, between prefix and suffix, should have been. For models trained to repair.
@@ -142,7 +142,12 @@ class LLM:
         if damaged is None:
             raise InvalidRequest("there is no damaged text to repair; infill asks for a text without one")
         ids = self.encode_infill(prefix, suffix, damaged)
-        return self.stream_ids([ids], config, draft=[self.repair_draft(damaged, config)])
+        return self.stream_ids([ids], self.short_answer(config), draft=[self.repair_draft(damaged, config)])
+
+    def short_answer(self, config: GenerationConfig | None = None) -> GenerationConfig:
+        """`config` for an answer that will probably be short, as `infill` and `repair` use it: where neither it nor the
+        checkpoint chooses a canvas length, canvases grow from a short one ("auto")."""
+        return (config or GenerationConfig()).merged({"canvas_length": self.defaults.get("canvas_length", "auto")})
 
     def repair_draft(self, damaged: str, config: GenerationConfig | None = None) -> list[int] | None:
         """Ids that a repair's canvas starts from: the damaged text, an end, and pads up to the end of any canvas.

@@ -36,7 +36,7 @@ def test_the_text_in_the_middle(
     llm = LLM.load(marked)
     ids = llm.encode_infill(BEFORE, suffix, damaged)
     draft = None if damaged is None else llm.repair_draft(damaged)
-    wanted = llm.generate_ids(ids, GenerationConfig(seed=3, max_new_tokens=20), draft=draft)
+    wanted = llm.generate_ids(ids, llm.short_answer(GenerationConfig(seed=3, max_new_tokens=20)), draft=draft)
     arguments = ["generate", BEFORE, *options, "--model", str(marked), "--seed", "3", "-n", "20", "--json"]
     assert main(arguments) == 0
     found = json.loads(capfd.readouterr().out)

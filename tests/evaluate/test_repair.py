@@ -67,7 +67,9 @@ def test_the_model_is_shown_the_damaged_line(llm):
     config = GenerationConfig(max_new_tokens=16, seed=3)
     asked = HeldOutRepair([CASE]).ask(llm, CASE, config)
     ids = llm.encode_infill(CASE.before, CASE.after, CASE.given)
-    assert asked.token_ids == llm.generate_ids(ids, config, draft=llm.repair_draft(CASE.given)).token_ids
+    assert (
+        asked.token_ids == llm.generate_ids(ids, llm.short_answer(config), draft=llm.repair_draft(CASE.given)).token_ids
+    )
     assert asked.prompt_tokens == len(ids) > len(llm.encode_infill(CASE.before, CASE.after))
 
 

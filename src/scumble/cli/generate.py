@@ -99,6 +99,8 @@ def generate(
     live = can_draw(console) and not no_live and not as_json
     fills_in = suffix is not None or repair is not None
     ids = llm.encode_infill(text, suffix or "", repair) if fills_in else llm.encode_prompt(text)
+    if fills_in:
+        config = llm.short_answer(config)
     draft = None if repair is None else llm.repair_draft(repair, config)
     around = (text, suffix or "") if echo else None
     _run(llm, text, ids, config, console, draft=draft, live=live, as_json=as_json, delay=delay, around=around)

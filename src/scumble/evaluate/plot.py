@@ -44,7 +44,8 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
         bounds = [[places[name][1] - 100 * quality["low"]], [100 * quality["high"] - places[name][1]]]
         axes.errorbar(*places[name], yerr=bounds, fmt="o", color="0.6", markersize=4, linewidth=0.8)
     best = [places[name] for name in report["front"] if name in places]
-    axes.plot([x for x, _ in best], [y for _, y in best], "o-", color="tab:brown", markersize=5, label="front", zorder=3)
+    line = [[place[axis] for place in best] for axis in (0, 1)]
+    axes.plot(*line, "o-", color="tab:brown", markersize=5, label="front", zorder=3)
     axes.set_xlabel("passes an answer")
     axes.set_ylabel(f"{metric['label']}, %")
     axes.set_title(f"{task['title']}, {task['cases']} cases", fontsize=10)

@@ -168,8 +168,8 @@ def test_ctrl_c_with_json(
 ) -> None:
     whole = LLM.stream_ids
 
-    def interrupted(*arguments: Any):
-        for event in whole(*arguments):
+    def interrupted(*arguments: Any, **inputs: Any):
+        for event in whole(*arguments, **inputs):
             yield event
             if isinstance(event, Committed):
                 raise KeyboardInterrupt

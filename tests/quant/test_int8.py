@@ -95,9 +95,14 @@ def test_vocabulary_with_an_int8_head(packed):
 
 
 @needs_kernels
-@pytest.mark.parametrize(("vocab", "sure"), [(5000, 0.0), (5000, 20.0), (4099, 1.0), (1025, 1.0)])
-def test_soft_embeddings_in_int8_are_near_those_of_the_float_table(vocab, sure):
-    """From ignorance (mass on all ids) to certainty (one id has nearly all), with tiles that are not full."""
+@pytest.mark.parametrize(
+    ("vocab", "sure", "tolerance"), [(5000, 0.0, 0.025), (5000, 20.0, 0.0125), (4099, 1.0, 0.025), (1025, 1.0, 0.05)]
+)
+def test_soft_embeddings_in_int8_are_near_those_of_the_float_table(vocab, sure, tolerance):
+    """From ignorance (mass on all ids) to certainty (one id has nearly all), with tiles that are not full.
+
+    Relative to the soft embedding's length, which is short where many ids average out: worst for few ids, unsure.
+    """
     embedding = some(vocab, 64, seed=1).bfloat16()
     hidden = (some(80, 64) / 8 + sure / 64 * embedding[torch.arange(80) * 7].float()).bfloat16()
     head = Int8Embedding(embedding)
@@ -106,7 +111,7 @@ def test_soft_embeddings_in_int8_are_near_those_of_the_float_table(vocab, sure):
         mine = vocab_head(hidden, embedding, head=head, **options).soft
         z = 30 * torch.tanh(head(hidden).float() / 30) / 0.7
     plain = torch.softmax(z, -1) @ embedding.float()
-    assert float(((mine - plain).norm(dim=-1) / plain.norm(dim=-1)).max()) < 0.05
+    assert float(((mine - plain).norm(dim=-1) / plain.norm(dim=-1)).max()) < tolerance
     assert head.nbytes < 2.3 * vocab * 64 + 2 * 1024 * 64
 
 

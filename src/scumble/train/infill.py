@@ -94,7 +94,7 @@ def infill_rows(
     """Rows of ids, each at most `length` long, and the length of the prompt, which all share.
 
     To share it, the longer prompts lose tokens far from the hole: at the start of the prefix, then at the suffix's end.
-    repair: show the damaged middle too. A document too short to hold as many ids as another's damaged lines gets no row.
+    repair: show the damaged middle too. A document with fewer ids than another's damaged lines gets no row.
     """
     parts = []
     for body in bodies:

@@ -45,12 +45,13 @@ def test_a_prompt_holds_its_texts_between_the_markers(llm, before, after, damage
 
     prefix, suffix, middle, repair = (llm.tokenizer.special_tokens[name] for name in (PREFIX, SUFFIX, MIDDLE, REPAIR))
     start = [llm.tokenizer.bos_id, prefix, *encoded(before), suffix, *encoded(after)]
-    assert llm.encode_infill(before, after) == [*start, middle]
-    assert llm.encode_infill(before, after, damaged) == [*start, repair, *encoded(damaged), middle]
+    assert llm.fill_request(before, after).prompt == (*start, middle)
+    wanted = (*start, repair, *encoded(damaged), middle)
+    assert llm.fill_request(before, after, damaged=damaged).prompt == wanted
 
 
 def test_markers_in_a_text_are_text(llm):
-    ids = llm.encode_infill(f"{PREFIX}a", f"{REPAIR}{MIDDLE}", SUFFIX)
+    ids = llm.fill_request(f"{PREFIX}a", f"{REPAIR}{MIDDLE}", damaged=SUFFIX).prompt
     for marker in (PREFIX, SUFFIX, MIDDLE, REPAIR):
         assert ids.count(llm.tokenizer.special_tokens[marker]) == 1
 
@@ -66,20 +67,20 @@ def test_the_prompt_of_repair_is_that_of_a_training_row(llm, seed):
     after = rest.pop(0) if rest[0] != REPAIR else ""
     damaged = rest[1]
     assert parts[:2] == ["<bos>", PREFIX]
-    assert pieces(llm, llm.encode_infill(before, after, damaged)) == pieces(llm, rows[0][:prompt])
+    assert pieces(llm, llm.fill_request(before, after, damaged=damaged).prompt) == pieces(llm, rows[0][:prompt])
 
 
 def test_repair_edits_the_damaged_text_in_place(llm):
     """The canvas starts from the text, an end and pads; the prompt shows it too."""
     config = GenerationConfig(seed=3, **FREE)
-    ids = llm.encode_infill("def f(x):\n    ", "\n", "retrun x")
-    draft = llm.repair_draft("retrun x")
+    request = llm.fill_request("def f(x):\n    ", "\n", config, "retrun x")
+    draft = request.draft
     text = llm.tokenizer.encode("retrun x")
     shape = llm.model.config
-    assert draft[: len(text) + 1] == [*text, shape.eos_token_ids[0]]
+    assert draft[: len(text) + 1] == (*text, shape.eos_token_ids[0])
     assert len(draft) >= len(text) + 1 + shape.canvas_length
     seen = []
-    wanted = llm.generate_ids(ids, llm.short_answer(config), draft=draft, trace=seen.append)
+    wanted = llm.generate_ids(request.prompt, request.config, draft=draft, trace=seen.append)
     assert seen[0].canvas_in[: len(text)].tolist() == text[: shape.canvas_length]
     assert llm.repair("def f(x):\n    ", "retrun x", "\n", config).token_ids == wanted.token_ids
     events = list(llm.stream_repair("def f(x):\n    ", "retrun x", "\n", config))
@@ -89,9 +90,10 @@ def test_repair_edits_the_damaged_text_in_place(llm):
 
 def test_without_a_canvas_repair_answers_the_prompt(llm):
     config = GenerationConfig(decoder="autoregressive", temperature=0, max_new_tokens=5)
-    ids = llm.encode_infill("def f(x):\n    ", "\n", "retrun x")
-    assert llm.repair_draft("retrun x", config) is None
-    assert llm.repair("def f(x):\n    ", "retrun x", "\n", config).token_ids == llm.generate_ids(ids, config).token_ids
+    request = llm.fill_request("def f(x):\n    ", "\n", config, "retrun x")
+    assert request.draft is None
+    wanted = llm.generate_ids(request.prompt, config)
+    assert llm.repair("def f(x):\n    ", "retrun x", "\n", config).token_ids == wanted.token_ids
 
 
 @pytest.mark.parametrize("damaged", ["", None, 5, b"x", "\ud800"])
@@ -103,7 +105,7 @@ def test_damaged_texts_that_are_none(llm, damaged):
 
 def test_a_model_without_markers_says_so(llm, tmp_path):
     only_infill = load(tmp_path / "infill", PREFIX, SUFFIX, MIDDLE)
-    assert only_infill.encode_infill("a", "b")
+    assert only_infill.fill_request("a", "b").prompt
     with pytest.raises(TokenizerError, match=r"no repair marker \(<\|repair\|>\)"):
         only_infill.repair("a", "x", "b")
     neither = load(tmp_path / "neither", REPAIR)
@@ -115,6 +117,8 @@ def test_a_model_without_markers_says_so(llm, tmp_path):
 
 
 def test_short_answers_get_short_canvases_unless_a_length_was_chosen(llm):
-    assert llm.short_answer().canvas_length == "auto"
-    assert llm.short_answer(GenerationConfig(canvas_length=3)).canvas_length == 3
-    assert LLM(llm.model, llm.tokenizer, defaults={"canvas_length": 5}).short_answer().canvas_length == 5
+    asked = GenerationConfig(canvas_length=3)
+    own = LLM(llm.model, llm.tokenizer, defaults={"canvas_length": 5})
+    assert llm.fill_request("a", "b").config.canvas_length == "auto"
+    assert llm.fill_request("a", "b", asked).config.canvas_length == 3
+    assert own.fill_request("a", "b").config.canvas_length == 5

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
 from numbers import Integral
@@ -24,6 +24,7 @@ from scumble.model import Transformer
 from scumble.quant import Format
 from scumble.row import Row, StreamEvent
 from scumble.text import ChatTemplate, Message, Tokenizer
+from scumble.text.infill import encode_infill
 
 DTYPES: dict[str, torch.dtype | Format] = {
     "float32": torch.float32, "bfloat16": torch.bfloat16, "int8": "int8", "int4": "int4",
@@ -35,6 +36,15 @@ Ids = Sequence[int] | torch.Tensor
 def embedded_path() -> Path:
     """The folder of the embedded model, inside the installed package."""
     return Path(str(resources.files("scumble") / "assets" / "embedded"))
+
+
+@dataclass(frozen=True)
+class FillRequest:
+    """Prompt ids, settings, and the ids that the canvas starts from (None: noise)."""
+
+    prompt: tuple[int, ...]
+    config: GenerationConfig
+    draft: tuple[int, ...] | None
 
 
 class LLM:
@@ -121,12 +131,12 @@ class LLM:
         return self.stream_ids([self.encode_chat(messages, **template)], config)
 
     def infill(self, prefix: str, suffix: str, config: GenerationConfig | None = None) -> Generation:
-        """The text between prefix and suffix. For models trained to fill in the middle; see `encode_infill`."""
+        """The text between prefix and suffix. For models trained to fill in the middle."""
         return _last(self.stream_infill(prefix, suffix, config))[0]
 
     def stream_infill(self, prefix: str, suffix: str, config: GenerationConfig | None = None) -> Iterator[StreamEvent]:
         """Like `infill`, event by event."""
-        return self.stream_ids([self.encode_infill(prefix, suffix)], self.short_answer(config))
+        return self.stream_fill(self.fill_request(prefix, suffix, config))
 
     def repair(self, prefix: str, damaged: str, suffix: str, config: GenerationConfig | None = None) -> Generation:
         """What `damaged`, between prefix and suffix, should have been. For models trained to repair.
@@ -141,50 +151,38 @@ class LLM:
         """Like `repair`, event by event."""
         if damaged is None:
             raise InvalidRequest("there is no damaged text to repair; infill asks for a text without one")
-        ids = self.encode_infill(prefix, suffix, damaged)
-        return self.stream_ids([ids], self.short_answer(config), draft=[self.repair_draft(damaged, config)])
+        return self.stream_fill(self.fill_request(prefix, suffix, config, damaged))
 
-    def short_answer(self, config: GenerationConfig | None = None) -> GenerationConfig:
-        """`config` for an answer that will probably be short, as `infill` and `repair` use it: where neither it nor the
-        checkpoint chooses a canvas length, canvases grow from a short one ("auto")."""
-        return (config or GenerationConfig()).merged({"canvas_length": self.defaults.get("canvas_length", "auto")})
+    def fill_request(
+        self, prefix: str, suffix: str, config: GenerationConfig | None = None, damaged: str | None = None
+    ) -> FillRequest:
+        """What `infill` (or `repair`, with `damaged`) asks of the decoder, for those who want to see or change it.
 
-    def repair_draft(self, damaged: str, config: GenerationConfig | None = None) -> list[int] | None:
-        """Ids that a repair's canvas starts from: the damaged text, an end, and pads up to the end of any canvas.
-
-        None for the autoregressive decoder, which has no canvas.
-        """
-        if (config or GenerationConfig()).merged(self.defaults).decoder == "autoregressive":
-            return None
-        shape = self.model.config
-        if not shape.eos_token_ids:
-            return self._need_tokenizer().encode(damaged)
-        end = shape.eos_token_ids[0]
-        pad = end if shape.pad_token_id is None else shape.pad_token_id
-        return [*self._need_tokenizer().encode(damaged), end, *[pad] * shape.canvas_length]
-
-    def encode_infill(self, prefix: str, suffix: str, damaged: str | None = None) -> list[int]:
-        """Prompt ids that ask for the text between two texts; damaged: a wrong version of it, to be put right.
-
-        Raises TokenizerError where the markers are missing, InvalidRequest where the damaged text is empty.
+        The answer will probably be short: where neither `config` nor the checkpoint chooses a canvas length, canvases
+        grow from a short one ("auto"). Raises TokenizerError where the tokenizer lacks the markers.
         """
         tokenizer = self._need_tokenizer()
-        markers = [tokenizer.special_tokens.get(f"<|fim_{part}|>") for part in ("prefix", "suffix", "middle")]
-        if any(marker is None for marker in markers):
-            raise TokenizerError(f"{self.folder}: this model has no fill-in-the-middle markers (<|fim_prefix|> …)")
-        before, after, middle = (int(marker) for marker in markers if marker is not None)
-        bos = tokenizer.bos_id
-        start = [] if bos is None else [bos]
-        hint = [] if damaged is None else self._encode_damaged(tokenizer, damaged)
-        return [*start, before, *tokenizer.encode(prefix), after, *tokenizer.encode(suffix), *hint, middle]
+        try:
+            prompt = tuple(encode_infill(tokenizer, prefix, suffix, damaged))
+        except TokenizerError as error:
+            raise TokenizerError(f"{self.folder}: {error}") from None
+        own = (config or GenerationConfig()).merged({"canvas_length": self.defaults.get("canvas_length", "auto")})
+        has_canvas = own.merged(self.defaults).decoder != "autoregressive"
+        draft = None if damaged is None or not has_canvas else self._draft(damaged)
+        return FillRequest(prompt, own, draft)
 
-    def _encode_damaged(self, tokenizer: Tokenizer, damaged: str) -> list[int]:
-        marker = tokenizer.special_tokens.get("<|repair|>")
-        if marker is None:
-            raise TokenizerError(f"{self.folder}: this model has no repair marker (<|repair|>); it can only fill in")
-        if damaged == "":
-            raise InvalidRequest("the damaged text is empty; give at least one character, or fill in without it")
-        return [marker, *tokenizer.encode(damaged)]
+    def _draft(self, text: str) -> tuple[int, ...]:
+        """A text, an end, and pads up to the end of any canvas."""
+        shape, ids = self.model.config, self._need_tokenizer().encode(text)
+        if not shape.eos_token_ids:
+            return tuple(ids)
+        end = shape.eos_token_ids[0]
+        pad = end if shape.pad_token_id is None else shape.pad_token_id
+        return (*ids, end, *[pad] * shape.canvas_length)
+
+    def stream_fill(self, request: FillRequest) -> Iterator[StreamEvent]:
+        """Answer a FillRequest, event by event."""
+        return self.stream_ids([request.prompt], request.config, draft=[request.draft])
 
     def encode_prompt(self, text: str) -> list[int]:
         """Prompt ids of a text: the beginning-of-sequence id, where there is one, then the text as plain data."""

@@ -34,14 +34,13 @@ def test_the_text_in_the_middle(
     capfd: pytest.CaptureFixture[str], marked: Path, options: list[str], suffix: str, damaged: str | None
 ) -> None:
     llm = LLM.load(marked)
-    ids = llm.encode_infill(BEFORE, suffix, damaged)
-    draft = None if damaged is None else llm.repair_draft(damaged)
-    wanted = llm.generate_ids(ids, llm.short_answer(GenerationConfig(seed=3, max_new_tokens=20)), draft=draft)
+    request = llm.fill_request(BEFORE, suffix, GenerationConfig(seed=3, max_new_tokens=20), damaged)
+    wanted = llm.generate_ids(request.prompt, request.config, draft=request.draft)
     arguments = ["generate", BEFORE, *options, "--model", str(marked), "--seed", "3", "-n", "20", "--json"]
     assert main(arguments) == 0
     found = json.loads(capfd.readouterr().out)
     assert found["token_ids"] == list(wanted.token_ids)
-    assert found["prompt_tokens"] == len(ids)
+    assert found["prompt_tokens"] == len(request.prompt)
 
 
 def test_echo_prints_both_sides_too(capfd: pytest.CaptureFixture[str], marked: Path) -> None:

@@ -66,11 +66,10 @@ def test_scores(text, exact, reduction, better):
 def test_the_model_is_shown_the_damaged_line(llm):
     config = GenerationConfig(max_new_tokens=16, seed=3)
     asked = HeldOutRepair([CASE]).ask(llm, CASE, config)
-    ids = llm.encode_infill(CASE.before, CASE.after, CASE.given)
-    assert (
-        asked.token_ids == llm.generate_ids(ids, llm.short_answer(config), draft=llm.repair_draft(CASE.given)).token_ids
-    )
-    assert asked.prompt_tokens == len(ids) > len(llm.encode_infill(CASE.before, CASE.after))
+    request = llm.fill_request(CASE.before, CASE.after, config, CASE.given)
+    wanted = llm.generate_ids(request.prompt, request.config, draft=request.draft)
+    assert asked.token_ids == wanted.token_ids
+    assert asked.prompt_tokens == len(request.prompt) > len(llm.fill_request(CASE.before, CASE.after).prompt)
 
 
 def test_the_task_reports_its_three_figures(llm, data):

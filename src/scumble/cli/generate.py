@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -97,18 +98,19 @@ def generate(
         decoder=decoder, top_k=top_k, top_p=top_p, logprobs=logprobs,
     )  # fmt: skip
     live = can_draw(console) and not no_live and not as_json
-    fills_in = suffix is not None or repair is not None
-    ids = llm.encode_infill(text, suffix or "", repair) if fills_in else llm.encode_prompt(text)
-    if fills_in:
-        config = llm.short_answer(config)
-    draft = None if repair is None else llm.repair_draft(repair, config)
+    ids: Sequence[int]
+    if suffix is None and repair is None:
+        ids, draft = llm.encode_prompt(text), None
+    else:
+        request = llm.fill_request(text, suffix or "", config, repair)
+        ids, config, draft = request.prompt, request.config, request.draft
     around = (text, suffix or "") if echo else None
     _run(llm, text, ids, config, console, draft=draft, live=live, as_json=as_json, delay=delay, around=around)
 
 
 def _run(
-    llm: LLM, prompt: str, ids: list[int], config: GenerationConfig, console: Console,
-    *, draft: list[int] | None, live: bool, as_json: bool, delay: float, around: tuple[str, str] | None,
+    llm: LLM, prompt: str, ids: Sequence[int], config: GenerationConfig, console: Console,
+    *, draft: Sequence[int] | None, live: bool, as_json: bool, delay: float, around: tuple[str, str] | None,
 ) -> None:  # fmt: skip
     """draft: ids that the canvas starts from; None: noise.
     around: what to print in front of the answer and behind it; None: the answer alone."""

@@ -13,20 +13,19 @@ from scumble.evaluate.plan import Plan
 from scumble.evaluate.repair import HeldOutRepair, repair_cases
 from scumble.evaluate.tasks import Skipped, Task
 from scumble.evaluate.write import HeldOutFunctions, HumanEvalFunctions, held_out_bodies
+from scumble.text.infill import can_infill, can_repair
 
 if TYPE_CHECKING:
     from scumble.llm import LLM
 
 T = TypeVar("T")
-MARKERS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
-REPAIR_MARKER = "<|repair|>"
 
 
 def make_task(name: str, plan: Plan, llm: LLM) -> Task:
     """A generation task of the plan. Raises Skipped with the reason, or DataError."""
-    if name.startswith("infill") and not has_tokens(llm, *MARKERS):
+    if name.startswith("infill") and not can_infill(llm.tokenizer):
         raise Skipped("the model was not trained to fill in the middle: its tokenizer has no <|fim_prefix|> …")
-    if name == "repair" and not has_tokens(llm, *MARKERS, REPAIR_MARKER):
+    if name == "repair" and not can_repair(llm.tokenizer):
         raise Skipped("the model was not trained to repair: its tokenizer has no <|repair|> or no <|fim_prefix|> …")
     match name:
         case "infill":
@@ -58,8 +57,3 @@ def some(cases: Sequence[T], plan: Plan) -> list[T]:
         return list(cases)
     places = random.Random(plan.seed).sample(range(len(cases)), plan.limit)
     return [cases[place] for place in sorted(places)]
-
-
-def has_tokens(llm: LLM, *markers: str) -> bool:
-    """Whether the tokenizer has the markers; whether the weights learnt them, only the figures tell."""
-    return llm.tokenizer is not None and all(marker in llm.tokenizer.special_tokens for marker in markers)

@@ -23,10 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scumble.text import Tokenizer
+from scumble.text.infill import MIDDLE, PREFIX, REPAIR, SUFFIX
 from scumble.train.damage import damage
 
-PREFIX, SUFFIX, MIDDLE = "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"
-REPAIR = "<|repair|>"
 MOST_LINES = 6
 UNDAMAGED = 0.1  # share of the "damaged" texts that are right, so that right ones are learnt to be left alone
 LEAST_ROOM = 32  # tokens of a row that the context leaves to the middle, even in the longest documents

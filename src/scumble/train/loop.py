@@ -22,12 +22,13 @@ from scumble.config import ModelConfig
 from scumble.errors import DataError
 from scumble.model import Transformer
 from scumble.text import Tokenizer
+from scumble.text.infill import MIDDLE, PREFIX, REPAIR, SUFFIX
 from scumble.train.batches import PLAIN, Batch, Batches, Mix, Specials
 from scumble.train.config import Data, ModelShape, Objective, Optimizer, Run, TrainConfig, check_fits
 from scumble.train.corpus.atomic import atomic_file
 from scumble.train.data import lengths, read_documents
 from scumble.train.docstring import docstring_finder
-from scumble.train.infill import MIDDLE, PREFIX, REPAIR, SUFFIX, infill_tokens
+from scumble.train.infill import infill_tokens
 from scumble.train.init import new_model
 from scumble.train.muon import Muon
 from scumble.train.objective import Losses, losses

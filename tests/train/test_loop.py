@@ -25,7 +25,9 @@ from scumble.cli.main import main
 from scumble.text import Tokenizer
 from scumble.train import loop
 from scumble.train.config import read_train_config
-from scumble.train.loop import read_metrics, train
+from scumble.train.loop import train
+from scumble.train.record import read_metrics
+from scumble.train.setup import make_batches, make_optimizer, prepare_model
 from scumble.train.state import Progress, read_progress, save_state
 
 CONFIG = """
@@ -194,10 +196,10 @@ def test_weights_that_are_not_finite_are_not_saved(folder):
     config = plan(folder, "poisoned", 1)
     train(config, lambda report: None)
     before = (folder / "poisoned" / "state.safetensors").read_bytes()
-    model, _ = loop.prepare_model(config, Tokenizer.from_folder(config.data.tokenizer))
+    model, _ = prepare_model(config, Tokenizer.from_folder(config.data.tokenizer))
     model.embed_tokens.weight.data[3, 5] = float("nan")
     with pytest.raises(DataError, match=r"step 7: embed_tokens\.weight must be finite, found infinity or NaN"):
-        save_state(folder / "poisoned", model, loop._optimizer(model, config), Progress(step=7), {})
+        save_state(folder / "poisoned", model, make_optimizer(model, config), Progress(step=7), {})
     assert (folder / "poisoned" / "state.safetensors").read_bytes() == before
 
 
@@ -394,10 +396,10 @@ def test_two_processes_train_as_one_that_averages_both_batches(folder):
     lines = list(read_metrics(folder / "ranks"))
     assert [line["step"] for line in lines] == [1, 2, 3]  # one process reports
 
-    model, specials = loop.prepare_model(config, Tokenizer.from_folder(config.data.tokenizer))
+    model, specials = prepare_model(config, Tokenizer.from_folder(config.data.tokenizer))
     model.train().requires_grad_(True)
-    optimizer = loop._optimizer(model, config)
-    batches = loop._batches(
+    optimizer = make_optimizer(model, config)
+    batches = make_batches(
         config, config.data.train, Tokenizer.from_folder(config.data.tokenizer), specials, model.config, ""
     )
     for step, line in enumerate(lines):

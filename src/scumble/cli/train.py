@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from scumble.train.loop import Report
+    from scumble.train.record import Report
 
 EPILOG = """\
 Example:

@@ -20,6 +20,7 @@ BEGIN, END = "<!-- figures, by docs/make_card.py -->", "<!-- end of figures -->"
 SPEED: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("tokens_per_pass", "tokens a pass", two),
     ("passes", "passes an answer", two),
+    ("evaluations", "evaluations an answer", two),
     ("tokens", "tokens an answer", two),
     ("tokens_per_second", "tokens a second", two),
     ("first_text_seconds", "first text, ms", milliseconds),

@@ -16,6 +16,7 @@ Decoder = Literal["diffusion", "autoregressive"]
 FinishReason = Literal["stop", "length"]
 
 COLDEST = 1e-4  # temperatures below would overflow float32 in places, and are argmax in all but name
+MAX_CANDIDATES = 64
 MAX_PASSES = 10_000  # an absurd number of passes is a typing error, not a wish
 
 
@@ -38,6 +39,9 @@ class GenerationConfig:
     stop: strings that end the answer; the answer ends before them.
     ignore_eos: go on behind the end-of-sequence id.
     decoder: "diffusion", or "autoregressive" on the same weights.
+    best_of: candidates a canvas, 1 … 64, denoised side by side and then read by the causal model. Committed is the one
+        with the highest mean log-probability a token; those that came to their end go before those that did not.
+        Diffusion only. Default 1.
     top_k (≥ 1), top_p (0 < p ≤ 1): autoregressive only.
     logprobs: return the log-probability of every token under the causal model, and of that many alternatives (0 … 20).
     budget: what entropy_bound limits: the entropies of all positions that a pass accepts, "accepted" (release), or of
@@ -58,6 +62,7 @@ class GenerationConfig:
     stop: tuple[str, ...] | None = None
     ignore_eos: bool | None = None
     decoder: Decoder | None = None
+    best_of: int | None = None
     top_k: int | None = None
     top_p: float | None = None
     logprobs: int | None = None
@@ -96,6 +101,7 @@ class GenerationConfig:
         _real("confidence_threshold", self.confidence_threshold, 0, 1e9)
         if self.canvas_length != "auto":
             _whole("canvas_length", self.canvas_length, 1, 2**20, " or 'auto'")
+        _whole("best_of", self.best_of, 1, MAX_CANDIDATES)
         _whole("top_k", self.top_k, 1, 2**31 - 1)
         _real("top_p", self.top_p, 0, 1, open_low=True)
         _whole("logprobs", self.logprobs, 0, 20)
@@ -149,6 +155,7 @@ RELEASE_DEFAULTS: dict[str, Any] = {
     "stop": (),
     "ignore_eos": False,
     "decoder": "diffusion",
+    "best_of": 1,
     "budget": "accepted",
     "commit": "argmax",
     "stability": "argmax_history",
@@ -172,6 +179,7 @@ class Generation:
     token_ids: the ids, including the end-of-sequence id that ended them, nothing after it.
     finish_reason: "stop" (end-of-sequence id or stop string) or "length".
     passes: denoising passes, one number a canvas; of the autoregressive decoder: forward passes, one number in all.
+    evaluations: how often a canvas went through the model: sum(passes), but each candidate counts for itself.
     seconds: wall time from request to end; first_text_seconds: to the first committed token.
     """
 
@@ -180,6 +188,7 @@ class Generation:
     finish_reason: FinishReason
     prompt_tokens: int
     passes: tuple[int, ...]
+    evaluations: int
     seconds: float
     first_text_seconds: float
     logprobs: tuple[TokenLogprobs, ...] | None = None
@@ -190,7 +199,8 @@ class Generation:
 class Draft:
     """A canvas after one pass: the present best guess (argmax) of all its positions; nothing of it is promised.
 
-    accepted: which positions the pass accepted. row: which request of a batch.
+    accepted: which positions the pass accepted. candidate: of the canvas (see `best_of`), from 0; which of them will be
+    committed is known at the end only. row: which request of a batch.
     """
 
     token_ids: tuple[int, ...]
@@ -198,6 +208,7 @@ class Draft:
     canvas: int
     pass_index: int
     accepted: tuple[bool, ...]
+    candidate: int = 0
     row: int = 0
 
 

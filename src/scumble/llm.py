@@ -309,7 +309,7 @@ class LLM:
                 yield row.commit(event)
                 if row.answer.stopped:  # a stop string: the row's program ends here
                     programs[number].close()
-                    yield from row.finish(Answer("stop", tuple(row.passes)))
+                    yield from row.finish(Answer("stop", tuple(row.passes), row.evaluations))
             else:
                 yield from row.finish(event)
 

@@ -21,28 +21,30 @@ class Row:
         self.request = request
         self.answer = AnswerText(tokenizer, request.settings.stop)
         self.passes: list[int] = []
+        self.evaluations = 0
         self._tokenizer = tokenizer
         self._started = started
         self._first: float | None = None
         self._logprobs: list[TokenLogprobs] = []
 
     def draft(self, event: PassDone) -> Draft:
-        if event.pass_index == 0:
+        if event.canvas_index == len(self.passes):
             self.passes.append(0)
-        self.passes[-1] += 1
+        self.passes[-1] = max(self.passes[-1], event.pass_index + 1)
+        self.evaluations += 1
         ids = tuple(event.argmax.tolist())
         text = ""
         if self._tokenizer is not None:
             ends = [i for i, token in enumerate(ids) if token in self.request.settings.eos_ids]
             text = self._tokenizer.decode(ids[: ends[0]] if ends else ids)
         accepted = tuple(event.accepted.tolist())
-        return Draft(ids, text, event.canvas_index, event.pass_index, accepted, self.number)
+        return Draft(ids, text, event.canvas_index, event.pass_index, accepted, event.candidate, self.number)
 
     def commit(self, event: TokensCommitted) -> Committed:
         if self._first is None:
             self._first = time.perf_counter() - self._started
         if self.request.settings.decoder == "autoregressive":
-            self.passes = [event.canvas_index + 1]
+            self.passes, self.evaluations = [event.canvas_index + 1], event.canvas_index + 1
         before = len(self.answer.ids)
         text = self.answer.feed(event.ids)
         self._logprobs += event.logprobs or ()
@@ -61,6 +63,7 @@ class Row:
             finish_reason="stop" if self.answer.stopped else end.finish_reason,
             prompt_tokens=self.request.prompt.shape[0],
             passes=end.passes,
+            evaluations=end.evaluations,
             seconds=seconds,
             first_text_seconds=self._first if self._first is not None else seconds,
             logprobs=tuple(self._logprobs[: len(ids)]) if wanted else None,

@@ -77,7 +77,7 @@ def test_json_holds_everything(capfd: pytest.CaptureFixture[str], folder: Path, 
     assert (code, err) == (0, "")
     found = json.loads(out)
     assert set(found) == {
-        "text", "token_ids", "finish_reason", "prompt_tokens", "passes", "seconds", "first_text_seconds",
+        "text", "token_ids", "finish_reason", "prompt_tokens", "passes", "evaluations", "seconds", "first_text_seconds",
         "tokens_per_second", "logprobs", "thinking", "model", "config",
     }  # fmt: skip
     assert found["finish_reason"] in ("stop", "length")
@@ -88,6 +88,22 @@ def test_json_holds_everything(capfd: pytest.CaptureFixture[str], folder: Path, 
     assert found["config"]["canvas_length"] == 16
     assert found["model"]["path"] == str(folder)
     assert all(1 <= passes <= 4 for passes in found["passes"])
+    assert found["evaluations"] == sum(found["passes"])
+
+
+def test_the_best_of_several(capfd: pytest.CaptureFixture[str], folder: Path) -> None:
+    options = ("--model", folder, "-n", 20, "--steps", 4, "--confidence", 0, "--ignore-eos", "--best-of", 3)
+    code, out, err = run(capfd, "generate", PROMPT, *options, "--json")
+    found = json.loads(out)
+    assert (code, err, found["config"]["best_of"]) == (0, "", 3)
+    assert found["evaluations"] == 3 * sum(found["passes"])
+    code, out, err = run(capfd, "generate", PROMPT, *options)
+    assert (code, out.removesuffix("\n")) == (0, found["text"].removesuffix("\n"))
+    assert err == ""
+    code, screen = on_a_terminal("generate", PROMPT, *options)
+    assert code == 0
+    assert f"{sum(found['passes'])} passes" in screen
+    assert f"{found['evaluations']} canvas evaluations" in screen
 
 
 def test_autoregressive_and_stop(capfd: pytest.CaptureFixture[str], folder: Path) -> None:

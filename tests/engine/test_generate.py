@@ -34,6 +34,7 @@ ROWS = [
     (prompt(7, 5), GenerationConfig(max_new_tokens=17, seed=2**64 - 1, entropy_bound=3.0, confidence_threshold=1.0)),
     (prompt(9, 6), GenerationConfig(max_new_tokens=5, seed=6, decoder="autoregressive", temperature=0, top_k=3)),
     (prompt(2, 7), GenerationConfig(max_new_tokens=30, seed=7, canvas_length="auto", **FREE)),
+    (prompt(4, 8), GenerationConfig(max_new_tokens=12, seed=8, best_of=3, entropy_bound=3.0, **FREE)),
 ]
 
 
@@ -186,7 +187,7 @@ def test_a_draft_is_where_the_canvases_start_from():
     draft = prompt(L + 3, 9)
     row = answer(MODEL, [prompt(5)], GenerationConfig(max_new_tokens=2 * L, **FREE), draft=draft)[0]
     first = [event.canvas_in.tolist() for event in row["passes"] if event.pass_index == 0]
-    noise = make_request(prompt(5), GenerationConfig(), {}, MODEL.config).noise
+    noise = make_request(prompt(5), GenerationConfig(), {}, MODEL.config).noises[0]
     assert first[0] == draft[:L]
     assert first[1] == draft[L:] + noise.initial(1, L, 97)[3:].tolist()
 

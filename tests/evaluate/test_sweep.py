@@ -23,7 +23,7 @@ TINY_GRID = {"entropy_bound": (0.1, 2.0), "max_denoising_steps": (1, 2)}
 def point(place: tuple[float, float] | None) -> dict:
     passes, quality = place if place is not None else (None, None)
     return {
-        "passes": None if passes is None else {"mean": passes},
+        "evaluations": None if passes is None else {"mean": passes},
         "quality": {"score": None if quality is None else {"mean": quality}},
     }
 
@@ -43,7 +43,7 @@ def test_no_point_on_the_front_is_beaten_and_all_others_are(places):
     assert not any(better(one, other) for one, other in itertools.product([*on, *off], on))
     assert all(any(better(one, other) for one in on) for other in off)
     assert bool(names) == any(place is not None for place in places)
-    assert on == sorted(on), "fewest passes first"
+    assert on == sorted(on), "cheapest first"
 
 
 def test_a_grid_has_every_point_once_and_fixed_settings_stay():
@@ -132,7 +132,7 @@ def test_a_picture_is_drawn(report, tmp_path, suffix):
 
 def test_points_that_were_not_measured_are_not_drawn(report, tmp_path):
     pytest.importorskip("matplotlib")
-    empty = {"quality": {"exact": None, "error_reduction": None, "better": None}, "passes": None}
+    empty = {"quality": {"exact": None, "error_reduction": None, "better": None}, "evaluations": None}
     nothing = {**report, "front": [], "task": {**report["task"], "variants": {"a": empty, "autoregressive": empty}}}
     draw(nothing, tmp_path / "nothing.svg")
     assert (tmp_path / "nothing.svg").exists()

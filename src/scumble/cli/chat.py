@@ -52,6 +52,7 @@ def chat(
     confidence: o.Confidence = None,
     canvas_length: o.CanvasLength = None,
     budget: o.Budget = None,
+    best_of: o.BestOf = None,
     stop: o.Stop = None,
     decoder: o.Decoder = None,
     top_k: o.TopK = None,
@@ -69,8 +70,8 @@ def chat(
 
     config = o.generation_config(
         max_new_tokens=max_new_tokens, seed=seed, temperature=temperature, steps=steps, entropy_bound=entropy_bound,
-        confidence=confidence, canvas_length=canvas_length, budget=budget, stop=stop, decoder=decoder, top_k=top_k,
-        top_p=top_p,
+        confidence=confidence, canvas_length=canvas_length, budget=budget, best_of=best_of, stop=stop,
+        decoder=decoder, top_k=top_k, top_p=top_p,
     )  # fmt: skip
     try:
         _ = llm.chat_template

@@ -70,6 +70,7 @@ def eval(
     confidence: o.Confidence = None,
     canvas_length: o.CanvasLength = None,
     budget: o.Budget = None,
+    best_of: o.BestOf = None,
     sweep: Annotated[
         Path | None,
         typer.Option(help="Try a grid of settings on one task; write JSON here.", rich_help_panel=SWEEP),
@@ -88,7 +89,7 @@ def eval(
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(help="With --sweep: draw quality against passes (.png, .svg or .pdf).", rich_help_panel=SWEEP),
+        typer.Option(help="With --sweep: draw quality against its cost (.png, .svg or .pdf).", rich_help_panel=SWEEP),
     ] = None,
     answers: Annotated[
         Path | None,
@@ -112,6 +113,7 @@ def eval(
         "confidence_threshold": confidence,
         "canvas_length": o.number_or_word(canvas_length),
         "budget": budget,
+        "best_of": best_of,
     }
     plan = Plan(
         tasks=tuple(task or ()),

@@ -25,6 +25,7 @@ class Outcome:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     passes: list[int] = field(default_factory=list)
+    evaluations: int = 0
     seconds: float = 0.0
     generation: Generation | None = None
 
@@ -47,7 +48,10 @@ def follow(events: Iterator[Draft | Committed | Finished], screen: Screen, delay
 
 def _take(event: Draft | Committed | Finished, outcome: Outcome, screen: Screen, delay: float) -> None:
     if isinstance(event, Draft):
-        outcome.passes[event.canvas :] = [event.pass_index + 1]
+        outcome.passes[event.canvas :] = [max(event.pass_index + 1, *outcome.passes[event.canvas :], 0)]
+        outcome.evaluations += 1
+        if event.candidate:  # one of them is drawn, all are counted
+            return
         screen.draft(event)
         if delay:
             time.sleep(delay)
@@ -66,12 +70,15 @@ def summary(outcome: Outcome, decoder: str) -> str:
     passes = list(done.passes) if done is not None else outcome.passes
     seconds = done.seconds if done is not None else outcome.seconds
     ends = {"stop": "ended by itself", "length": "token limit reached"}
+    evaluations = outcome.evaluations if done is None else done.evaluations
     total = max(sum(passes), 1)
     parts = [_plural(tokens, "token")]
     if decoder == "diffusion":
         each = f" ({' + '.join(map(str, passes))})" if 1 < len(passes) <= 6 else ""
         canvases = f" over {len(passes)} canvases" if len(passes) > 6 else ""
         parts += [_plural(sum(passes), "pass", "passes") + canvases + each, f"{tokens / total:.1f} tokens a pass"]
+        if evaluations > sum(passes):
+            parts.append(f"{evaluations} canvas evaluations")
     parts += [f"{seconds:.1f} s", f"{tokens / max(seconds, 1e-9):.0f} tok/s"]
     parts.append("interrupted" if done is None else ends[done.finish_reason])
     return " · ".join(parts)

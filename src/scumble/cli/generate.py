@@ -60,6 +60,7 @@ def generate(
     confidence: o.Confidence = None,
     canvas_length: o.CanvasLength = None,
     budget: o.Budget = None,
+    best_of: o.BestOf = None,
     stop: o.Stop = None,
     ignore_eos: o.IgnoreEos = False,
     decoder: o.Decoder = None,
@@ -94,8 +95,8 @@ def generate(
     llm = load_llm(model, dtype, device, console)
     config = o.generation_config(
         max_new_tokens=max_new_tokens, seed=seed, temperature=temperature, steps=steps, entropy_bound=entropy_bound,
-        confidence=confidence, canvas_length=canvas_length, budget=budget, stop=stop, ignore_eos=ignore_eos,
-        decoder=decoder, top_k=top_k, top_p=top_p, logprobs=logprobs,
+        confidence=confidence, canvas_length=canvas_length, budget=budget, best_of=best_of, stop=stop,
+        ignore_eos=ignore_eos, decoder=decoder, top_k=top_k, top_p=top_p, logprobs=logprobs,
     )  # fmt: skip
     live = can_draw(console) and not no_live and not as_json
     ids: Sequence[int]
@@ -160,6 +161,7 @@ def describe(
         "finish_reason": "interrupted" if done is None else done.finish_reason,
         "prompt_tokens": prompt_tokens,
         "passes": outcome.passes if done is None else list(done.passes),
+        "evaluations": outcome.evaluations if done is None else done.evaluations,
         "seconds": seconds,
         "first_text_seconds": None if done is None else done.first_text_seconds,
         "tokens_per_second": len(outcome.token_ids) / seconds if seconds > 0 else None,

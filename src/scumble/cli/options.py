@@ -51,6 +51,10 @@ Budget = Annotated[
     str | None,
     typer.Option(help="What the entropy bound limits: accepted, or changed alone.", rich_help_panel=SAMPLING),
 ]
+BestOf = Annotated[
+    int | None,
+    typer.Option(help="Candidates a canvas, side by side; the likeliest is kept.", rich_help_panel=SAMPLING),
+]
 Stop = Annotated[
     list[str] | None, typer.Option(help="End before this text; may be given several times.", rich_help_panel=SAMPLING)
 ]

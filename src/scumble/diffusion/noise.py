@@ -1,4 +1,5 @@
-"""Noise is an address, not a stream: every random number is a function of (seed, canvas, pass, position, purpose).
+"""Noise is an address, not a stream: every random number is a function of where it is used (seed, candidate, canvas,
+pass, position, purpose).
 
 So a request gives the same tokens alone or in any batch, on any device, after a restart. The function is Philox4x32
 with ten rounds (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), a counter-based generator:
@@ -34,10 +35,11 @@ _INITIAL, _PROPOSAL, _RENOISE = 0, 1, 2
 
 
 class SeededNoise:
-    """Noise from a seed in 0 … 2⁶⁴-1."""
+    """Noise from a seed in 0 … 2⁶⁴-1, of its own for each candidate of a request, numbered from 0."""
 
-    def __init__(self, seed: int):
+    def __init__(self, seed: int, candidate: int = 0):
         self.seed = seed
+        self.candidate = candidate
 
     def initial(self, canvas_index: int, length: int, vocab: int) -> Tensor:
         return self._ids(_INITIAL, canvas_index, 0, length, vocab)
@@ -56,7 +58,7 @@ class SeededNoise:
     def _uniforms(self, purpose: int, canvas_index: int, pass_index: int, length: int) -> np.ndarray:
         counter = np.zeros((4, length), dtype=np.uint64)
         counter[0] = np.arange(length, dtype=np.uint64)
-        counter[1], counter[2], counter[3] = pass_index, canvas_index, purpose
+        counter[1], counter[2], counter[3] = pass_index, canvas_index, purpose + 4 * self.candidate
         words = philox(counter, self.seed & 0xFFFFFFFF, self.seed >> 32)
         bits = (words[0] << np.uint64(21)) ^ (words[1] >> np.uint64(11))  # 32 + 21 = 53 bits
         return bits.astype(np.float64) * 2.0**-53

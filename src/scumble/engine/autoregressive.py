@@ -22,19 +22,19 @@ def autoregressive(model: Transformer, request: Request) -> Steps:
     for index in range(settings.max_new_tokens):
         logits = model.logits(hidden)[0]
         check_output(float(logits.max()))  # NaN if one of them is
-        uniform = float(request.noise.uniform(index, 0, 1)[0])
+        uniform = float(request.noises[0].uniform(index, 0, 1)[0])
         token = torch.tensor([choose(logits, settings, uniform)], device=model.device)
         logprobs = None
         if settings.logprobs is not None:
             logprobs = token_logprobs(hidden, token, weight, model.config, settings.logprobs)
         yield TokensCommitted((int(token),), index, logprobs)
         if int(token) in settings.eos_ids:
-            return Answer("stop", (forwards,))
+            return Answer("stop", (forwards,), forwards)
         if index + 1 < settings.max_new_tokens:
             hidden = yield Segment(token, cache, "encode")
             assert hidden is not None
             forwards += 1
-    return Answer("length", (forwards,))
+    return Answer("length", (forwards,), forwards)
 
 
 def choose(logits: Tensor, settings: Settings, uniform: float) -> int:

@@ -11,8 +11,9 @@ from collections.abc import Generator
 import torch
 from torch import Tensor
 
-from scumble.diffusion import Canvas, Proposal, committed_ids, start_canvas
+from scumble.diffusion import Canvas, Noise, Proposal, committed_ids, start_canvas
 from scumble.engine.autoregressive import autoregressive
+from scumble.engine.candidates import likeliest, side_by_side
 from scumble.engine.commit import cut, shift, token_logprobs
 from scumble.engine.prefill import prefill
 from scumble.engine.request import Request
@@ -28,36 +29,48 @@ def generate(model: Transformer, request: Request) -> Steps:
 
 
 def diffusion(model: Transformer, request: Request) -> Steps:
-    """Answer a request canvas by canvas."""
+    """Answer a request canvas by canvas. With several candidates a canvas, the likeliest text of them is committed."""
     settings = request.settings
-    scored = settings.logprobs is not None
+    scored = settings.logprobs is not None or len(request.noises) > 1
     cache = model.new_cache()
     last_hidden = yield from prefill(request.prompt.to(model.device), cache, quiet=not scored)
 
     passes: list[int] = []
-    written = 0
+    evaluations = written = 0
     uncached: Segment | None = None  # what was committed last; it is encoded along with the next canvas's first pass
     while True:
         index = len(passes)
-        canvas = first_canvas(model, request, index, written)
-        ids, taken = yield from denoise(model, request, cache, canvas, uncached)
-        passes.append(taken)
+        finished = yield from side_by_side([
+            denoise(model, request, noise, cache, first_canvas(model, request, noise, index, written),
+                    uncached if number == 0 else None)
+            for number, noise in enumerate(request.noises)
+        ])  # fmt: skip
+        passes.append(max(taken for _, taken in finished))
+        evaluations += sum(taken for _, taken in finished)
 
-        ids, ended = cut(ids, settings.eos_ids, settings.max_new_tokens - written)
+        drafts = [cut(ids, settings.eos_ids, settings.max_new_tokens - written) for ids, _ in finished]
+        best, logprobs = 0, None
+        if scored:
+            hidden = yield tuple(Segment(ids, cache, "read") for ids, _ in drafts)
+            hiddens = hidden.split([ids.shape[0] for ids, _ in drafts])
+            read = [
+                token_logprobs(
+                    shift(last_hidden, own), ids, model.embed_tokens.weight, model.config, settings.logprobs or 0
+                )
+                for own, (ids, _) in zip(hiddens, drafts, strict=True)
+            ]
+            best = likeliest(read, [ended for _, ended in drafts])
+            last_hidden = hiddens[best][-1:]
+            logprobs = None if settings.logprobs is None else read[best]
+        ids, ended = drafts[best]
         written += ids.shape[0]
-        if settings.logprobs is None:
-            yield TokensCommitted(tuple(ids.tolist()), index)
-            uncached = Segment(ids, cache, "encode", quiet=True)
-        else:  # the encoder's hidden states are needed now
-            hidden = yield Segment(ids, cache, "encode")
-            before, last_hidden = shift(last_hidden, hidden), hidden[-1:]
-            logprobs = token_logprobs(before, ids, model.embed_tokens.weight, model.config, settings.logprobs)
-            yield TokensCommitted(tuple(ids.tolist()), index, logprobs)
+        yield TokensCommitted(tuple(ids.tolist()), index, logprobs)
         if ended or written == settings.max_new_tokens:  # the last canvas is never encoded for its own sake
-            return Answer("stop" if ended else "length", tuple(passes))
+            return Answer("stop" if ended else "length", tuple(passes), evaluations)
+        uncached = Segment(ids, cache, "encode", quiet=True)
 
 
-def first_canvas(model: Transformer, request: Request, index: int, begin: int) -> Canvas:
+def first_canvas(model: Transformer, request: Request, noise: Noise, index: int, begin: int) -> Canvas:
     """Canvas number `index` before its first pass: noise, with what the request's draft and pins say about it.
 
     begin: its first position in the answer.
@@ -65,18 +78,18 @@ def first_canvas(model: Transformer, request: Request, index: int, begin: int) -
     length = request.settings.canvas_length(index)
     draft = None if request.draft is None else request.draft[begin : begin + length]
     pinned = {p - begin: token for p, token in request.pinned.items() if begin <= p < begin + length}
-    return start_canvas(request.noise, index, length, model.config.vocab_size, draft, pinned, model.device)
+    return start_canvas(noise, index, length, model.config.vocab_size, draft, pinned, model.device)
 
 
 def denoise(
-    model: Transformer, request: Request, cache: Cache, canvas: Canvas, uncached: Segment | None = None
+    model: Transformer, request: Request, noise: Noise, cache: Cache, canvas: Canvas, uncached: Segment | None = None
 ) -> Generator[Work | PassDone, Tensor, tuple[Tensor, int]]:
     """Denoise one canvas until it is stable and confident or out of passes -> ids to commit [L], passes taken.
 
     Raises ScumbleError where the model's output is not a number.
     uncached: a quiet segment that the canvas must see in its context; it shares the first pass's forward.
     """
-    settings, noise, vocab = request.settings, request.noise, model.config.vocab_size
+    settings, vocab = request.settings, model.config.vocab_size
     soft: Tensor | None = None
     history: list[Tensor] = []
     pass_index = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any, TypeVar
 
@@ -48,6 +48,7 @@ class Settings:
     eos_ids: frozenset[int]
     stop: tuple[str, ...]
     seed: int
+    best_of: int
     top_k: int | None
     top_p: float | None
     logprobs: int | None
@@ -55,14 +56,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class Request:
-    """prompt: ids [n ≥ 1]. draft: ids that the answer starts from, from its position 0. pinned: position -> id.
+    """prompt: ids [n ≥ 1]. noises: one a candidate (see `best_of`). draft: ids that the answer starts from, from its
+    position 0. pinned: position -> id.
 
     Positions count from the start of the answer, across canvases.
     """
 
     prompt: Tensor
     settings: Settings
-    noise: Noise
+    noises: tuple[Noise, ...]
     draft: Tensor | None = None
     pinned: Mapping[int, int] = field(default_factory=dict)
 
@@ -85,7 +87,15 @@ def make_request(
     if settings.decoder == "autoregressive" and (pinned or draft is not None):
         raise InvalidRequest("decoder='autoregressive' has no canvas: draft and pinned need decoder='diffusion'")
     draft_ids = None if draft is None else _ids("draft", draft, model.vocab_size)
-    return Request(ids, settings, noise or SeededNoise(settings.seed), draft_ids, pinned)
+    return Request(ids, settings, _noises(noise, settings), draft_ids, pinned)
+
+
+def _noises(noise: Noise | None, settings: Settings) -> tuple[Noise, ...]:
+    if noise is None:
+        return tuple(SeededNoise(settings.seed, candidate) for candidate in range(settings.best_of))
+    if settings.best_of > 1:
+        raise InvalidRequest(f"noise is for one candidate alone and needs best_of=1, found best_of={settings.best_of}")
+    return (noise,)
 
 
 def resolve(
@@ -104,6 +114,12 @@ def resolve(
             f"{model.max_position_embeddings}), found {asked}"
         )
     full = config.merged(checkpoint_defaults).merged(RELEASE_DEFAULTS)
+    if full.decoder == "autoregressive":
+        if config.best_of not in (None, 1):
+            raise InvalidRequest(
+                f"best_of compares candidates of a canvas and needs decoder='diffusion', found best_of={config.best_of}"
+            )
+        full = replace(full, best_of=1)  # the checkpoint's is meant for canvases
     if (full.top_k is not None or full.top_p is not None) and full.decoder == "diffusion":
         raise InvalidRequest("top_k and top_p apply to decoder='autoregressive' only; diffusion uses entropy_bound")
     # Every name that RELEASE_DEFAULTS holds is set from here on.
@@ -121,6 +137,7 @@ def resolve(
         eos_ids=frozenset() if full.ignore_eos else frozenset(model.eos_token_ids),
         stop=_set(full.stop),
         seed=_set(full.seed),
+        best_of=_set(full.best_of),
         top_k=full.top_k,
         top_p=full.top_p,
         logprobs=full.logprobs,

@@ -24,6 +24,7 @@ class PassDone:
 
     canvas_in went into the pass, canvas_out goes into the next one. temperature: what the logits were divided by.
     stopped: this was the canvas's last pass because the stopping rule said so (not because passes ran out).
+    candidate: which of the canvas's candidates, from 0; all of them have pass 0 together, then pass 1, ….
     """
 
     canvas_index: int
@@ -36,6 +37,7 @@ class PassDone:
     proposal: Tensor
     entropy: Tensor
     stopped: bool
+    candidate: int = 0
     row: int = 0
 
 
@@ -50,8 +52,11 @@ class TokensCommitted:
 
 @dataclass(frozen=True)
 class Answer:
+    """passes: by canvas, those of the candidate that took most. evaluations: of canvases, by all candidates."""
+
     finish_reason: FinishReason
     passes: tuple[int, ...]
+    evaluations: int
 
 
 Event = PassDone | TokensCommitted

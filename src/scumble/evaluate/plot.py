@@ -1,4 +1,4 @@
-"""A picture of a sweep: quality against passes. Needs matplotlib, which nothing else does."""
+"""A picture of a sweep: quality against canvas evaluations. Needs matplotlib, which nothing else does."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     axes = figure.add_subplot()
     places = {}
     for name, own in task["variants"].items():
-        quality, passes = own["quality"][metric["name"]], own["passes"]
-        if quality is None or passes is None:
+        quality, cost = own["quality"][metric["name"]], own["evaluations"]
+        if quality is None or cost is None:
             continue
         if name == "autoregressive":
             axes.axhspan(100 * quality["low"], 100 * quality["high"], color="0.92", zorder=0)
-            label = f"autoregressive, {passes['mean']:.1f} passes"
+            label = f"autoregressive, {cost['mean']:.1f} evaluations"
             axes.axhline(100 * quality["mean"], color="0.5", linestyle="--", linewidth=1, label=label)
             continue
-        places[name] = (passes["mean"], 100 * quality["mean"])
+        places[name] = (cost["mean"], 100 * quality["mean"])
         bounds = [[places[name][1] - 100 * quality["low"]], [100 * quality["high"] - places[name][1]]]
         axes.errorbar(*places[name], yerr=bounds, fmt="o", color="0.6", markersize=4, linewidth=0.8)
     best = [places[name] for name in report["front"] if name in places]
     line = [[place[axis] for place in best] for axis in (0, 1)]
     axes.plot(*line, "o-", color="tab:brown", markersize=5, label="front", zorder=3)
-    axes.set_xlabel("passes an answer")
+    axes.set_xlabel("evaluations an answer")
     axes.set_ylabel(f"{metric['label']}, %")
     axes.set_title(f"{task['title']}, {task['cases']} cases", fontsize=10)
     axes.legend(frameon=False, loc="lower right")

@@ -19,6 +19,7 @@ def summarize(records: Sequence[Record], metrics: Sequence[Metric]) -> Figures:
     return {
         "quality": {metric.name: quality(records, metric) for metric in metrics},
         "passes": _ratio(done, "passes"),
+        "evaluations": _ratio(done, "evaluations"),
         "tokens": _ratio(done, "tokens"),
         "tokens_per_pass": _ratio(done, "tokens", "passes"),
         "tokens_per_second": _ratio(done, "tokens", "seconds"),

@@ -1,4 +1,5 @@
-"""Quality against passes: one task, many settings of the diffusion decoder, the autoregressive one as reference."""
+"""Quality against its cost in canvas evaluations: one task, many settings of the diffusion decoder; the autoregressive
+one as reference."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 def sweep(llm: LLM, plan: Plan, watch: Watch = NOBODY, grid: Grid = GRID, metric: str | None = None) -> dict[str, Any]:
     """Measure the plan's one task at every point of the grid -> a report whose `front` names the points that no other
-    beats: none has as much quality (by `metric`, the task's first when None) with as few passes.
+    beats: none has as much quality (by `metric`, the task's first when None) with as few canvas evaluations.
 
     Raises InvalidRequest and DataError.
     """
@@ -45,36 +46,36 @@ def sweep(llm: LLM, plan: Plan, watch: Watch = NOBODY, grid: Grid = GRID, metric
 
 
 def front(points: Mapping[str, Mapping[str, Any]], metric: str) -> list[str]:
-    """Names of the points on the Pareto front of quality (more is better) against passes an answer (fewer are)."""
+    """Names of the points on the Pareto front of quality (more is better) against evaluations an answer (fewer are)."""
     place = {
-        name: (own["passes"]["mean"], own["quality"][metric]["mean"])
+        name: (own["evaluations"]["mean"], own["quality"][metric]["mean"])
         for name, own in points.items()
-        if own["passes"] is not None and own["quality"][metric] is not None
+        if own["evaluations"] is not None and own["quality"][metric] is not None
     }
     beaten = {
         name
-        for name, (passes, quality) in place.items()
+        for name, (cost, quality) in place.items()
         for others, better in place.values()
-        if others <= passes and better >= quality and (others, better) != (passes, quality)
+        if others <= cost and better >= quality and (others, better) != (cost, quality)
     }
     return sorted((name for name in place if name not in beaten), key=lambda name: place[name])
 
 
 def print_sweep(report: Mapping[str, Any], console: Console) -> None:
-    """The points of a sweep, fewest passes first; those on the front are marked."""
+    """The points of a sweep, cheapest first; those on the front are marked."""
     task = report["task"]
     metric = next(one for one in task["metrics"] if one["name"] == report["metric"])
     console.print(Text.assemble((task["title"], HEADLINE), (f"  {task['cases']} cases", "dim")))
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for column in ("", metric["label"], "passes an answer", "tokens a pass", "tokens a second"):
+    for column in ("", metric["label"], "evaluations an answer", "passes", "tokens a pass", "tokens a second"):
         table.add_column(Text(column, "dim"), no_wrap=True)
-    variants = sorted(task["variants"].items(), key=lambda item: (item[1]["passes"] or {"mean": 0})["mean"])
+    variants = sorted(task["variants"].items(), key=lambda item: (item[1]["evaluations"] or {"mean": 0})["mean"])
     for name, own in variants:
         mark = "* " if name in report["front"] else "  "
         table.add_row(
             mark + name,
             estimate(own["quality"][metric["name"]], percent),
-            *(estimate(own[key], two) for key in ("passes", "tokens_per_pass", "tokens_per_second")),
+            *(estimate(own[key], two) for key in ("evaluations", "passes", "tokens_per_pass", "tokens_per_second")),
         )
     console.print(table)
-    console.print(Text("* no other point has as much quality with as few passes.  [low … high]: 95 %", "dim"))
+    console.print(Text("* no other point has as much quality with as few evaluations.  [low … high]: 95 %", "dim"))

@@ -68,7 +68,7 @@ class Attention(nn.Module):
 
 
 class SegmentAttention:
-    """Attend segment by segment, each over its own cache. An encode segment writes; a denoise segment only reads.
+    """Attend segment by segment, each over its own cache. Only an encode segment writes.
 
     Segments are served in order, so a denoise segment sees what an encode segment of the same row, earlier in the
     same batch, has just appended in this layer. Quiet segments have no queries in the last layer.
@@ -92,10 +92,10 @@ class SegmentAttention:
                 continue
             asking = queries[asked : asked + segment.tokens.shape[0]]
             asked += segment.tokens.shape[0]
-            if segment.mode == "denoise":
-                outputs.append(attend_all(asking, *cache.scratch(keys[part], values[part])))
-            else:
-                outputs.append(attend_causal(asking, *cache.append(keys[part], values[part]), window))
+            take_up = cache.append if segment.mode == "encode" else cache.scratch
+            seen = take_up(keys[part], values[part])
+            all_see_all = segment.mode == "denoise"
+            outputs.append(attend_all(asking, *seen) if all_see_all else attend_causal(asking, *seen, window))
         if not outputs:
             return queries
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]

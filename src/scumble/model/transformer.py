@@ -1,4 +1,5 @@
 """One transformer, two ways to run it: encode (causal, writes the cache) and denoise (bidirectional, reads it).
+Reading a text that may yet be thrown away is encoding that leaves the cache as it was.
 
 Tokens of all segments lie one after another in a single [N, D] tensor; only attention knows where one ends.
 Shapes: N tokens, D hidden, V vocabulary, L canvas.
@@ -154,11 +155,10 @@ class Transformer(nn.Module):
             first = segment.cache.length + ahead.get(id(segment.cache), 0)
             if segment.mode == "encode":
                 ahead[id(segment.cache)] = ahead.get(id(segment.cache), 0) + n
-                inputs.append(self.embed(segment.tokens))
-            else:
-                inputs.append(self.condition(segment.tokens, segment.soft))
+            denoises = segment.mode == "denoise"
+            inputs.append(self.condition(segment.tokens, segment.soft) if denoises else self.embed(segment.tokens))
             positions.append(torch.arange(first, first + n, device=self.device))
-            denoise.append(torch.full((n, 1), segment.mode == "denoise", device=self.device))
+            denoise.append(torch.full((n, 1), denoises, device=self.device))
             heard.append(torch.full((n,), not segment.quiet, device=self.device))
         hidden = self.body(
             torch.cat(inputs), torch.cat(positions), torch.cat(denoise), SegmentAttention(segments, self.config),

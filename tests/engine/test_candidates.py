@@ -1,0 +1,148 @@
+"""Several candidates a canvas: each is denoised as it would be alone, the likeliest is committed, the rest are gone."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scumble import GenerationConfig, InvalidRequest, ScumbleError
+from scumble.diffusion import SeededNoise
+from scumble.engine import generate, make_request, run
+from scumble.model import Segment
+from tiny import EOS, answer, prompt, tiny_model
+
+MODEL = tiny_model()
+L = MODEL.config.canvas_length
+FREE = {"ignore_eos": True, "max_denoising_steps": 4, "confidence_threshold": 2.0}
+
+
+def best_of(candidates: int, **settings):
+    return GenerationConfig(best_of=candidates, **{"max_new_tokens": L, "seed": 3, **FREE, **settings})
+
+
+def finished_canvases(row, canvas=0):
+    """Ids of every candidate's canvas after its last pass, by candidate."""
+    last = {event.candidate: event for event in row["passes"] if event.canvas_index == canvas}
+    return [last[number].argmax.tolist() for number in sorted(last)]
+
+
+def mean_logprob(context, ids):
+    """Of ids behind a context, from one encode of the whole text."""
+    hidden = MODEL.encode(torch.tensor(context + ids), MODEL.new_cache())
+    logprobs = torch.log_softmax(MODEL.logits(hidden), -1)[len(context) - 1 : -1]
+    return float(logprobs.gather(1, torch.tensor(ids)[:, None]).mean())
+
+
+@given(st.integers(1, 5), st.integers(0, 2**64 - 1))
+@settings(deadline=None, max_examples=10)
+def test_the_likeliest_candidate_is_committed(candidates, seed):
+    row = answer(MODEL, [prompt(5)], best_of(candidates, seed=seed))[0]
+    canvases = finished_canvases(row)
+    assert len(canvases) == candidates
+    scores = [mean_logprob(prompt(5), ids) for ids in canvases]
+    assert row["ids"] in canvases
+    assert mean_logprob(prompt(5), row["ids"]) == pytest.approx(max(scores), abs=1e-4)
+
+
+def test_each_candidate_is_what_its_noise_alone_would_give():
+    together = answer(MODEL, [prompt(5)], best_of(3))[0]
+    for number in range(3):
+        alone = answer(MODEL, [prompt(5)], best_of(1), noise=SeededNoise(3, number))[0]
+        own = [event for event in together["passes"] if event.candidate == number]
+        assert [event.canvas_out.tolist() for event in own] == [event.canvas_out.tolist() for event in alone["passes"]]
+    assert len({tuple(ids) for ids in finished_canvases(together)}) == 3
+
+
+def test_the_first_candidate_has_the_noise_of_a_request_without_others():
+    assert answer(MODEL, [prompt(5)], best_of(4))[0]["passes"][0].canvas_in.tolist() == (
+        answer(MODEL, [prompt(5)], best_of(1))[0]["passes"][0].canvas_in.tolist()
+    )
+
+
+def test_the_next_canvas_goes_on_behind_the_committed_one():
+    """The second canvas's choice, and the logprobs of the whole answer, are those of the text as it was committed."""
+    row = answer(MODEL, [prompt(5)], best_of(3, max_new_tokens=2 * L, logprobs=0))[0]
+    first, second = row["ids"][:L], row["ids"][L:]
+    scores = [mean_logprob(prompt(5) + first, ids) for ids in finished_canvases(row, canvas=1)]
+    assert mean_logprob(prompt(5) + first, second) == pytest.approx(max(scores), abs=1e-4)
+    found = [entry.logprob for commit in row["commits"] for entry in commit.logprobs]
+    assert sum(found) / len(found) == pytest.approx(mean_logprob(prompt(5), row["ids"]), abs=1e-4)
+
+
+def test_a_candidate_that_came_to_its_end_goes_before_all_that_did_not():
+    """Two candidates of which one has the end id: it is committed, however unlikely."""
+    chosen, passed_over = 0, 0
+    for seed in range(200):
+        row = answer(MODEL, [prompt(5)], best_of(2, seed=seed, ignore_eos=False))[0]
+        canvases = finished_canvases(row)
+        if sum(EOS in ids for ids in canvases) != 1:
+            continue
+        ended = next(ids for ids in canvases if EOS in ids)
+        cut = ended[: ended.index(EOS) + 1]
+        assert row["ids"] == cut
+        assert row["answer"].finish_reason == "stop"
+        other = next(ids for ids in canvases if EOS not in ids)
+        chosen += 1
+        passed_over += mean_logprob(prompt(5), other) > mean_logprob(prompt(5), cut)
+    assert chosen >= 5
+    assert passed_over >= 1
+
+
+def test_passes_are_the_slowest_candidate_s_and_evaluations_are_all():
+    row = answer(MODEL, [prompt(5)], best_of(4, max_new_tokens=3 * L, confidence_threshold=3.0))[0]
+    taken: dict[tuple[int, int], int] = {}
+    for event in row["passes"]:
+        taken[event.canvas_index, event.candidate] = event.pass_index + 1
+    assert row["answer"].evaluations == len(row["passes"]) == sum(taken.values())
+    assert row["answer"].passes == tuple(max(taken[canvas, n] for n in range(4)) for canvas in range(3))
+
+
+def test_pins_and_the_draft_are_every_candidate_s():
+    row = answer(MODEL, [prompt(5)], best_of(3), draft=prompt(L, 9), pinned={2: 40})[0]
+    starts = [event.canvas_in.tolist() for event in row["passes"] if event.pass_index == 0]
+    expected = prompt(L, 9)
+    expected[2] = 40
+    assert starts == [expected] * 3
+    assert all(ids[2] == 40 for ids in finished_canvases(row))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 3, 7, 20])
+def test_reading_gives_what_encoding_gives_and_leaves_the_cache_as_it_was(dtype, tokens):
+    model = tiny_model(dtype=dtype)
+    cache = model.new_cache()
+    model.encode(torch.tensor(prompt(9)), cache)
+    ids = torch.tensor(prompt(tokens, 4))
+    with torch.no_grad():
+        read = model([Segment(ids, cache, "read"), Segment(ids, cache, "read")]).split(tokens)
+    assert cache.length == 9
+    encoded = model.encode(ids, cache)
+    near = {"rtol": 1e-4, "atol": 1e-4} if dtype is torch.float32 else {"rtol": 0.1, "atol": 0.15}
+    for one in read:
+        torch.testing.assert_close(one, encoded, **near)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 65, 2.5, True, "3"])
+def test_numbers_of_candidates_that_are_none(wrong):
+    with pytest.raises(InvalidRequest, match=r"best_of must be a whole number in 1 … 64"):
+        GenerationConfig(best_of=wrong)
+
+
+def test_only_a_canvas_has_candidates():
+    with pytest.raises(InvalidRequest, match="best_of compares candidates of a canvas"):
+        make_request(prompt(3), GenerationConfig(best_of=2, decoder="autoregressive"), {}, MODEL.config)
+    stored = make_request(prompt(3), GenerationConfig(decoder="autoregressive"), {"best_of": 4}, MODEL.config)
+    assert stored.settings.best_of == 1  # a checkpoint's default is for its canvases
+
+
+def test_given_noise_is_for_one_candidate():
+    with pytest.raises(InvalidRequest, match="needs best_of=1, found best_of=2"):
+        make_request(prompt(3), GenerationConfig(best_of=2), {}, MODEL.config, SeededNoise(1))
+
+
+def test_an_output_that_is_not_a_number_is_an_error():
+    model = tiny_model()
+    model.norm.weight[3] = float("nan")
+    request = make_request(prompt(4), best_of(2), {}, model.config)
+    with pytest.raises(ScumbleError, match="must be finite numbers"):
+        list(run(model, [generate(model, request)]))

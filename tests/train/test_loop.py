@@ -253,6 +253,26 @@ def test_a_checkpoint_is_fine_tuned_and_keeps_its_settings(folder):
     assert read_generation_config(tuned) == settings
 
 
+def test_a_model_learns_from_its_own_autoregressive_answers_and_resumes(folder):
+    """The teacher is the checkpoint that the run began with, after a resumption too."""
+    first = train(plan(folder, "teacher", 60), lambda report: None)
+    change = ("[run]", "[objective]\ndistill_share = 0.7\ntrajectory_share = 0.5\nself_conditioning = 0.8\n\n[run]")
+    whole, pieces = [], []
+    longer = ("steps = 2", "steps = 12")
+    train(tuning_plan(folder, "whole-student", first, change, longer), whole.append)
+    stopped = tuning_plan(folder, "student", first, change, longer)
+
+    def interrupt(report):
+        pieces.append(report)
+        if report.step == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, interrupt)
+    train(stopped, pieces.append)
+    assert [(r.step, r.causal, r.denoise) for r in pieces] == [(r.step, r.causal, r.denoise) for r in whole]
+
+
 def test_what_does_not_fit_the_checkpoint_is_refused(folder):
     first = train(plan(folder, "small", 1), lambda report: None)
     tokenizer = Backend.from_file(str(folder / "tokenizer" / "tokenizer.json"))

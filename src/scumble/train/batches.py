@@ -23,7 +23,8 @@ class Documents(Protocol):
 @dataclass(frozen=True)
 class Batch:
     """ids [B, T] int64: bos, document, eos, then pads; lengths [B]: tokens before the pads. prompt: tokens of every
-    row that are context only; canvases of `canvas` tokens tile what follows. copies: how often each is noised."""
+    row that are context only; canvases of `canvas` tokens tile what follows. copies: how often each is noised.
+    distilled: what follows the prompts is a teacher's."""
 
     ids: NDArray[np.int64]
     lengths: NDArray[np.int64]
@@ -31,6 +32,7 @@ class Batch:
     canvas: int
     epoch: int
     copies: int = 1
+    distilled: bool = False
 
 
 @dataclass(frozen=True)

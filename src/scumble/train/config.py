@@ -101,6 +101,10 @@ class Objective:
     body_share: share of the other batches whose canvases begin where a docstring ends.
     copies: noised copies of an infill row's canvases that train on one encoding, at most.
     pad_weight: weight of canvas positions behind a document's end (the recipe's is 1).
+    distill_share: share of the batches, after causal_first, whose answers are what the model of run.init writes behind
+        the prompts, autoregressively and greedily (see train/distill.py); they train the canvas alone.
+    trajectory_share: share of those, where self-conditioned, whose second pass looks at the canvases as the sampler,
+        with an entropy bound of trajectory_bound (changes alone), would leave them after the first.
     prompt_share: the prompt is 1 … that share of a row's document, uniformly. causal_weight: of the next-token loss.
     """
 
@@ -117,6 +121,9 @@ class Objective:
     prompt_share: float = 0.7
     causal_weight: float = 1.0
     self_conditioning: float = 0.5
+    distill_share: float = 0.0
+    trajectory_share: float = 0.0
+    trajectory_bound: float = 1.0
     balance_weight: float = 0.01
 
 
@@ -238,6 +245,9 @@ def _check(config: TrainConfig, path: Path) -> None:
         ("objective.prompt_share", config.objective.prompt_share, 0, 1),
         ("objective.causal_weight", config.objective.causal_weight, 0, 1000),
         ("objective.self_conditioning", config.objective.self_conditioning, 0, 1),
+        ("objective.distill_share", config.objective.distill_share, 0, 1),
+        ("objective.trajectory_share", config.objective.trajectory_share, 0, 1),
+        ("objective.trajectory_bound", config.objective.trajectory_bound, 1e-6, 1e9),
         ("objective.balance_weight", config.objective.balance_weight, 0, 1000),
         ("optimizer.rate", config.optimizer.rate, 1e-9, 10),
         ("optimizer.final", config.optimizer.final, 0, 1),
@@ -263,6 +273,16 @@ def _check(config: TrainConfig, path: Path) -> None:
         raise DataError(
             f"{path}: objective.repair_share ({config.objective.repair_share}) is a share of the infill batches and "
             f"needs objective.infill_share above 0, found {config.objective.infill_share}"
+        )
+    if config.objective.distill_share and not config.run.init:
+        raise DataError(
+            f"{path}: objective.distill_share ({config.objective.distill_share}) needs a teacher; give the checkpoint "
+            "folder to start from as run.init"
+        )
+    if config.objective.trajectory_share and not config.objective.distill_share:
+        raise DataError(
+            f"{path}: objective.trajectory_share ({config.objective.trajectory_share}) is a share of the distilled "
+            f"batches and needs objective.distill_share above 0, found {config.objective.distill_share}"
         )
     if config.model is not None:
         _check_heads(config.model, path)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from scumble.checkpoint import read_generation_config
@@ -17,6 +18,7 @@ from scumble.errors import DataError
 from scumble.model import Transformer
 from scumble.train.batches import PLAIN, Batch, Batches, Mix
 from scumble.train.config import TrainConfig
+from scumble.train.distill import distilled, open_teacher
 from scumble.train.objective import Losses, losses
 from scumble.train.ranks import Ranks, join_ranks
 from scumble.train.record import DEFAULTS, Report, cut_log, export, identity, log
@@ -51,16 +53,17 @@ def train(config: TrainConfig, report: Callable[[Report], None]) -> Path:
         make_batches(config, source, tokenizer, specials, model.config, what)
         for source, what in ((config.data.train, "data.train"), (config.data.validation, "data.validation"))
     )
+    teacher = open_teacher(run.init, device) if config.objective.distill_share else None
     if ranks.is_first:
         cut_log(out, progress.step)
     deadline = time.perf_counter() + run.minutes * 60 if run.minutes else math.inf
 
     try:
         while progress.step < run.steps and time.perf_counter() < deadline:
-            line = _step(model, optimizer, training, config, progress, ranks)
+            line = _step(model, optimizer, training, config, progress, ranks, teacher)
             if progress.step % run.validate_every == 0 or progress.step == run.steps:
                 causal, denoise = validate(model, validation, config)
-                line = dataclasses.replace(line, validation_causal=causal, validation_denoise=denoise)
+                line = replace(line, validation_causal=causal, validation_denoise=denoise)
             if not ranks.is_first:
                 continue
             log(out, line)
@@ -87,12 +90,14 @@ def _device() -> torch.device:
 
 def _step(
     model: Transformer, optimizer: torch.optim.Optimizer, batches: Batches, config: TrainConfig, progress: Progress,
-    ranks: Ranks,
+    ranks: Ranks, teacher: Transformer | None = None,
 ) -> Report:  # fmt: skip
     started = time.perf_counter()
     causal_only = progress.step < config.objective.causal_first * config.run.steps
     turn = progress.step * ranks.world + ranks.rank
     batch = batches.batch(turn, PLAIN if causal_only else task_mix(config))
+    if teacher is not None and not causal_only and _draw(config, turn) < config.objective.distill_share:
+        batch = distilled(batch, teacher, batches.specials) or batch
     rate = learning_rate(progress.step, config)
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -121,6 +126,11 @@ def _step(
     )  # fmt: skip
 
 
+def _draw(config: TrainConfig, turn: int) -> float:
+    """A number in 0 … 1 that depends on the run's seed and the turn alone."""
+    return float(np.random.default_rng((config.run.seed, turn, 1)).random())
+
+
 def task_mix(config: TrainConfig) -> Mix:
     own = config.objective
     return Mix(infill=own.infill_share, repair=own.repair_share, body=own.body_share, copies=own.copies)
@@ -131,10 +141,11 @@ def _losses(model: Transformer, batch: Batch, config: TrainConfig, seed: int, ca
     generator = torch.Generator().manual_seed(seed)
     mixed = torch.autocast(device.type, torch.bfloat16) if config.run.bfloat16 else nullcontext()
     ids, sizes = torch.from_numpy(batch.ids).to(device), torch.from_numpy(batch.lengths).to(device)
+    own = config.objective
+    # A teacher's text is not what the causal model is to learn; and see train/trajectory.py.
+    objective = replace(own, causal_weight=0.0) if batch.distilled else replace(own, trajectory_share=0.0)
     with mixed:
-        return losses(
-            model, ids, sizes, batch.prompt, batch.canvas, config.objective, generator, causal_only, batch.copies
-        )
+        return losses(model, ids, sizes, batch.prompt, batch.canvas, objective, generator, causal_only, batch.copies)
 
 
 @torch.no_grad()

@@ -8,9 +8,11 @@ uniform random id. The loss is
     + causal_weight · next-token cross entropy on the encoder's hidden states
     + balance_weight · load balance of the experts (Switch Transformers, 2101.03961, eq. 4).
 
-With probability `self_conditioning`, a first pass without gradient supplies the soft embedding. Two deviations from
-the recipe: all canvases of a row can train at once (the recipe picks one), since they share the encoding; and that
-first pass is tempered as the sampler will temper it, 0.4 + 0.4·t, so that training sees the signal that use will show.
+With probability `self_conditioning`, a first pass without gradient supplies the soft embedding. What deviates from the
+recipe, so that training sees what use will show: all canvases of a row can train at once (the recipe picks one), since
+they share the encoding, and several times (`copies`); the noise of a canvas may be one span (`span_share`); that first
+pass is tempered as the sampler will temper it, 0.4 + 0.4·t; and the second pass may look at the canvas that the sampler
+would make of the first (`trajectory_share`, train/trajectory.py) instead of at the same one.
 """
 
 from __future__ import annotations
@@ -22,22 +24,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scumble.kernels import softcap
 from scumble.model import Transformer
 from scumble.train.attention import DenoiseCanvases, EncodeRows
 from scumble.train.config import Objective
 from scumble.train.loss import head_loss
+from scumble.train.noised import Noised
+from scumble.train.trajectory import first_look, sampler_step
 
 PLAIN = Objective()
-
-
-@dataclass(frozen=True)
-class Noised:
-    """Canvases of a batch. ids [B, C, L] after corruption, level t [B, C]; first: where they begin in a row, [C]."""
-
-    ids: Tensor
-    level: Tensor
-    first: list[int]
 
 
 @dataclass(frozen=True)
@@ -131,8 +125,14 @@ def _canvas_loss(
     reader = DenoiseCanvases(model.config, encoded, noised.first, length)
     soft = None
     if float(torch.rand((), generator=generator)) < objective.self_conditioning:
+        follow = (
+            objective.trajectory_share > 0 and float(torch.rand((), generator=generator)) < objective.trajectory_share
+        )
         with torch.no_grad(), balance.paused():
-            soft = _soft(model, _denoise(model, noised, reader, None), noised.level)
+            look = first_look(model, _denoise(model, noised, reader, None), noised.level, generator if follow else None)
+        soft = look.soft
+        if follow:
+            noised = sampler_step(noised, look, objective.trajectory_bound, model.config.vocab_size, generator)
     hidden = _denoise(model, noised, reader, soft)
     clean = torch.stack([ids[:, first : first + length] for first in noised.first], dim=1).flatten()
     places = torch.cat([torch.arange(f, f + length, device=ids.device) for f in noised.first])
@@ -156,18 +156,6 @@ def _denoise(model: Transformer, noised: Noised, reader: DenoiseCanvases, soft: 
 
 def _mode(tokens: Tensor, denoise: bool) -> Tensor:
     return torch.full((tokens.shape[0], 1), denoise, device=tokens.device)
-
-
-def _soft(model: Transformer, hidden: Tensor, level: Tensor) -> Tensor:
-    """Soft embeddings [B·C·L, D] of a first pass, each canvas at the temperature its noise level has in use."""
-    length = hidden.shape[0] // level.numel()
-    temperature = (0.4 + 0.4 * level).flatten().repeat_interleave(length)[:, None]
-    weight = model.embed_tokens.weight
-    out = []
-    for rows, heat in zip(hidden.split(1024), temperature.split(1024), strict=True):
-        z = softcap((rows @ weight.T).float(), model.config.final_logit_softcapping) / heat
-        out.append((torch.softmax(z, dim=-1).to(rows.dtype) @ weight).float())
-    return torch.cat(out)
 
 
 class _Balance:

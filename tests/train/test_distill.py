@@ -1,0 +1,170 @@
+"""Learning from a teacher's answers, and from the canvases that the sampler makes of one's own proposals."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from scumble import DataError, GenerationConfig
+from scumble.checkpoint import load_checkpoint, save_checkpoint
+from scumble.diffusion import Canvas, EntropyBound, Proposal
+from scumble.train import objective as objective_module
+from scumble.train.batches import Batch, Specials
+from scumble.train.config import Objective, read_train_config
+from scumble.train.distill import distilled, greedy, open_teacher
+from scumble.train.noised import Noised
+from scumble.train.objective import losses
+from scumble.train.trajectory import Look, first_look, sampler_step
+from tiny import EOS, answer, prompt, tiny_model
+
+SPECIALS = Specials(bos=2, eos=EOS, pad=0)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """Random weights that like to end: of many prompts, some get an answer that comes to its end."""
+    model = tiny_model(dtype=torch.bfloat16)
+    model.embed_tokens.weight[EOS] *= 2.0
+    folder = tmp_path_factory.mktemp("teacher")
+    save_checkpoint(model, folder)
+    return open_teacher(str(folder), torch.device("cpu"))
+
+
+def batch(rows: int = 12, width: int = 9) -> Batch:
+    ids = np.stack([np.array(prompt(width + 8, seed)) for seed in range(rows)])
+    return Batch(ids, np.full(rows, width + 8), prompt=width, canvas=4, epoch=0, copies=2)
+
+
+def test_answers_are_the_teacher_s_greedy_ones_behind_the_same_prompts(teacher):
+    given = batch()
+    found = distilled(given, teacher, SPECIALS)
+    assert found is not None
+    assert found.distilled
+    assert (found.prompt, found.canvas, found.copies) == (9, 4, 2)
+    config = GenerationConfig(decoder="autoregressive", temperature=0, max_new_tokens=96)
+    wanted = [answer(teacher, [row[:9].tolist()], config)[0]["ids"] for row in given.ids]
+    ended = [(row, ids) for row, ids in zip(given.ids, wanted, strict=True) if ids[-1] == EOS]
+    assert 0 < len(ended) < len(wanted), "the model was to end some and not others"
+    assert len(found.ids) == len(ended)
+    for row, length, (source, ids) in zip(found.ids, found.lengths, ended, strict=True):
+        assert row[:9].tolist() == source[:9].tolist()
+        assert row[9:length].tolist() == ids
+        assert (row[length:] == SPECIALS.pad).all()
+    assert (found.ids.shape[1] - 9) % 4 == 0
+
+
+def test_a_batch_of_which_no_answer_ends_is_none(teacher):
+    never = Specials(bos=2, eos=96, pad=0)
+    assert distilled(batch(2), teacher, never) is None
+
+
+def test_answers_have_a_longest_length(teacher):
+    assert all(1 <= len(ids) <= 3 for ids in greedy(teacher, [prompt(5, seed) for seed in range(4)], 3))
+
+
+# --- one step of the sampler ------------------------------------------------------------------------------------------
+
+
+def canvases(seed: int = 0) -> Noised:
+    generator = torch.Generator().manual_seed(seed)
+    return Noised(torch.randint(97, (3, 2, 8), generator=generator), torch.rand(3, 2, generator=generator), [5, 13])
+
+
+def test_a_look_has_the_tempered_distribution_s_soft_embedding_entropy_and_samples():
+    model, noised = tiny_model(), canvases()
+    hidden = torch.randn(48, 32, generator=torch.Generator().manual_seed(1))
+    look = first_look(model, hidden, noised.level, torch.Generator().manual_seed(2))
+    heat = (0.4 + 0.4 * noised.level).flatten().repeat_interleave(8)[:, None]
+    shares = torch.softmax(model.logits(hidden) / heat, -1)
+    torch.testing.assert_close(look.soft, shares @ model.embed_tokens.weight, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(look.entropy, torch.distributions.Categorical(shares).entropy(), rtol=1e-4, atol=1e-4)
+    again = torch.stack([
+        first_look(model, hidden, noised.level, torch.Generator().manual_seed(seed)).sample for seed in range(400)
+    ])  # fmt: skip
+    seen = torch.stack([(again == token).float().mean(0) for token in range(97)], dim=1)
+    assert (seen - shares).abs().max() < 5 * (0.25 / 400) ** 0.5  # five standard deviations of a share's estimate
+    assert first_look(model, hidden, noised.level, None).sample is None
+
+
+def test_a_sampler_step_is_the_sampler_s():
+    noised = canvases()
+    generator = torch.Generator().manual_seed(3)
+    look = Look(
+        torch.zeros(48, 32), torch.randint(97, (48,), generator=generator), torch.rand(48, generator=generator)
+    )  # fmt: skip
+    stepped = sampler_step(noised, look, 1.0, 97, torch.Generator().manual_seed(4))
+    rule, free = EntropyBound(1.0, "changed"), torch.zeros(8, dtype=torch.bool)
+    for number, (before, after) in enumerate(
+        zip(noised.ids.flatten(0, 1), stepped.ids.flatten(0, 1), strict=True)
+    ):  # fmt: skip
+        part = slice(8 * number, 8 * number + 8)
+        proposal = Proposal(look.sample[part], look.sample[part], look.entropy[part])
+        accepted = rule.accept(Canvas(before, free, 0), proposal)
+        assert accepted.any()
+        assert torch.equal(after[accepted], look.sample[part][accepted])
+    assert not torch.equal(stepped.ids, noised.ids)
+    assert torch.equal(stepped.level, noised.level)
+
+
+def test_the_second_pass_looks_at_the_stepped_canvas_and_wants_the_right_ids(monkeypatch):
+    """A sampler that finds every answer leaves nothing to be mended: the loss falls to that of clean canvases."""
+    model = tiny_model()
+    ids = torch.tensor([prompt(21, seed) for seed in range(4)])
+    lengths = torch.full((4,), 21)
+    own = Objective(self_conditioning=1.0, trajectory_share=1.0, noise_power=0.01)  # noise alone
+
+    def loss(objective: Objective) -> float:
+        return losses(model, ids, lengths, 5, 8, objective, torch.Generator().manual_seed(1)).denoise
+
+    blind = loss(replace(own, trajectory_share=0.0))
+    right = torch.stack([ids[:, 5:13], ids[:, 13:21]], dim=1)
+    monkeypatch.setattr(objective_module, "sampler_step", lambda noised, *_: replace(noised, ids=right))
+    assert loss(own) < blind - 0.5
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+PLAN = """
+[data]
+train = "text.jsonl"
+validation = "text.jsonl"
+tokenizer = "tokenizer"
+[objective]
+{objective}
+[run]
+out = "out"
+steps = 1
+{init}
+"""
+
+
+@pytest.mark.parametrize(
+    ("objective", "init", "message"),
+    [
+        ("distill_share = 1.5", 'init = "first"', "distill_share must lie in 0 … 1, found 1.5"),
+        ("trajectory_share = 0.5", 'init = "first"', r"share of the distilled batches and needs .* found 0.0"),
+        ("distill_share = 0.5\ntrajectory_bound = 0.0", 'init = "first"', "trajectory_bound must lie in"),
+    ],
+)
+def test_plans_that_cannot_be(tmp_path, objective, init, message):
+    plan = tmp_path / "plan.toml"
+    plan.write_text(PLAN.format(objective=objective, init=init))
+    with pytest.raises(DataError, match=message):
+        read_train_config(plan)
+
+
+def test_a_new_model_has_no_teacher(tmp_path):
+    plan = tmp_path / "plan.toml"
+    shape = "hidden_size layers heads head_dim kv_heads full_head_dim full_kv_heads mlp experts experts_per_token"
+    model = "\n".join(f"{name} = 2" for name in f"{shape} expert_mlp sliding_window context canvas_length".split())
+    plan.write_text(f"[model]\n{model}\n" + PLAN.format(objective="distill_share = 0.5", init=""))
+    with pytest.raises(DataError, match=r"distill_share \(0.5\) needs a teacher; give .* run.init"):
+        read_train_config(plan)
+
+
+def test_the_teacher_is_the_checkpoint_in_bfloat16(teacher, tmp_path):
+    save_checkpoint(tiny_model(), tmp_path)
+    opened = open_teacher(str(tmp_path), torch.device("cpu"))
+    assert opened.dtype is torch.bfloat16
+    assert torch.equal(opened.norm.weight, load_checkpoint(tmp_path, torch.bfloat16).norm.weight)

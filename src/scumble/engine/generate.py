@@ -98,7 +98,8 @@ def denoise(
         hidden = yield look if uncached is None or pass_index else (uncached, look)
         temperature = settings.schedule(pass_index)
         uniforms = noise.uniform(canvas.index, pass_index, canvas.length)
-        proposal, soft = propose(model, canvas, hidden, temperature, uniforms, settings.temperature == 0)
+        last = pass_index + 1 == settings.schedule.passes  # nothing follows that would read a soft embedding
+        proposal, soft = propose(model, canvas, hidden, temperature, uniforms, settings.temperature == 0, not last)
 
         accepted = settings.sampler.accept(canvas, proposal)
         fresh = torch.as_tensor(noise.renoise(canvas.index, pass_index, canvas.length, vocab), device=model.device)
@@ -111,29 +112,36 @@ def denoise(
             proposal.argmax, proposal.sample, proposal.entropy, stopped,
         )  # fmt: skip
         pass_index += 1
-        if stopped or pass_index == settings.schedule.passes:
+        if stopped or last:
             return committed_ids(settings.commit, canvas, proposal), pass_index
         history = [*history, proposal.argmax][-max(settings.stopping.stability, 1) :]
         canvas = following
 
 
 def propose(
-    model: Transformer, canvas: Canvas, hidden: Tensor, temperature: float, uniforms: Tensor, greedy: bool
-) -> tuple[Proposal, Tensor]:
-    """Hidden states [L, D] -> what the model proposes, and the soft embedding [L, D] for the next pass.
+    model: Transformer,
+    canvas: Canvas,
+    hidden: Tensor,
+    temperature: float,
+    uniforms: Tensor,
+    greedy: bool,
+    want_soft: bool,
+) -> tuple[Proposal, Tensor | None]:
+    """Hidden states [L, D] -> what the model proposes, and the soft embedding [L, D] for the next pass, if wanted.
 
     A pinned position proposes its own id, is certain of it, and its soft embedding is that id's embedding.
     """
     weight = model.embed_tokens.weight
     result = vocab_head(
         hidden, weight, cap=model.config.final_logit_softcapping, temperature=temperature,
-        uniforms=None if greedy else torch.as_tensor(uniforms), want_soft=True, head=model.head,
+        uniforms=None if greedy else torch.as_tensor(uniforms), want_soft=want_soft, head=model.head,
     )  # fmt: skip
-    assert result.soft is not None
     sample = result.argmax if result.sample is None else result.sample
     proposal = Proposal(
         argmax=canvas.keep_pinned(result.argmax),
         sample=canvas.keep_pinned(sample),
         entropy=result.entropy.masked_fill(canvas.pinned, 0.0),
     )
+    if result.soft is None:
+        return proposal, None
     return proposal, torch.where(canvas.pinned[:, None], weight[canvas.ids].float(), result.soft)

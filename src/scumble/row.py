@@ -28,9 +28,7 @@ class Row:
         self._logprobs: list[TokenLogprobs] = []
 
     def draft(self, event: PassDone) -> Draft:
-        if event.canvas_index == len(self.passes):
-            self.passes.append(0)
-        self.passes[-1] = max(self.passes[-1], event.pass_index + 1)
+        self.passes[event.canvas_index :] = [event.pass_index + 1]
         self.evaluations += 1
         ids = tuple(event.argmax.tolist())
         text = ""

@@ -48,7 +48,7 @@ def follow(events: Iterator[Draft | Committed | Finished], screen: Screen, delay
 
 def _take(event: Draft | Committed | Finished, outcome: Outcome, screen: Screen, delay: float) -> None:
     if isinstance(event, Draft):
-        outcome.passes[event.canvas :] = [max(event.pass_index + 1, *outcome.passes[event.canvas :], 0)]
+        outcome.passes[event.canvas :] = [event.pass_index + 1]
         outcome.evaluations += 1
         if event.candidate:  # one of them is drawn, all are counted
             return

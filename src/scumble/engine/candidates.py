@@ -7,15 +7,16 @@ left to right in one more pass and say how likely it is as a text.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from torch import Tensor
 
+from scumble.engine.commit import shift, token_logprobs
 from scumble.engine.steps import PassDone, Work
 from scumble.errors import check_output
 from scumble.generation import TokenLogprobs
-from scumble.model import Segment
+from scumble.model import Cache, Segment, Transformer
 
 T = TypeVar("T")
 
@@ -45,12 +46,36 @@ def side_by_side(
     return [returned[number] for number in range(len(programs))]
 
 
-def likeliest(read: Sequence[Sequence[TokenLogprobs]], ended: Sequence[bool]) -> int:
+@dataclass(frozen=True)
+class Read:
+    """A text as the causal model sees it. last_hidden [1, D]: of its last token."""
+
+    logprobs: tuple[TokenLogprobs, ...]
+    last_hidden: Tensor
+
+
+def read(
+    model: Transformer, cache: Cache, texts: Sequence[Tensor], last_hidden: Tensor, alternatives: int
+) -> Generator[Work, Tensor, list[Read]]:
+    """Read texts (ids [n] each) that might follow what the cache holds, in one forward; the cache stays as it is.
+
+    last_hidden [1, D]: of the context's last token. A text is read apart from being encoded when it is committed, also
+    where there is only one: so asking for log-probabilities changes no token.
+    """
+    hidden = yield tuple(Segment(ids, cache, "read") for ids in texts)
+    weight = model.embed_tokens.weight
+    return [
+        Read(token_logprobs(shift(last_hidden, own), ids, weight, model.config, alternatives), own[-1:])
+        for own, ids in zip(hidden.split([ids.shape[0] for ids in texts]), texts, strict=True)
+    ]
+
+
+def likeliest(texts: Sequence[Sequence[TokenLogprobs]], ended: Sequence[bool]) -> int:
     """Which of several texts to keep: one that came to its end, if there is any; of those, the one with the highest
     mean log-probability a token; of equals, the earliest.
 
     The mean alone would like a text that repeats itself for ever best.
     """
-    means = [sum(one.logprob for one in text) / len(text) for text in read]
+    means = [sum(one.logprob for one in text) / len(text) for text in texts]
     check_output(sum(means))
     return max(range(len(means)), key=lambda number: (ended[number], means[number]))

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from scumble.diffusion import Canvas, Noise, Proposal, committed_ids, start_canvas
 from scumble.engine.autoregressive import autoregressive
-from scumble.engine.candidates import likeliest, side_by_side
-from scumble.engine.commit import cut, shift, token_logprobs
+from scumble.engine.candidates import likeliest, read, side_by_side
+from scumble.engine.commit import cut
 from scumble.engine.prefill import prefill
 from scumble.engine.request import Request
 from scumble.engine.steps import Answer, PassDone, Steps, TokensCommitted, Work
@@ -51,17 +51,10 @@ def diffusion(model: Transformer, request: Request) -> Steps:
         drafts = [cut(ids, settings.eos_ids, settings.max_new_tokens - written) for ids, _ in finished]
         best, logprobs = 0, None
         if scored:
-            hidden = yield tuple(Segment(ids, cache, "read") for ids, _ in drafts)
-            hiddens = hidden.split([ids.shape[0] for ids, _ in drafts])
-            read = [
-                token_logprobs(
-                    shift(last_hidden, own), ids, model.embed_tokens.weight, model.config, settings.logprobs or 0
-                )
-                for own, (ids, _) in zip(hiddens, drafts, strict=True)
-            ]
-            best = likeliest(read, [ended for _, ended in drafts])
-            last_hidden = hiddens[best][-1:]
-            logprobs = None if settings.logprobs is None else read[best]
+            texts = yield from read(model, cache, [ids for ids, _ in drafts], last_hidden, settings.logprobs or 0)
+            best = likeliest([text.logprobs for text in texts], [ended for _, ended in drafts])
+            last_hidden = texts[best].last_hidden
+            logprobs = None if settings.logprobs is None else texts[best].logprobs
         ids, ended = drafts[best]
         written += ids.shape[0]
         yield TokensCommitted(tuple(ids.tolist()), index, logprobs)
@@ -119,14 +112,9 @@ def denoise(
 
 
 def propose(
-    model: Transformer,
-    canvas: Canvas,
-    hidden: Tensor,
-    temperature: float,
-    uniforms: Tensor,
-    greedy: bool,
+    model: Transformer, canvas: Canvas, hidden: Tensor, temperature: float, uniforms: Tensor, greedy: bool,
     want_soft: bool,
-) -> tuple[Proposal, Tensor | None]:
+) -> tuple[Proposal, Tensor | None]:  # fmt: skip
     """Hidden states [L, D] -> what the model proposes, and the soft embedding [L, D] for the next pass, if wanted.
 
     A pinned position proposes its own id, is certain of it, and its soft embedding is that id's embedding.

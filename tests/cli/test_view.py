@@ -160,7 +160,10 @@ def test_the_drawing_shows_prompt_canvas_and_footer(tokenizer: Tokenizer) -> Non
 @pytest.mark.parametrize("width", [20, 40, 56, 80, 200])
 def test_the_footer_fits(width: int) -> None:
     view = CanvasView(None, (), 10).take(drafts(([5, 6], [True, False]))[0])
-    assert footer(Progress(view, 48, 123456, 200000, 99.0), 17, width).cell_len <= width - 3
+    for candidates in (1, 64):
+        line = footer(Progress(view, 48, 123456, 200000, 99.0, candidates), 17, width)
+        assert line.cell_len <= width - 3
+        assert ("1 of 64" in line.plain) == (candidates == 64 and width >= 40)
 
 
 def test_committed_text_goes_to_stdout_once(capsys: pytest.CaptureFixture[str], tokenizer: Tokenizer) -> None:

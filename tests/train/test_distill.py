@@ -12,8 +12,8 @@ from scumble.diffusion import Canvas, EntropyBound, Proposal
 from scumble.train import objective as objective_module
 from scumble.train.batches import Batch, Specials
 from scumble.train.config import Objective, read_train_config
+from scumble.train.corrupt import Noised
 from scumble.train.distill import distilled, greedy, open_teacher
-from scumble.train.noised import Noised
 from scumble.train.objective import losses
 from scumble.train.trajectory import Look, first_look, sampler_step
 from tiny import EOS, answer, prompt, tiny_model

@@ -6,9 +6,10 @@ import torch.nn.functional as F
 
 from scumble.kernels import softcap
 from scumble.train.config import ModelShape, Objective
+from scumble.train.corrupt import corrupt
 from scumble.train.init import new_model
 from scumble.train.loss import head_loss
-from scumble.train.objective import corrupt, losses
+from scumble.train.objective import losses
 
 SHAPE = ModelShape(
     hidden_size=32, layers=3, heads=4, head_dim=16, kv_heads=2, full_head_dim=32, full_kv_heads=1, mlp=48, experts=4,

@@ -78,13 +78,15 @@ class EchoScreen:
 
 @dataclass(frozen=True)
 class Progress:
-    """What the footer tells. passes_at_most: of one canvas; tokens: committed so far, of at most `room`."""
+    """What the footer tells. passes_at_most: of one canvas; tokens: committed so far, of at most `room`; candidates: of
+    a canvas, of which the first is drawn."""
 
     view: View | None
     passes_at_most: int
     tokens: int
     room: int
     seconds: float
+    candidates: int = 1
 
 
 class LiveScreen:
@@ -94,12 +96,15 @@ class LiveScreen:
     so that the answer goes on where the prompt or the committed text ends.
     """
 
-    def __init__(self, console: Console, view: CanvasView, prompt: str, passes_at_most: int, room: int) -> None:
+    def __init__(
+        self, console: Console, view: CanvasView, prompt: str, passes_at_most: int, room: int, candidates: int = 1
+    ) -> None:  # fmt: skip
         self._console = console
         self._region = Region(console)
         self._view = view
         self._passes_at_most = passes_at_most
         self._room = room
+        self._candidates = candidates
         self._shared = same_screen()
         self._out = PlainScreen()
         self._prompt = visible(prompt)
@@ -153,7 +158,8 @@ class LiveScreen:
         self._floor = max(self._floor, len(rows))
         rows += [[] for _ in range(self._floor - len(rows))]
         window, below = self._window(rows, height - 2)
-        progress = Progress(view, self._passes_at_most, self._tokens, self._room, time.perf_counter() - self._started)
+        seconds = time.perf_counter() - self._started
+        progress = Progress(view, self._passes_at_most, self._tokens, self._room, seconds, self._candidates)
         self._region.draw([*(text_of(row, self._palette) for row in window), Text(), footer(progress, below, width)])
 
     def _window(self, rows: list[Row], room: int) -> tuple[list[Row], int]:
@@ -177,9 +183,10 @@ def footer(progress: Progress, below: int, width: int) -> Text:
     view = progress.view
     parts: list[Text] = []
     if view is not None:
-        parts.append(Text(f"canvas {view.canvas + 1}"))
+        of = f", 1 of {progress.candidates} candidates" if progress.candidates > 1 else ""
+        parts.append(Text(f"canvas {view.canvas + 1}{of}"))
         parts.append(Text(f"pass {view.pass_index + 1:>2}/{progress.passes_at_most}"))
-        parts.append(_bar(view.settled, min(BAR, width - 56)).append(f"{view.settled:4.0%} settled"))
+        parts.append(_bar(view.settled, min(BAR, width - 56 - len(of))).append(f"{view.settled:4.0%} settled"))
         done = progress.tokens + view.settled_tokens
     else:
         parts.append(Text(f"{progress.tokens}/{progress.room} tokens"))

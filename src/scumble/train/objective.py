@@ -27,11 +27,9 @@ from torch import Tensor
 from scumble.model import Transformer
 from scumble.train.attention import DenoiseCanvases, EncodeRows
 from scumble.train.config import Objective
+from scumble.train.corrupt import Noised, corrupt
 from scumble.train.loss import head_loss
-from scumble.train.noised import Noised
 from scumble.train.trajectory import first_look, sampler_step
-
-PLAIN = Objective()
 
 
 @dataclass(frozen=True)
@@ -42,47 +40,6 @@ class Losses:
     causal: float
     denoise: float
     tokens: int
-
-
-def corrupt(
-    ids: Tensor, prompt: int, length: int, vocab: int, generator: torch.Generator, objective: Objective = PLAIN,
-    *, copies: int = 1, lengths: Tensor | None = None,
-) -> Noised:  # fmt: skip
-    """Cut rows [B, prompt + C·L] into canvases behind the prompt and replace tokens at random.
-
-    objective.canvases: keep that many of the C canvases, chosen uniformly (the same for all rows of the batch).
-    objective.span_share: that share of the canvases is right but for one span of noise, which begins among the row's
-    `lengths` [B] real tokens and runs, every other time, to the end of the canvas; its level is the noise's share.
-    copies: corrupt every canvas that often.
-    """
-    rows = ids.shape[0]
-    canvases = ids[:, prompt:].unflatten(1, (-1, length))
-    chosen = torch.arange(canvases.shape[1])
-    if objective.canvases:
-        chosen = torch.randperm(canvases.shape[1], generator=generator)[: objective.canvases].sort().values
-    chosen = chosen.repeat(copies)
-    canvases = canvases[:, chosen]
-    first = [prompt + int(c) * length for c in chosen]
-    level = torch.rand(rows, canvases.shape[1], generator=generator) ** objective.noise_power
-    replaced = torch.rand(canvases.shape, generator=generator) < level[..., None]
-    if objective.span_share:
-        real = torch.full((rows,), ids.shape[1]) if lengths is None else lengths.cpu()
-        spans = _spans((real[:, None] - torch.tensor(first)).clamp(1, length), length, generator)
-        some = torch.rand(level.shape, generator=generator) < objective.span_share
-        replaced = torch.where(some[..., None], spans, replaced)
-        level = torch.where(some, spans.float().mean(-1), level)
-    random_ids = torch.randint(vocab, canvases.shape, generator=generator)
-    noised = torch.where(replaced.to(ids.device), random_ids.to(ids.device), canvases)
-    return Noised(noised, level.to(ids.device), first)
-
-
-def _spans(real: Tensor, length: int, generator: torch.Generator) -> Tensor:
-    """One span a canvas [B, C, L] bool, beginning among its `real` [B, C] first tokens."""
-    begin = (torch.rand(real.shape, generator=generator) * real).long()
-    end = begin + 1 + (torch.rand(real.shape, generator=generator) * (length - begin)).long()
-    end = torch.where(torch.rand(real.shape, generator=generator) < 0.5, length, end)
-    place = torch.arange(length)
-    return (place >= begin[..., None]) & (place < end[..., None])
 
 
 def losses(

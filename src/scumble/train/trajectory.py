@@ -17,7 +17,7 @@ from torch import Tensor
 from scumble.diffusion import Canvas, EntropyBound, Proposal
 from scumble.kernels import softcap
 from scumble.model import Transformer
-from scumble.train.noised import Noised
+from scumble.train.corrupt import Noised
 
 ROWS = 1024  # positions whose distributions are held at a time
 

@@ -183,7 +183,7 @@ def footer(progress: Progress, below: int, width: int) -> Text:
     view = progress.view
     parts: list[Text] = []
     if view is not None:
-        of = f", 1 of {progress.candidates} candidates" if progress.candidates > 1 else ""
+        of = f" (1 of {progress.candidates})" if progress.candidates > 1 else ""
         parts.append(Text(f"canvas {view.canvas + 1}{of}"))
         parts.append(Text(f"pass {view.pass_index + 1:>2}/{progress.passes_at_most}"))
         parts.append(_bar(view.settled, min(BAR, width - 56 - len(of))).append(f"{view.settled:4.0%} settled"))

@@ -11,13 +11,15 @@ class AnswerText:
     """Collects the committed ids of one answer. Without a tokenizer its text stays empty.
 
     A stop string ends the answer: the text ends before it, the ids behind the token that completed it.
+    typed: what the first token begins with but the prompt has already; the answer's text leaves it out.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None, stops: Sequence[str]):
+    def __init__(self, tokenizer: Tokenizer | None, stops: Sequence[str], typed: str = ""):
         self.ids: list[int] = []
         self.text = ""
         self.stopped = False
         self._tokenizer = tokenizer
+        self._typed = typed
         self._stops = StopStrings(stops)
         self._thinking = ""
         self._splitter: ChannelSplitter | None = None
@@ -53,6 +55,10 @@ class AnswerText:
         return self.text[before:]
 
     def _take(self, piece: str) -> None:
+        if self._typed.startswith(piece):
+            piece, self._typed = "", self._typed[len(piece) :]
+        else:
+            piece, self._typed = piece.removeprefix(self._typed), ""
         if piece:
             self._sort([("answer", piece)] if self._splitter is None else self._splitter.feed(piece))
 

@@ -14,6 +14,7 @@ from scumble.errors import InvalidRequest, shown
 
 Decoder = Literal["diffusion", "autoregressive"]
 FinishReason = Literal["stop", "length"]
+Preference = Literal["likely", "python"]
 
 COLDEST = 1e-4  # temperatures below would overflow float32 in places, and are argmax in all but name
 MAX_CANDIDATES = 64
@@ -42,6 +43,8 @@ class GenerationConfig:
     best_of: candidates a canvas, 1 … 64, denoised side by side and then read by the causal model. Committed is the one
         with the highest mean log-probability a token; those that came to their end go before those that did not.
         Diffusion only. Default 1.
+    prefer: which candidates go before all others: "python", those with which the text so far is Python or the beginning
+        of it (the text before and behind a hole included), or "likely" (default): none.
     top_k (≥ 1), top_p (0 < p ≤ 1): autoregressive only.
     logprobs: return the log-probability of every token under the causal model, and of that many alternatives (0 … 20).
     budget: what entropy_bound limits: the entropies of all positions that a pass accepts, "accepted" (release), or of
@@ -63,6 +66,7 @@ class GenerationConfig:
     ignore_eos: bool | None = None
     decoder: Decoder | None = None
     best_of: int | None = None
+    prefer: Preference | None = None
     top_k: int | None = None
     top_p: float | None = None
     logprobs: int | None = None
@@ -106,6 +110,7 @@ class GenerationConfig:
         _real("top_p", self.top_p, 0, 1, open_low=True)
         _whole("logprobs", self.logprobs, 0, 20)
         _choice("decoder", self.decoder, ("diffusion", "autoregressive"))
+        _choice("prefer", self.prefer, ("likely", "python"))
         _choice("budget", self.budget, ("accepted", "changed"))
         _choice("commit", self.commit, ("argmax", "sample"))
         _choice("stability", self.stability, ("argmax_history", "argmax_is_canvas"))
@@ -156,6 +161,7 @@ RELEASE_DEFAULTS: dict[str, Any] = {
     "ignore_eos": False,
     "decoder": "diffusion",
     "best_of": 1,
+    "prefer": "likely",
     "budget": "accepted",
     "commit": "argmax",
     "stability": "argmax_history",
@@ -176,7 +182,8 @@ class Generation:
     """A finished answer.
 
     text: decoded answer without special tokens, cut before a stop string; "" when the model has no tokenizer.
-    token_ids: the ids, including the end-of-sequence id that ended them, nothing after it.
+    token_ids: the ids, including the end-of-sequence id that ended them, nothing after it. The first one may begin with
+        white space that ended the prompt; `text` leaves that out.
     finish_reason: "stop" (end-of-sequence id or stop string) or "length".
     passes: denoising passes, one number a canvas; of the autoregressive decoder: forward passes, one number in all.
     evaluations: how often a canvas went through the model: sum(passes), but each candidate counts for itself.
@@ -200,7 +207,8 @@ class Draft:
     """A canvas after one pass: the present best guess (argmax) of all its positions; nothing of it is promised.
 
     accepted: which positions the pass accepted. candidate: of the canvas (see `best_of`), from 0; which of them will be
-    committed is known at the end only. row: which request of a batch.
+    committed is known at the end only. row: which request of a batch. typed: what the canvas's first token begins with
+    but the prompt has already (see `LLM.generate`); the text leaves it out.
     """
 
     token_ids: tuple[int, ...]
@@ -210,6 +218,7 @@ class Draft:
     accepted: tuple[bool, ...]
     candidate: int = 0
     row: int = 0
+    typed: str = ""
 
 
 @dataclass(frozen=True)

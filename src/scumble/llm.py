@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import resources
 from numbers import Integral
 from pathlib import Path
@@ -18,13 +18,16 @@ import torch
 from scumble.checkpoint import load_checkpoint, read_generation_config
 from scumble.diffusion import Noise
 from scumble.engine import Answer, PassDone, Request, TokensCommitted, generate, make_request, run
+from scumble.engine.request import Check, Settings
 from scumble.errors import InvalidRequest, TemplateError, TokenizerError, shown
 from scumble.generation import Finished, Generation, GenerationConfig
 from scumble.model import Transformer
 from scumble.quant import Format
 from scumble.row import Row, StreamEvent
 from scumble.text import ChatTemplate, Message, Tokenizer
+from scumble.text.healing import beginning_with, take_back
 from scumble.text.infill import encode_infill
+from scumble.text.python import python_check
 
 DTYPES: dict[str, torch.dtype | Format] = {
     "float32": torch.float32, "bfloat16": torch.bfloat16, "int8": "int8", "int4": "int4",
@@ -39,12 +42,14 @@ def embedded_path() -> Path:
 
 
 @dataclass(frozen=True)
-class FillRequest:
-    """Prompt ids, settings, and the ids that the canvas starts from (None: noise)."""
+class TextRequest:
+    """Prompt ids, settings, the ids that the canvas starts from (None: noise), and the text that the first token must
+    begin with (see `LLM.generate`)."""
 
     prompt: tuple[int, ...]
     config: GenerationConfig
     draft: tuple[int, ...] | None
+    typed: str = ""
 
 
 class LLM:
@@ -108,14 +113,24 @@ class LLM:
     def generate(
         self, prompt: str | Sequence[str], config: GenerationConfig | None = None, **inputs: Any
     ) -> Generation | list[Generation]:
-        """Continue a text, or several in one batch. `inputs`: draft and pinned, as for generate_ids."""
+        """Continue a text, or several in one batch. `inputs`: draft and pinned, as for generate_ids.
+
+        Where the text ends in white space that tokens usually begin with (a line break, a blank), the token of it is
+        left to the answer, whose first token then begins with it, and whose text leaves it out. Not so with inputs,
+        which count positions from the prompt's end.
+        """
         if isinstance(prompt, str) or not isinstance(prompt, Sequence):
-            return self.generate_ids(self.encode_prompt(prompt), config, **inputs)
-        return self.generate_ids([self.encode_prompt(one) for one in prompt], config, **inputs)
+            return _last(self.stream(prompt, config, **inputs))[0]
+        if inputs:
+            return self.generate_ids([self.encode_prompt(one) for one in prompt], config, **inputs)
+        rows = [self.text_request(one) for one in prompt]
+        return _last(self.stream_ids([row.prompt for row in rows], config, typed=[row.typed for row in rows]))
 
     def stream(self, prompt: str, config: GenerationConfig | None = None, **inputs: Any) -> Iterator[StreamEvent]:
         """Continue a text, event by event: a Draft after every pass, Committed text, and Finished at the end."""
-        return self.stream_ids([self.encode_prompt(prompt)], config, **_listed(inputs))
+        if inputs:
+            return self.stream_ids([self.encode_prompt(prompt)], config, **_listed(inputs))
+        return self.stream_request(self.text_request(prompt, config))
 
     def chat(self, messages: Sequence[Message], config: GenerationConfig | None = None, **template: Any) -> Generation:
         """Answer a conversation, [{"role": "user", "content": "…"}, …]. `template`: tools, enable_thinking, ….
@@ -136,7 +151,7 @@ class LLM:
 
     def stream_infill(self, prefix: str, suffix: str, config: GenerationConfig | None = None) -> Iterator[StreamEvent]:
         """Like `infill`, event by event."""
-        return self.stream_fill(self.fill_request(prefix, suffix, config))
+        return self.stream_request(self.fill_request(prefix, suffix, config))
 
     def repair(self, prefix: str, damaged: str, suffix: str, config: GenerationConfig | None = None) -> Generation:
         """What `damaged`, between prefix and suffix, should have been. For models trained to repair.
@@ -151,11 +166,16 @@ class LLM:
         """Like `repair`, event by event."""
         if damaged is None:
             raise InvalidRequest("there is no damaged text to repair; infill asks for a text without one")
-        return self.stream_fill(self.fill_request(prefix, suffix, config, damaged))
+        return self.stream_request(self.fill_request(prefix, suffix, config, damaged))
+
+    def text_request(self, text: str, config: GenerationConfig | None = None) -> TextRequest:
+        """What `generate` asks of the decoder, for those who want to see or change it."""
+        ids, typed = take_back(self._need_tokenizer(), text, self.encode_prompt(text))
+        return TextRequest(tuple(ids), config or GenerationConfig(), None, typed)
 
     def fill_request(
         self, prefix: str, suffix: str, config: GenerationConfig | None = None, damaged: str | None = None
-    ) -> FillRequest:
+    ) -> TextRequest:
         """What `infill` (or `repair`, with `damaged`) asks of the decoder, for those who want to see or change it.
 
         The answer will probably be short: where neither `config` nor the checkpoint chooses a canvas length, canvases
@@ -163,13 +183,13 @@ class LLM:
         """
         tokenizer = self._need_tokenizer()
         try:
-            prompt = tuple(encode_infill(tokenizer, prefix, suffix, damaged))
+            prompt, typed = encode_infill(tokenizer, prefix, suffix, damaged)
         except TokenizerError as error:
             raise TokenizerError(f"{self.folder}: {error}") from None
         own = (config or GenerationConfig()).merged({"canvas_length": self.defaults.get("canvas_length", "auto")})
         has_canvas = own.merged(self.defaults).decoder != "autoregressive"
         draft = None if damaged is None or not has_canvas else self._draft(damaged)
-        return FillRequest(prompt, own, draft)
+        return TextRequest(tuple(prompt), own, draft, typed)
 
     def _draft(self, text: str) -> tuple[int, ...]:
         """A text, an end, and pads up to the end of any canvas."""
@@ -180,9 +200,9 @@ class LLM:
         pad = end if shape.pad_token_id is None else shape.pad_token_id
         return (*ids, end, *[pad] * shape.canvas_length)
 
-    def stream_fill(self, request: FillRequest) -> Iterator[StreamEvent]:
-        """Answer a FillRequest, event by event."""
-        return self.stream_ids([request.prompt], request.config, draft=[request.draft])
+    def stream_request(self, request: TextRequest) -> Iterator[StreamEvent]:
+        """Answer a request that `text_request` or `fill_request` made, event by event."""
+        return self.stream_ids([request.prompt], request.config, draft=[request.draft], typed=[request.typed])
 
     def encode_prompt(self, text: str) -> list[int]:
         """Prompt ids of a text: the beginning-of-sequence id, where there is one, then the text as plain data."""
@@ -281,23 +301,40 @@ class LLM:
         draft: Any = None,
         pinned: Any = None,
         trace: Trace | None = None,
+        typed: Sequence[str] | None = None,
     ) -> Iterator[StreamEvent]:
-        """Continue several lists of ids side by side; events carry their row. Checks all requests before it starts."""
+        """Continue several lists of ids side by side; events carry their row. Checks all requests before it starts.
+
+        typed: by row, what the answer's first token must begin with, and its text leave out; "": nothing.
+        """
         rows = len(ids)
         configs = _per_row("config", GenerationConfig() if config is None else config, rows, GenerationConfig)
         noises, drafts, pins = (
             [None] * rows if value is None else _per_row(name, value, rows)
             for name, value in (("noise", noise), ("draft", draft), ("pinned", pinned))
         )
+        heads = [""] * rows if typed is None else _per_row("typed", typed, rows)
+        firsts = [beginning_with(self._need_tokenizer(), head) if head else None for head in heads]
         requests = [
-            make_request(ids[r], configs[r], self.defaults, self.model.config, noises[r], drafts[r], pins[r])
+            make_request(
+                ids[r], configs[r], self.defaults, self.model.config, noises[r], drafts[r], pins[r], firsts[r],
+                partial(self._check, configs[r], ids[r]),
+            )
             for r in range(rows)
-        ]
-        return self._events(requests, trace)
+        ]  # fmt: skip
+        return self._events(requests, trace, heads)
 
-    def _events(self, requests: Sequence[Request], trace: Trace | None) -> Iterator[StreamEvent]:
+    def _check(self, config: GenerationConfig, prompt: Ids, settings: Settings) -> Check | None:
+        """What the settings prefer, as a check of the answer's ids; None: nothing. Raises TokenizerError."""
+        if settings.prefer == "likely" or settings.best_of == 1:
+            return None
+        if self.tokenizer is None and config.prefer is None:  # the checkpoint's wish, not the caller's
+            return None
+        return python_check(self._need_tokenizer(), torch.as_tensor(prompt).tolist(), settings.stop)
+
+    def _events(self, requests: Sequence[Request], trace: Trace | None, typed: Sequence[str]) -> Iterator[StreamEvent]:
         started = time.perf_counter()
-        rows = [Row(self.tokenizer, request, number, started) for number, request in enumerate(requests)]
+        rows = [Row(self.tokenizer, request, i, started, typed[i]) for i, request in enumerate(requests)]
         programs = [generate(self.model, request) for request in requests]
         for number, event in run(self.model, programs, self.batch_invariant):
             row = rows[number]

@@ -14,12 +14,16 @@ StreamEvent = Draft | Committed | Finished
 
 
 class Row:
-    """The text side of one request while it runs."""
+    """The text side of one request while it runs.
 
-    def __init__(self, tokenizer: Tokenizer | None, request: Request, number: int, started: float):
+    typed: what its first token begins with but the prompt has already.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None, request: Request, number: int, started: float, typed: str = ""):
         self.number = number
         self.request = request
-        self.answer = AnswerText(tokenizer, request.settings.stop)
+        self.answer = AnswerText(tokenizer, request.settings.stop, typed)
+        self._typed = typed
         self.passes: list[int] = []
         self.evaluations = 0
         self._tokenizer = tokenizer
@@ -35,8 +39,12 @@ class Row:
         if self._tokenizer is not None:
             ends = [i for i, token in enumerate(ids) if token in self.request.settings.eos_ids]
             text = self._tokenizer.decode(ids[: ends[0]] if ends else ids)
+        typed = self._typed if event.canvas_index == 0 else ""
         accepted = tuple(event.accepted.tolist())
-        return Draft(ids, text, event.canvas_index, event.pass_index, accepted, event.candidate, self.number)
+        return Draft(
+            ids, text.removeprefix(typed), event.canvas_index, event.pass_index, accepted, event.candidate, self.number,
+            typed,
+        )  # fmt: skip
 
     def commit(self, event: TokensCommitted) -> Committed:
         if self._first is None:

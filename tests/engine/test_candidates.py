@@ -129,3 +129,35 @@ def test_an_output_that_is_not_a_number_is_an_error():
     request = make_request(prompt(4), best_of(2), {}, model.config)
     with pytest.raises(ScumbleError, match="must be finite numbers"):
         list(run(model, [generate(model, request)]))
+
+
+def test_a_candidate_that_fits_goes_before_likelier_ones():
+    """The check sees the whole answer so far; where some candidates pass it, the likeliest of those is committed."""
+    context, asked = prompt(5), []
+
+    def check(ids, ended):
+        asked.append((list(ids), ended))
+        return ids[-1] % 2 == 0
+
+    row = answer(MODEL, [context], best_of(6, max_new_tokens=2 * L), check=lambda settings: check)[0]
+    first, second = (list(commit.ids) for commit in row["commits"])
+    assert asked[:6] == [(ids, False) for ids in finished_canvases(row)]
+    assert asked[6:] == [(first + ids, False) for ids in finished_canvases(row, canvas=1)]
+    for canvas, before, ids in ((0, context, first), (1, context + first, second)):
+        canvases = finished_canvases(row, canvas)
+        fitting = [one for one in canvases if one[-1] % 2 == 0] or canvases
+        assert mean_logprob(before, ids) == pytest.approx(max(mean_logprob(before, one) for one in fitting), abs=1e-4)
+        assert ids in fitting
+
+
+def test_where_none_fits_the_likeliest_is_committed_as_without_a_check():
+    checked = answer(MODEL, [prompt(5)], best_of(4), check=lambda settings: lambda ids, ended: False)[0]
+    assert checked["ids"] == answer(MODEL, [prompt(5)], best_of(4))[0]["ids"]
+
+
+def test_a_preference_is_for_candidates_of_a_canvas():
+    with pytest.raises(InvalidRequest, match="prefer chooses among candidates"):
+        make_request(prompt(3), GenerationConfig(prefer="python", decoder="autoregressive"), {}, MODEL.config)
+    stored = {"prefer": "python", "best_of": 4}
+    request = make_request(prompt(3), GenerationConfig(decoder="autoregressive"), stored, MODEL.config)
+    assert request.settings.prefer == "likely"

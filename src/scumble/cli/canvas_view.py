@@ -61,7 +61,7 @@ class CanvasView:
         self._previous = draft.token_ids
         shown, ended = self._shown(draft.token_ids)
         looks: list[Look] = [self._look(draft.accepted[i], self._same[i]) for i in range(shown)]
-        pieces = self._pieces(draft.token_ids[:shown], looks)
+        pieces = self._pieces(draft.token_ids[:shown], looks, draft.typed)
         if ended:
             at_start = not pieces or pieces[-1].text.endswith("\n")
             pieces.append(Piece("∎" if at_start else " ∎", "end"))
@@ -81,12 +81,14 @@ class CanvasView:
             return "fresh"
         return "leaning" if same else "noise"
 
-    def _pieces(self, ids: tuple[int, ...], looks: list[Look]) -> list[Piece]:
-        """One piece a position. A character of several tokens appears with the last of them."""
+    def _pieces(self, ids: tuple[int, ...], looks: list[Look], typed: str) -> list[Piece]:
+        """One piece a position. A character of several tokens appears with the last of them. The first one leaves out
+        what was typed already."""
         if self._tokenizer is None:
             return [Piece(f"{token} ", look) for token, look in zip(ids, looks, strict=True)]
         stream = StreamDetokenizer(self._tokenizer)
         texts = [stream.feed([token]) for token in ids]
+        texts[:1] = [text.removeprefix(typed) for text in texts[:1]]
         texts.append(stream.finish())
         looks = [*looks, looks[-1] if looks else "noise"]
         return [Piece(_calm(visible(text), look), look) for text, look in zip(texts, looks, strict=True) if text]

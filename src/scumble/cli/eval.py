@@ -71,6 +71,7 @@ def eval(
     canvas_length: o.CanvasLength = None,
     budget: o.Budget = None,
     best_of: o.BestOf = None,
+    prefer: o.Prefer = None,
     sweep: Annotated[
         Path | None,
         typer.Option(help="Try a grid of settings on one task; write JSON here.", rich_help_panel=SWEEP),
@@ -114,6 +115,7 @@ def eval(
         "canvas_length": o.number_or_word(canvas_length),
         "budget": budget,
         "best_of": best_of,
+        "prefer": prefer,
     }
     plan = Plan(
         tasks=tuple(task or ()),

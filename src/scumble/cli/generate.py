@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from scumble.cli.screen import Screen
     from scumble.engine.request import Settings
     from scumble.generation import GenerationConfig, TokenLogprobs
-    from scumble.llm import LLM
+    from scumble.llm import LLM, TextRequest
 
 EPILOG = """\
 Examples:
@@ -61,6 +60,7 @@ def generate(
     canvas_length: o.CanvasLength = None,
     budget: o.Budget = None,
     best_of: o.BestOf = None,
+    prefer: o.Prefer = None,
     stop: o.Stop = None,
     ignore_eos: o.IgnoreEos = False,
     decoder: o.Decoder = None,
@@ -95,39 +95,36 @@ def generate(
     llm = load_llm(model, dtype, device, console)
     config = o.generation_config(
         max_new_tokens=max_new_tokens, seed=seed, temperature=temperature, steps=steps, entropy_bound=entropy_bound,
-        confidence=confidence, canvas_length=canvas_length, budget=budget, best_of=best_of, stop=stop,
+        confidence=confidence, canvas_length=canvas_length, budget=budget, best_of=best_of, prefer=prefer, stop=stop,
         ignore_eos=ignore_eos, decoder=decoder, top_k=top_k, top_p=top_p, logprobs=logprobs,
     )  # fmt: skip
     live = can_draw(console) and not no_live and not as_json
-    ids: Sequence[int]
     if suffix is None and repair is None:
-        ids, draft = llm.encode_prompt(text), None
+        request = llm.text_request(text, config)
     else:
         request = llm.fill_request(text, suffix or "", config, repair)
-        ids, config, draft = request.prompt, request.config, request.draft
     around = (text, suffix or "") if echo else None
-    _run(llm, text, ids, config, console, draft=draft, live=live, as_json=as_json, delay=delay, around=around)
+    _run(llm, text, request, console, live=live, as_json=as_json, delay=delay, around=around)
 
 
 def _run(
-    llm: LLM, prompt: str, ids: Sequence[int], config: GenerationConfig, console: Console,
-    *, draft: Sequence[int] | None, live: bool, as_json: bool, delay: float, around: tuple[str, str] | None,
+    llm: LLM, prompt: str, request: TextRequest, console: Console,
+    *, live: bool, as_json: bool, delay: float, around: tuple[str, str] | None,
 ) -> None:  # fmt: skip
-    """draft: ids that the canvas starts from; None: noise.
-    around: what to print in front of the answer and behind it; None: the answer alone."""
+    """around: what to print in front of the answer and behind it; None: the answer alone."""
     from scumble.cli.follow import INTERRUPTED, follow, print_summary
     from scumble.cli.screen import EchoScreen
     from scumble.engine.request import resolve
 
-    settings = resolve(config, llm.defaults, llm.model.config, len(ids))
-    events = llm.stream_ids([ids], config, draft=[draft])  # checks the request before anything is printed
+    settings = resolve(request.config, llm.defaults, llm.model.config, len(request.prompt))
+    events = llm.stream_request(request)  # checks the request before anything is printed
     screen = _screen(llm, settings, console, "" if around else prompt, live=live, as_json=as_json)
     with quiet_keyboard(live):
         if around is not None:
             screen = EchoScreen(screen, *around)
         outcome = follow(events, screen, delay)
     if as_json:
-        text = json.dumps(describe(outcome, llm, settings, config, len(ids)), ensure_ascii=False)
+        text = json.dumps(describe(outcome, llm, settings, request.config, len(request.prompt)), ensure_ascii=False)
         print(visible(text) if stdout_is_terminal() else text)
     sys.stdout.flush()
     if live or (can_draw(console) and not as_json):

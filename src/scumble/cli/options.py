@@ -55,6 +55,10 @@ BestOf = Annotated[
     int | None,
     typer.Option(help="Candidates a canvas, side by side; the likeliest is kept.", rich_help_panel=SAMPLING),
 ]
+Prefer = Annotated[
+    str | None,
+    typer.Option(help="Which candidates go first: likely, or python (those that parse).", rich_help_panel=SAMPLING),
+]
 Stop = Annotated[
     list[str] | None, typer.Option(help="End before this text; may be given several times.", rich_help_panel=SAMPLING)
 ]

@@ -22,6 +22,9 @@ def autoregressive(model: Transformer, request: Request) -> Steps:
     for index in range(settings.max_new_tokens):
         logits = model.logits(hidden)[0]
         check_output(float(logits.max()))  # NaN if one of them is
+        if index == 0 and request.first is not None:
+            first = request.first.to(model.device)
+            logits = torch.full_like(logits, float("-inf")).index_copy_(0, first, logits[first])
         uniform = float(request.noises[0].uniform(index, 0, 1)[0])
         token = torch.tensor([choose(logits, settings, uniform)], device=model.device)
         logprobs = None

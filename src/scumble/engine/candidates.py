@@ -70,12 +70,12 @@ def read(
     ]
 
 
-def likeliest(texts: Sequence[Sequence[TokenLogprobs]], ended: Sequence[bool]) -> int:
-    """Which of several texts to keep: one that came to its end, if there is any; of those, the one with the highest
-    mean log-probability a token; of equals, the earliest.
+def likeliest(texts: Sequence[Sequence[TokenLogprobs]], ended: Sequence[bool], fits: Sequence[bool]) -> int:
+    """Which of several texts to keep: one that fits what the request prefers, if there is any; of those, one that came
+    to its end; of those, the one with the highest mean log-probability a token; of equals, the earliest.
 
     The mean alone would like a text that repeats itself for ever best.
     """
     means = [sum(one.logprob for one in text) / len(text) for text in texts]
     check_output(sum(means))
-    return max(range(len(means)), key=lambda number: (ended[number], means[number]))
+    return max(range(len(means)), key=lambda number: (fits[number], ended[number], means[number]))

@@ -19,7 +19,7 @@ from scumble.engine.prefill import prefill
 from scumble.engine.request import Request
 from scumble.engine.steps import Answer, PassDone, Steps, TokensCommitted, Work
 from scumble.errors import check_output
-from scumble.kernels import vocab_head
+from scumble.kernels import VocabResult, vocab_head
 from scumble.model import Cache, Segment, Transformer
 
 
@@ -30,35 +30,37 @@ def generate(model: Transformer, request: Request) -> Steps:
 
 def diffusion(model: Transformer, request: Request) -> Steps:
     """Answer a request canvas by canvas. With several candidates a canvas, the likeliest text of them is committed."""
-    settings = request.settings
+    settings, check = request.settings, request.check
     scored = settings.logprobs is not None or len(request.noises) > 1
     cache = model.new_cache()
     last_hidden = yield from prefill(request.prompt.to(model.device), cache, quiet=not scored)
 
     passes: list[int] = []
-    evaluations = written = 0
+    evaluations = 0
+    answer: list[int] = []
     uncached: Segment | None = None  # what was committed last; it is encoded along with the next canvas's first pass
     while True:
         index = len(passes)
         finished = yield from side_by_side([
-            denoise(model, request, noise, cache, first_canvas(model, request, noise, index, written),
-                    uncached if number == 0 else None)
+            denoise(model, request, noise, cache, first_canvas(model, request, noise, index, len(answer)),
+                    uncached if number == 0 else None, None if answer else request.first)
             for number, noise in enumerate(request.noises)
         ])  # fmt: skip
         passes.append(max(taken for _, taken in finished))
         evaluations += sum(taken for _, taken in finished)
 
-        drafts = [cut(ids, settings.eos_ids, settings.max_new_tokens - written) for ids, _ in finished]
+        drafts = [cut(ids, settings.eos_ids, settings.max_new_tokens - len(answer)) for ids, _ in finished]
         best, logprobs = 0, None
         if scored:
             texts = yield from read(model, cache, [ids for ids, _ in drafts], last_hidden, settings.logprobs or 0)
-            best = likeliest([text.logprobs for text in texts], [ended for _, ended in drafts])
+            fits = [check is None or check([*answer, *ids.tolist()], ended) for ids, ended in drafts]
+            best = likeliest([text.logprobs for text in texts], [ended for _, ended in drafts], fits)
             last_hidden = texts[best].last_hidden
             logprobs = None if settings.logprobs is None else texts[best].logprobs
         ids, ended = drafts[best]
-        written += ids.shape[0]
+        answer += ids.tolist()
         yield TokensCommitted(tuple(ids.tolist()), index, logprobs)
-        if ended or written == settings.max_new_tokens:  # the last canvas is never encoded for its own sake
+        if ended or len(answer) == settings.max_new_tokens:  # the last canvas is never encoded for its own sake
             return Answer("stop" if ended else "length", tuple(passes), evaluations)
         uncached = Segment(ids, cache, "encode", quiet=True)
 
@@ -75,12 +77,14 @@ def first_canvas(model: Transformer, request: Request, noise: Noise, index: int,
 
 
 def denoise(
-    model: Transformer, request: Request, noise: Noise, cache: Cache, canvas: Canvas, uncached: Segment | None = None
-) -> Generator[Work | PassDone, Tensor, tuple[Tensor, int]]:
+    model: Transformer, request: Request, noise: Noise, cache: Cache, canvas: Canvas, uncached: Segment | None,
+    first: Tensor | None,
+) -> Generator[Work | PassDone, Tensor, tuple[Tensor, int]]:  # fmt: skip
     """Denoise one canvas until it is stable and confident or out of passes -> ids to commit [L], passes taken.
 
     Raises ScumbleError where the model's output is not a number.
     uncached: a quiet segment that the canvas must see in its context; it shares the first pass's forward.
+    first: the ids that its position 0 may have; None: any.
     """
     settings, vocab = request.settings, model.config.vocab_size
     soft: Tensor | None = None
@@ -92,7 +96,9 @@ def denoise(
         temperature = settings.schedule(pass_index)
         uniforms = noise.uniform(canvas.index, pass_index, canvas.length)
         last = pass_index + 1 == settings.schedule.passes  # nothing follows that would read a soft embedding
-        proposal, soft = propose(model, canvas, hidden, temperature, uniforms, settings.temperature == 0, not last)
+        proposal, soft = propose(
+            model, canvas, hidden, temperature, uniforms, settings.temperature == 0, not last, first
+        )
 
         accepted = settings.sampler.accept(canvas, proposal)
         fresh = torch.as_tensor(noise.renoise(canvas.index, pass_index, canvas.length, vocab), device=model.device)
@@ -113,17 +119,29 @@ def denoise(
 
 def propose(
     model: Transformer, canvas: Canvas, hidden: Tensor, temperature: float, uniforms: Tensor, greedy: bool,
-    want_soft: bool,
+    want_soft: bool, first: Tensor | None = None,
 ) -> tuple[Proposal, Tensor | None]:  # fmt: skip
     """Hidden states [L, D] -> what the model proposes, and the soft embedding [L, D] for the next pass, if wanted.
 
     A pinned position proposes its own id, is certain of it, and its soft embedding is that id's embedding.
+    first: the ids that position 0 may have; None: any.
     """
     weight = model.embed_tokens.weight
-    result = vocab_head(
-        hidden, weight, cap=model.config.final_logit_softcapping, temperature=temperature,
-        uniforms=None if greedy else torch.as_tensor(uniforms), want_soft=want_soft, head=model.head,
-    )  # fmt: skip
+
+    def head(rows: slice, allowed: Tensor | None = None) -> VocabResult:
+        return vocab_head(
+            hidden[rows], weight, cap=model.config.final_logit_softcapping, temperature=temperature, allowed=allowed,
+            uniforms=None if greedy else torch.as_tensor(uniforms)[rows], want_soft=want_soft, head=model.head,
+        )  # fmt: skip
+
+    if first is None:
+        result = head(slice(None))
+    else:
+        allowed = torch.zeros(weight.shape[0], dtype=torch.bool, device=weight.device)
+        allowed[first.to(weight.device)] = True
+        result = head(slice(0, 1), allowed)
+        if canvas.length > 1:
+            result = result.followed_by(head(slice(1, None)))
     sample = result.argmax if result.sample is None else result.sample
     proposal = Proposal(
         argmax=canvas.keep_pinned(result.argmax),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any, TypeVar
@@ -14,9 +14,10 @@ from scumble.config import ModelConfig
 from scumble.diffusion import EntropyBound, LinearTemperature, Noise, SeededNoise, StableAndConfident
 from scumble.diffusion.stopping import CommitRule
 from scumble.errors import InvalidRequest, PromptTooLong, shown
-from scumble.generation import RELEASE_DEFAULTS, Decoder, GenerationConfig
+from scumble.generation import RELEASE_DEFAULTS, Decoder, GenerationConfig, Preference
 
 T = TypeVar("T")
+Check = Callable[[Sequence[int], bool], bool]
 
 
 SHORTEST_CANVAS = 16  # where canvas_length="auto" begins
@@ -49,6 +50,7 @@ class Settings:
     stop: tuple[str, ...]
     seed: int
     best_of: int
+    prefer: Preference
     top_k: int | None
     top_p: float | None
     logprobs: int | None
@@ -57,7 +59,8 @@ class Settings:
 @dataclass(frozen=True)
 class Request:
     """prompt: ids [n ≥ 1]. noises: one a candidate (see `best_of`). draft: ids that the answer starts from, from its
-    position 0. pinned: position -> id.
+    position 0. pinned: position -> id. first: ids [k ≥ 1] of which one begins the answer; None: any. check: whether
+    an answer's ids so far, ended or not, are as the request prefers them; None: it prefers none.
 
     Positions count from the start of the answer, across canvases.
     """
@@ -67,6 +70,8 @@ class Request:
     noises: tuple[Noise, ...]
     draft: Tensor | None = None
     pinned: Mapping[int, int] = field(default_factory=dict)
+    first: Tensor | None = None
+    check: Check | None = None
 
 
 def make_request(
@@ -77,8 +82,13 @@ def make_request(
     noise: Noise | None = None,
     draft: Sequence[int] | Tensor | None = None,
     pinned: Mapping[int, int] | None = None,
+    first: Sequence[int] | Tensor | None = None,
+    check: Callable[[Settings], Check | None] = lambda settings: None,
 ) -> Request:
-    """Check a request against the model and fill in what it leaves open; raises InvalidRequest or PromptTooLong."""
+    """Check a request against the model and fill in what it leaves open; raises InvalidRequest or PromptTooLong.
+
+    check: makes the request's check of its settings.
+    """
     ids = _ids("prompt", prompt, model.vocab_size)
     if ids.shape[0] == 0:
         raise InvalidRequest("the prompt is empty; give at least one token")
@@ -87,7 +97,10 @@ def make_request(
     if settings.decoder == "autoregressive" and (pinned or draft is not None):
         raise InvalidRequest("decoder='autoregressive' has no canvas: draft and pinned need decoder='diffusion'")
     draft_ids = None if draft is None else _ids("draft", draft, model.vocab_size)
-    return Request(ids, settings, _noises(noise, settings), draft_ids, pinned)
+    first_ids = None if first is None else _ids("first", first, model.vocab_size)
+    if first_ids is not None and first_ids.shape[0] == 0:
+        raise InvalidRequest("first is empty, so nothing could begin the answer; give at least one id, or None for any")
+    return Request(ids, settings, _noises(noise, settings), draft_ids, pinned, first_ids, check(settings))
 
 
 def _noises(noise: Noise | None, settings: Settings) -> tuple[Noise, ...]:
@@ -119,7 +132,11 @@ def resolve(
             raise InvalidRequest(
                 f"best_of compares candidates of a canvas and needs decoder='diffusion', found best_of={config.best_of}"
             )
-        full = replace(full, best_of=1)  # the checkpoint's is meant for canvases
+        if config.prefer not in (None, "likely"):
+            raise InvalidRequest(
+                f"prefer chooses among candidates and needs decoder='diffusion', found prefer={config.prefer!r}"
+            )
+        full = replace(full, best_of=1, prefer="likely")  # the checkpoint's are meant for canvases
     if (full.top_k is not None or full.top_p is not None) and full.decoder == "diffusion":
         raise InvalidRequest("top_k and top_p apply to decoder='autoregressive' only; diffusion uses entropy_bound")
     # Every name that RELEASE_DEFAULTS holds is set from here on.
@@ -138,6 +155,7 @@ def resolve(
         stop=_set(full.stop),
         seed=_set(full.seed),
         best_of=_set(full.best_of),
+        prefer=_set(full.prefer),
         top_k=full.top_k,
         top_p=full.top_p,
         logprobs=full.logprobs,

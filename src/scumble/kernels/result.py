@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -24,3 +26,11 @@ class VocabResult:
     soft: Tensor | None = None
     top_ids: Tensor | None = None
     top_logprobs: Tensor | None = None
+
+    def followed_by(self, other: VocabResult) -> VocabResult:
+        """The results of these positions and then of others, asked for alike."""
+        both: dict[str, Any] = {}
+        for field in fields(self):
+            one, two = getattr(self, field.name), getattr(other, field.name)
+            both[field.name] = None if one is None else torch.cat([one, two])
+        return VocabResult(**both)

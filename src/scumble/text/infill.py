@@ -6,7 +6,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from scumble.errors import InvalidRequest, TokenizerError
+from scumble.text.healing import take_back
 from scumble.text.tokenizer import Tokenizer
 
 PREFIX, SUFFIX, MIDDLE = "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"
@@ -22,8 +25,11 @@ def can_repair(tokenizer: Tokenizer | None) -> bool:
     return tokenizer is not None and can_infill(tokenizer) and REPAIR in tokenizer.special_tokens
 
 
-def encode_infill(tokenizer: Tokenizer, prefix: str, suffix: str, damaged: str | None = None) -> list[int]:
-    """Prompt ids. Raises TokenizerError where a marker is missing, InvalidRequest where the damaged text is empty."""
+def encode_infill(tokenizer: Tokenizer, prefix: str, suffix: str, damaged: str | None = None) -> tuple[list[int], str]:
+    """Prompt ids, and what the first token of the answer must begin with (see text/healing.py).
+
+    Raises TokenizerError where a marker is missing, InvalidRequest where the damaged text is empty.
+    """
     if not can_infill(tokenizer):
         raise TokenizerError(f"this model has no fill-in-the-middle markers ({PREFIX} …)")
     if damaged is not None and not can_repair(tokenizer):
@@ -33,5 +39,19 @@ def encode_infill(tokenizer: Tokenizer, prefix: str, suffix: str, damaged: str |
     marker = tokenizer.special_tokens
     start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     hint = [] if damaged is None else [marker[REPAIR], *tokenizer.encode(damaged)]
-    before, after = [marker[PREFIX], *tokenizer.encode(prefix)], [marker[SUFFIX], *tokenizer.encode(suffix)]
-    return [*start, *before, *after, *hint, marker[MIDDLE]]
+    before, typed = [marker[PREFIX], *tokenizer.encode(prefix)], ""
+    if damaged is None:  # a text to repair begins where it begins
+        before, typed = take_back(tokenizer, prefix, before)
+    after = [marker[SUFFIX], *tokenizer.encode(suffix)]
+    return [*start, *before, *after, *hint, marker[MIDDLE]], typed
+
+
+def surroundings(tokenizer: Tokenizer, prompt: Sequence[int]) -> tuple[str, str]:
+    """The text before and behind the answer to a prompt: of the form above, or one that is simply continued."""
+    before, after = list(prompt), []
+    special = tokenizer.special_tokens
+    if can_infill(tokenizer) and prompt and prompt[-1] == special[MIDDLE]:
+        end = prompt.index(special[REPAIR]) if special.get(REPAIR) in prompt else len(prompt)
+        middle = prompt.index(special[SUFFIX])
+        before, after = before[:middle], before[middle:end]
+    return tokenizer.decode(before), tokenizer.decode(after)

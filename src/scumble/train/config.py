@@ -88,7 +88,8 @@ class Data:
 @dataclass(frozen=True)
 class Objective:
     """causal_first: share of the steps, at the start, that train the next-token loss alone (half the arithmetic a
-        token); the canvas then starts from weights that know the language.
+        token); the canvas then starts from weights that know the language. causal_share: share of the later batches
+        that do so too, with the tasks below.
     canvases: how many canvases of a row are trained at once; 0: all (the released recipe trains 1).
     shortest_canvas: batches draw their canvas length from the model's, half of it, a quarter … down to this, so that
         short canvases are at home too; 0: always the model's.
@@ -101,7 +102,7 @@ class Objective:
     body_share: share of the other batches whose canvases begin where a docstring ends.
     copies: noised copies of an infill row's canvases that train on one encoding, at most.
     pad_weight: weight of canvas positions behind a document's end (the recipe's is 1).
-    distill_share: share of the batches, after causal_first, whose answers are what the model of run.init writes behind
+    distill_share: share of the batches with a canvas loss whose answers are what the model of run.init writes behind
         the prompts, autoregressively and greedily (see train/distill.py); they train the canvas alone.
     trajectory_share: share of those, where self-conditioned, whose second pass looks at the canvases as the sampler,
         with an entropy bound of trajectory_bound (changes alone), would leave them after the first.
@@ -109,6 +110,7 @@ class Objective:
     """
 
     causal_first: float = 0.0
+    causal_share: float = 0.0
     canvases: int = 0
     shortest_canvas: int = 0
     noise_power: float = 1.0
@@ -233,6 +235,7 @@ def _check(config: TrainConfig, path: Path) -> None:
     ranges: list[tuple[str, float, float, float]] = [
         ("data.length", config.data.length, 8, 2**20),
         ("objective.causal_first", config.objective.causal_first, 0, 1),
+        ("objective.causal_share", config.objective.causal_share, 0, 1),
         ("objective.canvases", config.objective.canvases, 0, 2**20),
         ("objective.shortest_canvas", config.objective.shortest_canvas, 0, 2**20),
         ("objective.noise_power", config.objective.noise_power, 0.01, 100),

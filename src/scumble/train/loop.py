@@ -93,10 +93,13 @@ def _step(
     ranks: Ranks, teacher: Transformer | None = None,
 ) -> Report:  # fmt: skip
     started = time.perf_counter()
-    causal_only = progress.step < config.objective.causal_first * config.run.steps
     turn = progress.step * ranks.world + ranks.rank
-    batch = batches.batch(turn, PLAIN if causal_only else task_mix(config))
-    if teacher is not None and not causal_only and _draw(config, turn) < config.objective.distill_share:
+    own = config.objective
+    plain = progress.step < own.causal_first * config.run.steps
+    # What a step is of, all ranks agree on: they have the same gradients to share and wait little for each other.
+    causal_only = plain or _draw(config, progress.step, 2) < own.causal_share
+    batch = batches.batch(turn, PLAIN if plain else task_mix(config))
+    if teacher is not None and not causal_only and _draw(config, progress.step, 1) < own.distill_share:
         batch = distilled(batch, teacher, batches.specials) or batch
     rate = learning_rate(progress.step, config)
     for group in optimizer.param_groups:
@@ -126,9 +129,9 @@ def _step(
     )  # fmt: skip
 
 
-def _draw(config: TrainConfig, turn: int) -> float:
-    """A number in 0 … 1 that depends on the run's seed and the turn alone."""
-    return float(np.random.default_rng((config.run.seed, turn, 1)).random())
+def _draw(config: TrainConfig, step: int, what: int) -> float:
+    """A number in 0 … 1 that depends on the run's seed, the step and what it is for, alone."""
+    return float(np.random.default_rng((config.run.seed, step, what)).random())
 
 
 def task_mix(config: TrainConfig) -> Mix:

@@ -144,3 +144,10 @@ def test_a_pass_at_zero_temperature_takes_the_best_of_the_allowed(llm):
     logits = llm.model.logits(hidden)[-1]
     allowed = torch.tensor(beginning_with(TOKENIZER, "\n"))
     assert llm.generate("def f():\n", config).token_ids[0] == int(allowed[logits[allowed].argmax()])
+
+
+def test_a_trace_changes_nothing(llm):
+    config, seen = GenerationConfig(ignore_eos=True, **FREE), []
+    answer = llm.generate("def f():\n", config, trace=seen.append)
+    assert answer.token_ids == llm.generate("def f():\n", config).token_ids
+    assert len(seen) == answer.evaluations

@@ -116,21 +116,24 @@ class LLM:
         """Continue a text, or several in one batch. `inputs`: draft and pinned, as for generate_ids.
 
         Where the text ends in white space that tokens usually begin with (a line break, a blank), the token of it is
-        left to the answer, whose first token then begins with it, and whose text leaves it out. Not so with inputs,
-        which count positions from the prompt's end.
+        left to the answer, whose first token then begins with it, and whose text leaves it out. Not so with drafts and
+        pins, which count positions from the prompt's end.
         """
         if isinstance(prompt, str) or not isinstance(prompt, Sequence):
             return _last(self.stream(prompt, config, **inputs))[0]
-        if inputs:
-            return self.generate_ids([self.encode_prompt(one) for one in prompt], config, **inputs)
-        rows = [self.text_request(one) for one in prompt]
-        return _last(self.stream_ids([row.prompt for row in rows], config, typed=[row.typed for row in rows]))
+        return _last(self._stream_texts(prompt, config, inputs))
 
     def stream(self, prompt: str, config: GenerationConfig | None = None, **inputs: Any) -> Iterator[StreamEvent]:
         """Continue a text, event by event: a Draft after every pass, Committed text, and Finished at the end."""
-        if inputs:
-            return self.stream_ids([self.encode_prompt(prompt)], config, **_listed(inputs))
-        return self.stream_request(self.text_request(prompt, config))
+        return self._stream_texts([prompt], config, _listed(inputs))
+
+    def _stream_texts(
+        self, prompts: Sequence[str], config: GenerationConfig | None, inputs: Mapping[str, Any]
+    ) -> Iterator[StreamEvent]:
+        if inputs.get("draft") is not None or inputs.get("pinned") is not None:
+            return self.stream_ids([self.encode_prompt(one) for one in prompts], config, **inputs)
+        rows = [self.text_request(one) for one in prompts]
+        return self.stream_ids([row.prompt for row in rows], config, typed=[row.typed for row in rows], **inputs)
 
     def chat(self, messages: Sequence[Message], config: GenerationConfig | None = None, **template: Any) -> Generation:
         """Answer a conversation, [{"role": "user", "content": "…"}, …]. `template`: tools, enable_thinking, ….

@@ -70,21 +70,7 @@ def test_minutes_end_a_piece(folder):
 
 def test_two_processes_train_as_one_that_averages_both_batches(folder):
     config = plan(folder, "ranks", 3)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--master-port",
-        str(free_port()),
-    ]
-    child = subprocess.run(
-        [*command, "-m", "scumble", "train", str(folder / "ranks.toml"), "--json"], capture_output=True, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300,
-    )  # fmt: skip
-    assert child.returncode == 0, child.stderr
-    lines = list(read_metrics(folder / "ranks"))
+    lines = trained_by_two(folder, "ranks")
     assert [line["step"] for line in lines] == [1, 2, 3]  # one process reports
 
     model, specials = prepare_model(config, Tokenizer.from_folder(config.data.tokenizer))
@@ -104,6 +90,38 @@ def test_two_processes_train_as_one_that_averages_both_batches(folder):
         assert line["causal"] == pytest.approx(sum(result.causal for result in both) / 2, rel=1e-4)
         assert line["denoise"] == pytest.approx(sum(result.denoise for result in both) / 2, rel=1e-4)
     assert lines[-1]["tokens"] == sum(batches.batch(turn).lengths.sum() for turn in range(6))
+
+
+def test_all_processes_agree_on_which_batches_have_no_canvas(folder):
+    """They share gradients, and a batch without a canvas has none for the weights that only a canvas uses."""
+    plan(folder, "agreed", 8, "[objective]\ncausal_share = 0.5\n")
+    without = [line["denoise"] == 0 for line in trained_by_two(folder, "agreed")]
+    assert True in without
+    assert False in without
+
+
+def test_batches_without_a_canvas_leave_what_only_a_canvas_uses(folder):
+    config = plan(folder, "causal", 3, "[objective]\ncausal_share = 1.0\n")
+    reports = []
+    trained = load_checkpoint(train(config, reports.append)).state_dict()
+    assert [report.denoise for report in reports] == [0, 0, 0]
+    assert all(report.causal > 0 for report in reports)
+    fresh, _ = prepare_model(config, Tokenizer.from_folder(config.data.tokenizer))
+    same = {name for name, weight in fresh.state_dict().items() if torch.equal(weight.bfloat16(), trained[name])}
+    assert {name for name in trained if "self_conditioning" in name} <= same
+    assert "embed_tokens.weight" not in same
+    assert "self_conditioning.up_proj.weight" in same
+
+
+def trained_by_two(folder, name):
+    """Run the plan of that name in two processes -> the lines of its log."""
+    ranks = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    child = subprocess.run(
+        [sys.executable, *ranks, "-m", "scumble", "train", str(folder / f"{name}.toml"), "--json"],
+        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300,
+    )  # fmt: skip
+    assert child.returncode == 0, child.stderr
+    return list(read_metrics(folder / name))
 
 
 def free_port() -> int:

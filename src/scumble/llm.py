@@ -22,16 +22,13 @@ from scumble.engine.request import Check, Settings
 from scumble.errors import InvalidRequest, TemplateError, TokenizerError, shown
 from scumble.generation import Finished, Generation, GenerationConfig
 from scumble.model import Transformer
-from scumble.quant import Format
+from scumble.placement import choose_device, choose_dtype
 from scumble.row import Row, StreamEvent
 from scumble.text import ChatTemplate, Message, Tokenizer
 from scumble.text.healing import beginning_with, take_back
 from scumble.text.infill import encode_infill
 from scumble.text.python import python_check
 
-DTYPES: dict[str, torch.dtype | Format] = {
-    "float32": torch.float32, "bfloat16": torch.bfloat16, "int8": "int8", "int4": "int4",
-}  # fmt: skip
 Trace = Callable[[PassDone], None]
 Ids = Sequence[int] | torch.Tensor
 
@@ -90,8 +87,8 @@ class LLM:
         A folder without tokenizer.json loads for work on ids. Raises CheckpointError or TokenizerError.
         """
         folder = embedded_path() if path is None else Path(path)
-        where = _device(device)
-        model = load_checkpoint(folder, _dtype(dtype, where), where)
+        where = choose_device(device)
+        model = load_checkpoint(folder, choose_dtype(dtype, where), where)
         tokenizer = Tokenizer.from_folder(folder) if (folder / "tokenizer.json").exists() else None
         if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
             raise TokenizerError(
@@ -384,33 +381,6 @@ def _per_row(name: str, value: Any, rows: int, scalar: type | None = None) -> Se
         if scalar is not None and not isinstance(entry, scalar):
             raise InvalidRequest(f"{name} must hold {scalar.__name__} objects, found {shown(entry)}")
     return value
-
-
-def _device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        where = torch.device(device)
-        torch.empty(0, device=where)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        # Of another kind of device torch lists all that it has ever heard of; of CUDA it knows what is missing.
-        reason = f": {str(error).splitlines()[0]}" if str(device).partition(":")[0] == "cuda" else ""
-        raise InvalidRequest(
-            f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', and present; found {shown(device)}{reason}"
-        ) from None
-    return where
-
-
-def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | Format | None:
-    """The dtype to convert to; None keeps what is stored."""
-    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
-        return dtype
-    if dtype == "auto":
-        native = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
-        return None if native else torch.float32
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise InvalidRequest(f"dtype must be one of auto, {', '.join(DTYPES)}; found {shown(dtype)}")
-    return DTYPES[dtype]
 
 
 __all__ = ["LLM", "embedded_path"]

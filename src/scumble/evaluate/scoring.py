@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import ast
-import warnings
+from scumble.text.python import parse
 
 
 def exact_match(found: str, wanted: str) -> bool:
@@ -42,13 +41,3 @@ def levenshtein(a: str, b: str) -> int:
 def parses(source: str) -> bool:
     """Whether a text is a Python module, by the grammar of the Python that runs this."""
     return parse(source) is not None
-
-
-def parse(source: str) -> ast.Module | None:
-    """The syntax tree of a Python module; None: the text is none, or is nested too deeply for the parser."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None

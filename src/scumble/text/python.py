@@ -1,4 +1,4 @@
-"""Is a text Python, or the beginning of it? For choosing among candidates (`prefer="python"`). Nothing is run."""
+"""Is a text Python, or the beginning of it? For choosing among candidates, and for scores. Nothing is run."""
 
 from __future__ import annotations
 
@@ -38,22 +38,28 @@ def python_check(
     return check
 
 
+def parse(text: str) -> ast.Module | None:
+    """The syntax tree of a Python module, by the grammar of the Python that runs this; None: the text is none, or is
+    nested too deeply for the parser."""
+    tree = _compiled(text, _TREE_ONLY)
+    return tree if isinstance(tree, ast.Module) else None
+
+
 def is_python(text: str) -> bool:
     """Whether a text parses, also one that is indented as a whole."""
-    return _error(text, _TREE_ONLY) is None
+    return parse(textwrap.dedent(text)) is not None
 
 
 def begins_python(text: str) -> bool:
     """Whether more lines could make the text's whole lines parse. A last line without an end is not judged."""
     whole, newline, _ = text.rpartition("\n")
-    error = _error(whole + newline, _BEGINNING)
-    return error is None or "incomplete input" in str(error)
+    found = _compiled(textwrap.dedent(whole + newline), _BEGINNING)
+    return isinstance(found, ast.Module) or "incomplete input" in str(found)
 
 
-def _error(text: str, flags: int) -> Exception | None:
+def _compiled(text: str, flags: int) -> ast.Module | Exception:
     try:
         with warnings.catch_warnings(action="ignore"):
-            compile(textwrap.dedent(text), "<answer>", "exec", flags)
+            return compile(text, "<text>", "exec", flags)
     except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
         return error
-    return None

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -28,6 +27,7 @@ from scumble.text import ChatTemplate, Message, Tokenizer
 from scumble.text.healing import beginning_with, take_back
 from scumble.text.infill import encode_infill
 from scumble.text.python import python_check
+from scumble.threads import in_threads, last_in_threads
 
 Trace = Callable[[PassDone], None]
 Ids = Sequence[int] | torch.Tensor
@@ -233,37 +233,21 @@ class LLM:
 
     async def agenerate(self, prompt: str, config: GenerationConfig | None = None, **inputs: Any) -> Generation:
         """Like `generate`; the event loop stays free. Cancelling it ends the work after the present pass."""
-        return await _finished(self._aevents(lambda: self.stream(prompt, config, **inputs)))
+        return await last_in_threads(lambda: self.stream(prompt, config, **inputs))
 
     async def achat(
         self, messages: Sequence[Message], config: GenerationConfig | None = None, **template: Any
     ) -> Generation:
         """Like `chat`, in the manner of `agenerate`."""
-        return await _finished(self._aevents(lambda: self.stream_chat(messages, config, **template)))
+        return await last_in_threads(lambda: self.stream_chat(messages, config, **template))
 
     async def astream(
         self, prompt: str, config: GenerationConfig | None = None, **inputs: Any
     ) -> AsyncIterator[StreamEvent]:
         """Like `stream`; the event loop stays free while the model works. Closing it cancels the request."""
-        async with aclosing(self._aevents(lambda: self.stream(prompt, config, **inputs))) as events:
+        async with aclosing(in_threads(lambda: self.stream(prompt, config, **inputs))) as events:
             async for event in events:
                 yield event
-
-    async def _aevents(self, start: Callable[[], Iterator[StreamEvent]]) -> AsyncGenerator[StreamEvent, None]:
-        """Events of a stream that runs in threads, a pass at a time."""
-        events = await asyncio.to_thread(start)
-        step: asyncio.Future[StreamEvent | None] | None = None
-        try:
-            while True:
-                step = asyncio.ensure_future(asyncio.to_thread(next, events, None))
-                event = await asyncio.shield(step)
-                if event is None:
-                    return
-                yield event
-        finally:  # cancelled in the middle of a pass: a thread cannot be stopped, so let it end its pass first
-            if step is not None and not step.done():
-                await asyncio.wait([step])
-            events.close()  # type: ignore[attr-defined]  # a generator
 
     # --- ids ----------------------------------------------------------------------------------------------------
 
@@ -355,15 +339,6 @@ def _last(events: Iterator[StreamEvent]) -> list[Generation]:
     """Run a stream to its end and keep the generations, in row order."""
     done = {event.row: event.generation for event in events if isinstance(event, Finished)}
     return [done[row] for row in sorted(done)]
-
-
-async def _finished(events: AsyncGenerator[StreamEvent, None]) -> Generation:
-    """The generation at the end of one row's events."""
-    async with aclosing(events) as stream:
-        async for event in stream:
-            if isinstance(event, Finished):
-                return event.generation
-    raise AssertionError("a stream ends with Finished")
 
 
 def _listed(inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import click
+from typer.core import TyperCommand, TyperGroup
 
 import scumble
 import scumble.checkpoint
@@ -56,8 +57,8 @@ def commands() -> list[str]:
     return lines
 
 
-def command_table(name: str, command: click.Command) -> list[str]:
-    if isinstance(command, click.Group):
+def command_table(name: str, command: TyperCommand | TyperGroup) -> list[str]:
+    if isinstance(command, TyperGroup):
         return [line for sub, inner in command.commands.items() for line in command_table(f"{name} {sub}", inner)]
     lines = [f"### scumble {name}", "", (command.help or "").split("\n")[0], "", "| option | meaning |", "|---|---|"]
     for parameter in command.params:

@@ -118,6 +118,29 @@ def test_autoregressive_and_stop(capfd: pytest.CaptureFixture[str], folder: Path
     assert json.loads(out)["finish_reason"] == "stop"
 
 
+def test_an_autoregressive_answer_says_what_it_ran_with(capfd: pytest.CaptureFixture[str]) -> None:
+    """The embedded model's candidates and their preference are for canvases."""
+    code, out, _ = run(capfd, "generate", PROMPT, "--decoder", "autoregressive", "-n", 2, "--json")
+    config = json.loads(out)["config"]
+    assert (code, config["best_of"], config["prefer"]) == (0, 1, "likely")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--decoder", "autoregressive", "--steps", 3), "--steps: for canvases, without effect"),
+        (("--decoder", "autoregressive", "--canvas-length", 8, "--budget", "changed"), "--canvas-length, --budget: "),
+        (("--logprobs", 2), "--json alone"),
+    ],
+)
+def test_an_option_without_effect_is_refused(
+    capfd: pytest.CaptureFixture[str], folder: Path, options: tuple[object, ...], says: str
+) -> None:
+    code, out, err = run(capfd, "generate", PROMPT, "--model", folder, *options)
+    assert (code, out) == (2, "")
+    assert says in err
+
+
 def on_a_terminal(*arguments: object) -> tuple[int, str]:
     """Run with stdin, stdout and stderr on one pseudo-terminal -> exit code, everything written to it."""
     master, slave = pty.openpty()

@@ -164,6 +164,9 @@ def test_the_footer_fits(width: int) -> None:
         line = footer(Progress(view, 48, 123456, 200000, 99.0, candidates), 17, width)
         assert line.cell_len <= width - 3
         assert ("1 of 64" in line.plain) == (candidates == 64 and width >= 40)
+        whole = footer(Progress(view, 48, 123456, 200000, 99.0, candidates), 17, 400).plain.strip().split(" · ")
+        for part in line.plain.strip().split(" · ")[1:]:  # none is cut in the middle of a number
+            assert any(part.split()[-2:] == one.split()[-2:] for one in whole)
 
 
 def test_committed_text_goes_to_stdout_once(capsys: pytest.CaptureFixture[str], tokenizer: Tokenizer) -> None:

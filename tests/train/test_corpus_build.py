@@ -141,6 +141,32 @@ def test_a_manifest_is_a_package_list_with_hashes(tmp_path: Path, index: FolderI
     assert third["excluded"] == [{"name": "beta", "version": "1.0", "reason": "changed"}]
 
 
+def test_a_damaged_wheel_is_fetched_again_by_the_same_command(tmp_path: Path, index: FolderIndex) -> None:
+    for name in ("alpha", "beta"):
+        make_wheel(index.folder, name, {"a.py": varied(name)})
+    pins = [Pin("alpha", "1.0"), Pin("beta", "1.0")]
+    wheel = index.folder / "beta-1.0-py3-none-any.whl"
+    whole = wheel.read_bytes()
+    wheel.write_bytes(whole[:40] + bytes(200) + whole[240:])  # the directory at its end is still right
+    first = build_corpus(tmp_path / "out", pins, runner=index)
+    assert [(row["name"], row["reason"]) for row in first["excluded"]] == [("beta", "corrupt archive")]
+    wheel.write_bytes(whole)
+    said: list[str] = []
+    second = build_corpus(tmp_path / "out", pins, runner=index, say=said.append)
+    assert second["excluded"] == []
+    assert len(all_texts(tmp_path / "out")) == 2
+
+
+def test_what_was_left_out_is_said_again(tmp_path: Path, index: FolderIndex) -> None:
+    make_wheel(index.folder, "alpha", {"a.py": varied("alpha")})
+    make_wheel(index.folder, "beta", {"a.py": "x = 1\n"})
+    pins = [Pin("alpha", "1.0"), Pin("beta", "1.0")]
+    for _ in range(2):
+        said: list[str] = []
+        build_corpus(tmp_path / "out", pins, runner=index, say=said.append)
+        assert "left out beta==1.0: no usable functions MIT" in said
+
+
 def test_without_wheels_kept_the_parts_are_enough(tmp_path: Path, index: FolderIndex) -> None:
     make_wheel(index.folder, "alpha", {"a.py": varied("a")})
     pins = [Pin("alpha", "1.0")]
@@ -239,6 +265,10 @@ def test_command_line(tmp_path: Path, index: FolderIndex, monkeypatch: pytest.Mo
     assert "warning: the validation split is empty" in result.stderr
     result = run.invoke(app, ["build", "--out", str(out), "--packages", str(listing)])
     assert "2 texts" in result.stdout
+    assert "other settings" not in result.stderr
+    again = ["build", "--out", str(tmp_path / "again"), "--packages", str(out / "manifest.json")]
+    result = run.invoke(app, [*again, "--max-bytes-per-package", "5000"])
+    assert "other settings, so the texts will differ: max_bytes_per_package 3000000 (here 5000)" in result.stderr
     result = run.invoke(app, ["tokenizer", "--out", str(out), "--vocabulary", "300", "--json"])
     assert json.loads(result.stdout)[0]["vocabulary"] == 300
     tokenizer = out / "tokenizer-300" / "tokenizer.json"

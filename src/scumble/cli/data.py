@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -44,13 +45,19 @@ def build(
 
     Example: scumble data build --out corpus --limit 80
     """
-    from scumble.train.corpus import CorpusSettings, build_corpus, read_pins
+    from scumble.train.corpus import CorpusSettings, build_corpus, read_pins, settings_of
     from scumble.train.corpus.split import SPLITS
 
     settings = CorpusSettings(
         max_bytes_per_package=max_bytes_per_package, include_files=include_files, include_tests=include_tests
     )
     pins = read_pins(packages)[:limit]
+    if packages is not None and (theirs := settings_of(packages)) is not None:
+        ours = dataclasses.asdict(settings)
+        unlike = [name for name in ours if theirs.get(name, ours[name]) != ours[name]]
+        if unlike:
+            other = ", ".join(f"{name} {theirs[name]} (here {ours[name]})" for name in unlike)
+            _warn(f"{packages} was built with other settings, so the texts will differ: {other}")
     try:
         manifest = build_corpus(out, pins, settings, jobs=jobs, keep_wheels=keep_wheels, say=_say)
     except KeyboardInterrupt:

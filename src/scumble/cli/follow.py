@@ -69,7 +69,7 @@ def summary(outcome: Outcome, decoder: str) -> str:
     tokens = len(outcome.token_ids)
     passes = list(done.passes) if done is not None else outcome.passes
     seconds = done.seconds if done is not None else outcome.seconds
-    ends = {"stop": "ended by itself", "length": "token limit reached"}
+    ends = {"stop": "ended", "length": "token limit reached"}
     evaluations = outcome.evaluations if done is None else done.evaluations
     total = max(sum(passes), 1)
     parts = [_plural(tokens, "token")]

@@ -90,6 +90,8 @@ def generate(
     """
     if echo and as_json:
         raise InvalidRequest("--echo is for text, and --json prints one object without the prompt; leave one out")
+    if logprobs is not None and not as_json:
+        raise InvalidRequest("--logprobs is printed with --json alone; add --json, or leave it out")
     text = read_prompt(prompt, file)
     console = error_console()
     llm = load_llm(model, dtype, device, console)
@@ -181,7 +183,8 @@ def used_config(llm: LLM, settings: Settings, config: GenerationConfig) -> dict[
 
     full = asdict(config.merged(llm.defaults).merged(RELEASE_DEFAULTS))
     length = full["canvas_length"] or llm.model.config.canvas_length
-    return {**full, "max_new_tokens": settings.max_new_tokens, "canvas_length": length}
+    ran = {name: getattr(settings, name) for name in ("max_new_tokens", "best_of", "prefer")}
+    return {**full, **ran, "canvas_length": length}
 
 
 def _logprob(llm: LLM, one: TokenLogprobs) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def _architecture(facts: dict[str, Any]) -> list[tuple[str, ...]]:
 def _generation(facts: dict[str, Any]) -> list[tuple[str, ...]]:
     own = facts["generation"]
     rows = [(name.replace("_", " "), f"{value}") for name, value in own.items()]
-    return rows or [("defaults", "the release's", "the folder has no generation_config.json")]
+    return rows or [("defaults", "the release's", "the folder sets none of its own")]
 
 
 def _parameters(facts: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -89,8 +89,19 @@ def generation_config(
     **settings: Any,
 ) -> GenerationConfig:
     """Options by their names on the command line -> a checked GenerationConfig; what was not given stays unset."""
+    from scumble.errors import InvalidRequest
     from scumble.generation import GenerationConfig
 
+    if settings.get("decoder") == "autoregressive":
+        of_canvases = {
+            "--steps": steps, "--confidence": confidence, "--canvas-length": canvas_length,
+            "--entropy-bound": settings.get("entropy_bound"), "--budget": settings.get("budget"),
+        }  # fmt: skip
+        given = [name for name, value in of_canvases.items() if value is not None]
+        if given:
+            raise InvalidRequest(
+                f"{', '.join(given)}: for canvases, without effect on --decoder autoregressive; leave one out"
+            )
     return GenerationConfig(
         max_denoising_steps=steps,
         confidence_threshold=confidence,

@@ -195,9 +195,12 @@ def footer(progress: Progress, below: int, width: int) -> Text:
         parts.append(Text(f"{done / progress.seconds:.0f} tok/s"))
     if below:
         parts.append(Text(f"{below} more rows ↓"))
-    line = Text("  ", style="dim") + Text(" · ").join(parts)
-    line.truncate(width - 3)
-    return line
+    while True:  # half a number would be another number, so a part that does not fit goes as a whole
+        line = Text("  ", style="dim") + Text(" · ").join(parts)
+        if line.cell_len <= width - 3 or len(parts) == 1:
+            line.truncate(width - 3)
+            return line
+        parts.pop()
 
 
 def _bar(share: float, cells: int) -> Text:

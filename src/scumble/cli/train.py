@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 EPILOG = """\
 Example:
 
-  scumble train configs/tiny.toml
+  scumble train configs/embedded.toml --minutes 10
 
 The same command goes on where an interrupted or killed run was last saved.
 """
@@ -24,7 +24,7 @@ The same command goes on where an interrupted or killed run was last saved.
 
 def train(
     config: Annotated[Path, typer.Argument(help="TOML file; see docs/training.md.")],
-    minutes: Annotated[float | None, typer.Option(min=0, help="Stop this piece after that long, resumable.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.001, help="Stop after that long; resumable.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads to use.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a step on stdout.")] = False,
 ) -> None:

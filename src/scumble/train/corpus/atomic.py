@@ -45,6 +45,6 @@ def as_data_error(error: OSError, path: Path) -> Exception:
     """Turn a full disk or a refused write into a sentence that says what to do; other errors stay as they are."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DataError(f"the disk that holds {path.parent} is full; free some space and run the same command again")
-    if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+    if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT):
         return DataError(f"cannot write {path}: {error.strerror}; make it writable or choose another folder")
     return error

@@ -84,7 +84,7 @@ def fetch_all(
         for left_over in folder.glob(".fetch-*"):
             shutil.rmtree(left_over, ignore_errors=True)
     except OSError as error:
-        raise as_data_error(error, folder / "x") from error
+        raise as_data_error(error, folder) from error
     results: dict[Pin, Fetched] = {}
     missing: list[Pin] = []
     present = _wheels_by_pin(folder)
@@ -163,7 +163,7 @@ def _download(pins: list[Pin], folder: Path, timeout: float, runner: Runner) -> 
     except subprocess.TimeoutExpired:
         return "timed out", f"no answer within {timeout:.0f} s"
     except OSError as error:
-        raise as_data_error(error, folder / "x") from error
+        raise as_data_error(error, folder) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -24,6 +24,7 @@ from scumble.train.corpus.pins import Pin
 from scumble.train.corpus.settings import CorpusSettings
 
 Say = Callable[[str], None]
+CORRUPT = "corrupt archive"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,6 +65,8 @@ def make_parts(work: Work, pins: Sequence[Pin]) -> tuple[list[Part], list[dict[s
     done = {pin: part for pin in pins if (part := _finished(work, pin)) is not None}
     todo = [pin for pin in pins if pin not in done]
     work.say(f"{len(pins)} packages, {len(done)} already extracted")
+    for part in done.values():
+        _say_left_out(work, part)
     fetched = _fetch(work, todo)
     done |= _extract(work, [result for result in fetched if result.wheel is not None])
     parts = [done[pin] for pin in pins if pin in done]
@@ -95,8 +98,7 @@ def _extract(work: Work, wheels: list[Fetched]) -> dict[Pin, Part]:
         for number, future in enumerate(as_completed(futures), 1):
             part = future.result()
             parts[part.pin] = part
-            if part.report["reason"]:
-                work.say(f"left out {part.pin}: {part.report['reason']} {part.report['licence']}".rstrip())
+            _say_left_out(work, part)
             if number % 50 == 0:
                 work.say(f"extracted {number} of {len(wheels)}")
             wheel = futures[future].wheel
@@ -120,6 +122,11 @@ def _die_with_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _say_left_out(work: Work, part: Part) -> None:
+    if part.report["reason"]:
+        work.say(f"left out {part.pin}: {part.report['reason']} {part.report['licence']}".rstrip())
+
+
 def _excluded(pin: Pin, reason: str, licence: str = "") -> dict[str, Any]:
     row = {"name": pin.name, "version": pin.version, "reason": reason}
     return {**row, "licence": licence} if licence else row
@@ -135,6 +142,8 @@ def _finished(work: Work, pin: Pin) -> Part | None:
     try:
         report = json.loads(report_path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        return None
+    if report["reason"] == CORRUPT:  # an older build's; the next download may be whole
         return None
     current = report.get("key") == work.settings.extraction_key()
     whole = current and (report["reason"] or _size(samples) == report["part_bytes"])
@@ -161,7 +170,8 @@ def _extract_part(out: Path, fetched: Fetched, settings: CorpusSettings) -> Part
     try:
         found = extract_wheel(fetched.wheel, fetched.pin.name, settings)
     except DataError:
-        report["reason"] = "corrupt archive"
+        fetched.wheel.unlink(missing_ok=True)  # so that the same command fetches it again
+        report["reason"] = CORRUPT
     else:
         report |= {"licence": found.licence.name, "reason": found.licence.reason, "source_files": found.source_files}
         report["dropped"] = {reason: n for reason, n in sorted(found.dropped.items()) if n}

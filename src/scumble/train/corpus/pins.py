@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from scumble.errors import DataError
 from scumble.train.corpus.manifest import parse_manifest
 
+SHIPPED = Path(__file__).with_name("packages.txt")
 _PIN = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)\s*==\s*([A-Za-z0-9][A-Za-z0-9.!+_-]*)")
 
 
@@ -32,18 +33,29 @@ def normalise(name: str) -> str:
 
 def read_pins(path: Path | None = None) -> list[Pin]:
     """Pins from `path` (text list or manifest JSON), or the list that Scumble ships. Raises DataError."""
-    source = "the shipped list" if path is None else str(path)
-    try:
-        if path is None:
-            text = resources.files("scumble.train.corpus").joinpath("packages.txt").read_text(encoding="utf-8")
-        else:
-            text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the package list {source}: {error}") from error
-    pins = _from_manifest(text, source) if text.lstrip().startswith("{") else _from_lines(text, source)
+    source = SHIPPED if path is None else path
+    text = _read(source)
+    pins = _from_manifest(text, str(source)) if _is_manifest(text) else _from_lines(text, str(source))
     if not pins:
         raise DataError(f"the package list {source} is empty; write one name==version a line")
     return list({pin.name: pin for pin in reversed(pins)}.values())[::-1]
+
+
+def settings_of(path: Path) -> dict[str, Any] | None:
+    """The settings that a manifest was built with; None: the list is no manifest. Raises DataError."""
+    text = _read(path)
+    return dict(parse_manifest(text, str(path)).get("settings", {})) if _is_manifest(text) else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the package list {path}: {error}") from error
+
+
+def _is_manifest(text: str) -> bool:
+    return text.lstrip().startswith("{")
 
 
 def _from_lines(text: str, source: str) -> list[Pin]:

@@ -31,9 +31,9 @@ Examples:
 
   cat start.py | scumble generate --echo -n 512 > whole.py
 
-  scumble generate "def area(r):" --suffix "return pi * r * r"
+  scumble generate "try: x = int(text)" --suffix "x = None"
 
-  scumble generate "def area(r):" --repair "retrun pi * r r"
+  scumble generate $'if not items:\\n    ' --repair "return Nonee"
 
   scumble generate "import os" --json --logprobs 3
 """

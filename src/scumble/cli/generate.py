@@ -31,7 +31,7 @@ Examples:
 
   cat start.py | scumble generate --echo -n 512 > whole.py
 
-  scumble generate "try: x = int(text)" --suffix "x = None"
+  scumble generate -f above.py --suffix "$(cat below.py)"
 
   scumble generate $'if not items:\\n    ' --repair "return Nonee"
 

@@ -92,6 +92,7 @@ def generation_config(
     from scumble.errors import InvalidRequest
     from scumble.generation import GenerationConfig
 
+    # Here and not in GenerationConfig: programs hand one configuration to both decoders, people do not.
     if settings.get("decoder") == "autoregressive":
         of_canvases = {
             "--steps": steps, "--confidence": confidence, "--canvas-length": canvas_length,

@@ -143,9 +143,9 @@ def _finished(work: Work, pin: Pin) -> Part | None:
         report = json.loads(report_path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if report["reason"] == CORRUPT:  # an older build's; the next download may be whole
+    current = isinstance(report, dict) and report.get("key") == work.settings.extraction_key()
+    if current and report["reason"] == CORRUPT:  # the next download may be whole
         return None
-    current = report.get("key") == work.settings.extraction_key()
     whole = current and (report["reason"] or _size(samples) == report["part_bytes"])
     if not whole or pin.sha256 not in (None, report["sha256"]):
         return None

@@ -44,7 +44,12 @@ def read_pins(path: Path | None = None) -> list[Pin]:
 def settings_of(path: Path) -> dict[str, Any] | None:
     """The settings that a manifest was built with; None: the list is no manifest. Raises DataError."""
     text = _read(path)
-    return dict(parse_manifest(text, str(path)).get("settings", {})) if _is_manifest(text) else None
+    if not _is_manifest(text):
+        return None
+    settings = parse_manifest(text, str(path)).get("settings", {})
+    if not isinstance(settings, dict):
+        raise DataError(f"{path}: settings must be an object, found {settings!r}")
+    return settings
 
 
 def _read(path: Path) -> str:

@@ -62,7 +62,7 @@ def test_the_prompt_of_repair_is_that_of_a_training_row(llm, seed):
     tokens = infill_tokens(llm.tokenizer)
     body = np.array(llm.tokenizer.encode(text))
     bos, eos = llm.tokenizer.bos_id, llm.tokenizer.eos_id
-    rows, prompt = infill_rows([body], tokens, bos, eos, 256, "line", True, np.random.default_rng(seed))
+    rows, prompt, _ = infill_rows([body], tokens, bos, eos, 256, "line", True, np.random.default_rng(seed))
     _, _, before, _, *rest = parts = pieces(llm, rows[0])
     after = rest.pop(0) if rest[0] != REPAIR else ""
     damaged = rest[1]

@@ -9,14 +9,19 @@ import torch
 from scumble import DataError, GenerationConfig
 from scumble.checkpoint import load_checkpoint, save_checkpoint
 from scumble.diffusion import Canvas, EntropyBound, Proposal
+from scumble.llm import embedded_path
+from scumble.train import loop as loop_module
 from scumble.train import objective as objective_module
 from scumble.train.batches import Batch, Specials
 from scumble.train.config import Objective, read_train_config
 from scumble.train.corrupt import Noised
 from scumble.train.distill import distilled, greedy, open_teacher
+from scumble.train.loop import train
 from scumble.train.objective import losses
 from scumble.train.trajectory import Look, first_look, sampler_step
 from tiny import EOS, answer, prompt, tiny_model
+
+from .runs import edit, plan, tuning_plan
 
 SPECIALS = Specials(bos=2, eos=EOS, pad=0)
 
@@ -61,6 +66,34 @@ def test_a_batch_of_which_no_answer_ends_is_none(teacher):
 
 def test_answers_have_a_longest_length(teacher):
     assert all(1 <= len(ids) <= 3 for ids in greedy(teacher, [prompt(5, seed) for seed in range(4)], 3))
+
+
+def test_rows_to_repair_keep_their_own_right_answer(folder, monkeypatch):
+    """A teacher that writes a repair wrong would be believed."""
+    # The small documents in the embedded model's tokens, which have the markers.
+    markers = ('tokenizer = "tokenizer"', f'tokenizer = "{embedded_path()}"')
+    plan(folder, "teacher", 1)
+    first = train(edit(folder, "teacher", markers), lambda report: None)
+    share = "[objective]\ninfill_share = 1.0\nrepair_share = 1.0\ndraft_share = 0.5\ndistill_share = 1.0\n"
+    own = tuning_plan(
+        folder,
+        "student",
+        first,
+        markers,
+        ("[run]", share + "trajectory_share = 0.5\n\n[run]"),
+        ("steps = 2", "steps = 8"),
+    )
+    asked = []
+
+    def listen(batch, *_):
+        asked.append(batch)
+
+    monkeypatch.setattr(loop_module, "distilled", listen)
+    seen = []
+    train(own, seen.append)
+    assert len(seen) == 8
+    assert all(batch.drafts is None for batch in asked)
+    assert len(asked) < 8, "three of four holes are whole lines"
 
 
 # --- one step of the sampler ------------------------------------------------------------------------------------------
@@ -144,7 +177,9 @@ steps = 1
     ("objective", "init", "message"),
     [
         ("distill_share = 1.5", 'init = "first"', "distill_share must lie in 0 … 1, found 1.5"),
-        ("trajectory_share = 0.5", 'init = "first"', r"share of the distilled batches and needs .* found 0.0"),
+        ("trajectory_share = 0.5", 'init = "first"', r"share of the distilled and the repair batches; set"),
+        ("draft_share = 0.5", 'init = "first"', r"share of the repair rows' canvases and needs .* found 0.0"),
+        ("draft_share = 1.5", 'init = "first"', "draft_share must lie in 0 … 1, found 1.5"),
         ("distill_share = 0.5\ntrajectory_bound = 0.0", 'init = "first"', "trajectory_bound must lie in"),
     ],
 )

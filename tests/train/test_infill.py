@@ -21,7 +21,8 @@ bodies = st.lists(st.integers(8, 63), min_size=2, max_size=80).map(np.array)
 @given(st.lists(bodies, min_size=1, max_size=5), st.integers(0, 2**31), st.integers(48, 200))
 def test_a_row_is_before_after_middle_around_one_hole(documents, seed, length):
     rng = np.random.default_rng(seed)
-    rows, prompt = infill_rows(documents, TOKENS, 2, 1, length, draw_kind(rng), False, rng)
+    rows, prompt, drafts = infill_rows(documents, TOKENS, 2, 1, length, draw_kind(rng), False, rng)
+    assert not any(map(len, drafts)), "nothing is damaged"
     for body, row in zip(documents, rows, strict=True):
         assert len(row) <= length
         assert row[0] == 2
@@ -58,12 +59,13 @@ REPAIRING = InfillTokens(
 
 @given(st.lists(bodies, min_size=1, max_size=5), st.integers(0, 2**31), st.integers(48, 200))
 def test_a_repair_row_shows_the_damaged_middle_behind_the_suffix(documents, seed, length):
-    rows, prompt = infill_rows(documents, REPAIRING, 2, 1, length, "lines", True, np.random.default_rng(seed))
+    rows, prompt, drafts = infill_rows(documents, REPAIRING, 2, 1, length, "lines", True, np.random.default_rng(seed))
     assert rows
-    for row in rows:
+    for row, draft in zip(rows, drafts, strict=True):
         assert len(row) <= length
         assert row[prompt - 1] == 7
         hint = row[list(row).index(4) + 1 : prompt - 1]
+        np.testing.assert_array_equal(hint, draft)
         middle = row[prompt:]
         if middle[-1] == 1 and len(middle) - 1 <= length // 4:
             np.testing.assert_array_equal(hint, middle[:-1][::-1])
@@ -95,6 +97,28 @@ def test_infill_batches_appear_with_their_share_and_are_reproducible():
         assert (batch.ids.shape[1] - batch.prompt) % 8 == 0
     assert 60 < infilled < 140
     assert not any(one.batch(step).ids[0, 1] == 5 for step in range(50))
+
+
+def test_the_batches_of_repair_rows_bring_drafts_with_an_end_and_pads():
+    documents = [np.tile([20, 21, 22, NEWLINE, 23, 24, NEWLINE], n) for n in range(2, 9)]
+    batches = Batches(
+        documents, np.array([len(document) for document in documents]), Specials(2, 1, 0), tokens=100, length=64,
+        canvas=8, prompt_share=0.5, seed=4, infill=REPAIRING,
+    )  # fmt: skip
+    seen = 0
+    for step in range(40):
+        batch = batches.batch(step, Mix(infill=1.0, repair=1.0))
+        if batch.drafts is None:  # a span's hole is not repaired
+            assert 4 not in batch.ids
+            continue
+        seen += 1
+        assert batch.drafts.shape == (len(batch.ids), batch.ids.shape[1] - batch.prompt)
+        for row, draft in zip(batch.ids, batch.drafts, strict=True):
+            hint = row[list(row).index(4) + 1 : batch.prompt - 1]
+            wanted = [*hint, 1, *[0] * len(draft)][: len(draft)]
+            assert draft.tolist() == wanted
+    assert seen > 20
+    assert all(batches.batch(step, Mix(infill=1.0)).drafts is None for step in range(10))
 
 
 def test_batches_draw_their_canvas_length_down_to_the_shortest():

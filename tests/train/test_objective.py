@@ -86,6 +86,42 @@ def test_a_span_of_noise_leaves_the_rest_right():
     assert changed[:, 0, -1].float().mean() == pytest.approx(0.55, abs=0.1)
 
 
+def test_a_canvas_may_hold_a_draft_instead_of_the_right_text():
+    """As `LLM.repair` begins: half of them untouched, the others noised like all."""
+    ids = torch.full((400, 5 + 2 * 64), 20_000)  # ids that no noise has
+    drafts = torch.arange(30_000, 30_128).repeat(400, 1)
+    own = Objective(draft_share=0.5)
+    noised = corrupt(ids, 5, 64, 10_000, torch.Generator().manual_seed(1), own, drafts=drafts)
+    held = noised.ids == drafts.unflatten(1, (2, 64))  # by canvas, and in the order of the canvases
+    drafted = held.any(-1)
+    assert drafted.float().mean() == pytest.approx(0.5, abs=0.05)
+    assert not (noised.ids[drafted] == 20_000).any(), "nothing of the right text is left in them"
+    assert (noised.level == 0).float().mean() == pytest.approx(0.25, abs=0.04)
+    assert held[noised.level == 0].all()
+    noisy = drafted & (noised.level > 0)
+    torch.testing.assert_close(1 - held[noisy].float().mean(-1), noised.level[noisy], rtol=0, atol=0.25)
+    plain = corrupt(ids, 5, 64, 10_000, torch.Generator().manual_seed(1), Objective(), drafts=drafts)
+    assert torch.equal(plain.ids, corrupt(ids, 5, 64, 10_000, torch.Generator().manual_seed(1)).ids)
+
+
+def test_a_drafted_canvas_is_to_become_the_row_s_own_text(model):
+    ids, lengths = rows()
+    own = Objective(self_conditioning=0.0, draft_share=1.0)
+
+    def loss(drafts: torch.Tensor) -> float:
+        return losses(model, ids, lengths, 5, 4, own, torch.Generator().manual_seed(9), drafts=drafts).denoise
+
+    for _ in range(30):  # until the model copies what stands on the canvas
+        result = losses(model, ids, lengths, 5, 4, own, torch.Generator().manual_seed(9), drafts=ids[:, 5:])
+        model.zero_grad()
+        result.total.backward()
+        with torch.no_grad():
+            for weight in model.parameters():
+                if weight.grad is not None:
+                    weight -= 0.1 * weight.grad
+    assert loss(ids[:, 5:]) < loss(torch.full((3, 12), 60)) - 0.1
+
+
 def test_copies_of_a_canvas_share_the_encoding_and_differ_in_noise(model):
     ids, lengths = rows()
     noised = corrupt(ids, 5, 4, 61, torch.Generator().manual_seed(3), copies=3)

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from scumble.train.infill import InfillTokens, draw_kind, infill_rows
 
+_Rows = tuple[list[NDArray], int, list[NDArray] | None]  # rows, length of the prompt, damaged middles
+
 
 class Documents(Protocol):
     def __len__(self) -> int: ...
@@ -24,7 +26,8 @@ class Documents(Protocol):
 class Batch:
     """ids [B, T] int64: bos, document, eos, then pads; lengths [B]: tokens before the pads. prompt: tokens of every
     row that are context only; canvases of `canvas` tokens tile what follows. copies: how often each is noised.
-    distilled: what follows the prompts is a teacher's."""
+    distilled: what follows the prompts is a teacher's. drafts: of repair rows [B, T - prompt], the damaged text as
+    `LLM.repair` lays it on the canvases: with an end, then pads."""
 
     ids: NDArray[np.int64]
     lengths: NDArray[np.int64]
@@ -33,6 +36,7 @@ class Batch:
     epoch: int
     copies: int = 1
     distilled: bool = False
+    drafts: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class Batches:
         rng = np.random.default_rng((self.seed, epoch, index))
         bodies = [np.asarray(self.documents[int(document)]) for document in group]
         infill = self.infill is not None and rng.random() < mix.infill and min(map(len, bodies)) >= 2
-        rows, prompt = self._infill_rows(bodies, mix, rng) if infill else self._rows(bodies, mix, rng)
+        rows, prompt, damaged = (self._infill_rows if infill else self._rows)(bodies, mix, rng)
         lengths = np.array([len(row) for row in rows])
         canvas = self.canvases[int(rng.integers(len(self.canvases)))]
         canvases = -(-max(1, int(lengths.max()) - prompt) // canvas)
@@ -106,20 +110,32 @@ class Batches:
             ids[number, : len(row)] = row
         # Encoding a long prompt for a short middle is dear: noise the middle again until both cost about the same.
         copies = max(1, min(mix.copies, prompt // (canvases * canvas))) if infill else 1
-        return Batch(ids, lengths, prompt, canvas, epoch, copies)
+        return Batch(ids, lengths, prompt, canvas, epoch, copies, drafts=self._drafts(damaged, ids.shape[1] - prompt))
 
-    def _infill_rows(self, bodies: list[NDArray], mix: Mix, rng: np.random.Generator) -> tuple[list[NDArray], int]:
+    def _drafts(self, damaged: list[NDArray] | None, width: int) -> NDArray[np.int64] | None:
+        if damaged is None:
+            return None
+        drafts = np.full((len(damaged), width), self.specials.pad, np.int64)
+        for draft, ids in zip(drafts, damaged, strict=True):
+            text = np.append(ids, self.specials.eos)[:width]
+            draft[: len(text)] = text
+        return drafts
+
+    def _infill_rows(self, bodies: list[NDArray], mix: Mix, rng: np.random.Generator) -> _Rows:
         assert self.infill is not None
         kind = draw_kind(rng)
         repair = kind != "span" and rng.random() < mix.repair
-        return infill_rows(bodies, self.infill, self.specials.bos, self.specials.eos, self.length, kind, repair, rng)
+        rows, prompt, damaged = infill_rows(
+            bodies, self.infill, self.specials.bos, self.specials.eos, self.length, kind, repair, rng
+        )
+        return rows, prompt, damaged if repair else None
 
-    def _rows(self, bodies: list[NDArray], mix: Mix, rng: np.random.Generator) -> tuple[list[NDArray], int]:
+    def _rows(self, bodies: list[NDArray], mix: Mix, rng: np.random.Generator) -> _Rows:
         """Whole documents; canvases begin anywhere, or where the docstring of one of them ends."""
         rows = [np.concatenate([[self.specials.bos], body, [self.specials.eos]])[: self.length] for body in bodies]
         shortest = min(map(len, rows))
         if rng.random() < mix.body:
             end = self.docstring_end(bodies[int(rng.integers(len(bodies)))])
             if 0 < end < shortest - 1:
-                return rows, 1 + end
-        return rows, 1 + int(rng.integers(0, max(1, int(self.prompt_share * shortest))))
+                return rows, 1 + end, None
+        return rows, 1 + int(rng.integers(0, max(1, int(self.prompt_share * shortest)))), None

@@ -99,13 +99,16 @@ class Objective:
         canvas with pinned positions looks like, and one that is being written from its start.
     infill_share: share of the batches, after causal_first, that are fill-in-the-middle rows (see train/infill.py).
     repair_share: share of those batches, where the holes are whole lines, that show the damaged lines.
+    draft_share: share of the canvases of repair rows that hold the damaged lines, every other one with noise, where
+        others hold the right ones with noise: what `LLM.repair` starts from.
     body_share: share of the other batches whose canvases begin where a docstring ends.
     copies: noised copies of an infill row's canvases that train on one encoding, at most.
     pad_weight: weight of canvas positions behind a document's end (the recipe's is 1).
     distill_share: share of the batches with a canvas loss whose answers are what the model of run.init writes behind
         the prompts, autoregressively and greedily (see train/distill.py); they train the canvas alone.
-    trajectory_share: share of those, where self-conditioned, whose second pass looks at the canvases as the sampler,
-        with an entropy bound of trajectory_bound (changes alone), would leave them after the first.
+    trajectory_share: share of those, and of repair rows, where self-conditioned, whose second pass looks at the
+        canvases as the sampler, with an entropy bound of trajectory_bound (changes alone), would leave them after the
+        first.
     prompt_share: the prompt is 1 … that share of a row's document, uniformly. causal_weight: of the next-token loss.
     """
 
@@ -117,6 +120,7 @@ class Objective:
     span_share: float = 0.0
     infill_share: float = 0.0
     repair_share: float = 0.0
+    draft_share: float = 0.0
     body_share: float = 0.0
     copies: int = 1
     pad_weight: float = 1.0
@@ -242,6 +246,7 @@ def _check(config: TrainConfig, path: Path) -> None:
         ("objective.span_share", config.objective.span_share, 0, 1),
         ("objective.infill_share", config.objective.infill_share, 0, 1),
         ("objective.repair_share", config.objective.repair_share, 0, 1),
+        ("objective.draft_share", config.objective.draft_share, 0, 1),
         ("objective.body_share", config.objective.body_share, 0, 1),
         ("objective.copies", config.objective.copies, 1, 64),
         ("objective.pad_weight", config.objective.pad_weight, 0, 1),
@@ -282,10 +287,15 @@ def _check(config: TrainConfig, path: Path) -> None:
             f"{path}: objective.distill_share ({config.objective.distill_share}) needs a teacher; give the checkpoint "
             "folder to start from as run.init"
         )
-    if config.objective.trajectory_share and not config.objective.distill_share:
+    if config.objective.draft_share and not config.objective.repair_share:
         raise DataError(
-            f"{path}: objective.trajectory_share ({config.objective.trajectory_share}) is a share of the distilled "
-            f"batches and needs objective.distill_share above 0, found {config.objective.distill_share}"
+            f"{path}: objective.draft_share ({config.objective.draft_share}) is a share of the repair rows' canvases "
+            f"and needs objective.repair_share above 0, found {config.objective.repair_share}"
+        )
+    if config.objective.trajectory_share and not (config.objective.distill_share or config.objective.repair_share):
+        raise DataError(
+            f"{path}: objective.trajectory_share ({config.objective.trajectory_share}) is a share of the distilled and "
+            "the repair batches; set objective.distill_share or objective.repair_share above 0"
         )
     if config.model is not None:
         _check_heads(config.model, path)

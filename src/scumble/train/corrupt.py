@@ -23,7 +23,7 @@ class Noised:
 
 def corrupt(
     ids: Tensor, prompt: int, length: int, vocab: int, generator: torch.Generator, objective: Objective = PLAIN,
-    *, copies: int = 1, lengths: Tensor | None = None,
+    *, copies: int = 1, lengths: Tensor | None = None, drafts: Tensor | None = None,
 ) -> Noised:  # fmt: skip
     """Cut rows [B, prompt + C·L] into canvases behind the prompt and replace tokens at random.
 
@@ -31,6 +31,8 @@ def corrupt(
     objective.span_share: that share of the canvases is right but for one span of noise, which begins among the row's
     `lengths` [B] real tokens and runs, every other time, to the end of the canvas; its level is the noise's share.
     copies: corrupt every canvas that often.
+    drafts [B, C·L]: objective.draft_share of the canvases hold these ids in place of the right ones; half of them as
+    they are, half with noise like all others.
     """
     rows = ids.shape[0]
     canvases = ids[:, prompt:].unflatten(1, (-1, length))
@@ -49,6 +51,12 @@ def corrupt(
         replaced = torch.where(some[..., None], spans, replaced)
         level = torch.where(some, spans.float().mean(-1), level)
     random_ids = torch.randint(vocab, canvases.shape, generator=generator)
+    if drafts is not None and objective.draft_share:
+        some = torch.rand(level.shape, generator=generator) < objective.draft_share
+        clean = some & (torch.rand(level.shape, generator=generator) < 0.5)
+        replaced, level = replaced & ~clean[..., None], level.masked_fill(clean, 0.0)
+        drafted = drafts.unflatten(1, (-1, length))[:, chosen.to(ids.device)]
+        canvases = torch.where(some.to(ids.device)[..., None], drafted, canvases)
     noised = torch.where(replaced.to(ids.device), random_ids.to(ids.device), canvases)
     return Noised(noised, level.to(ids.device), first)
 

@@ -6,6 +6,8 @@ and, to learn repair, the same with the damaged text of the hole in sight:
 
     <bos> <fim_prefix> before <fim_suffix> after <repair> damaged <fim_middle> middle <eos>
 
+The damaged text is then also what a canvas may start from in place of noise, as in `LLM.repair`: a draft.
+
 Everything up to <fim_middle> is the prompt; canvases tile the middle. Holes lie at token borders. All holes of a batch
 are of one kind, so that their middles need about as many canvases: one line (half of the batches), some lines (a
 quarter), any span (a quarter). A line's hole begins behind its indentation and ends before the next newline, which is
@@ -89,8 +91,9 @@ def hole(body: NDArray, newline: NDArray[np.bool_], kind: Kind, rng: np.random.G
 def infill_rows(
     bodies: list[NDArray], tokens: InfillTokens, bos: int, eos: int, length: int, kind: Kind, repair: bool,
     rng: np.random.Generator,
-) -> tuple[list[NDArray], int]:  # fmt: skip
-    """Rows of ids, each at most `length` long, and the length of the prompt, which all share.
+) -> tuple[list[NDArray], int, list[NDArray]]:  # fmt: skip
+    """Rows of ids, each at most `length` long; the length of the prompt, which all share; and by row the damaged
+    middle, of which there is nothing without `repair`.
 
     To share it, the longer prompts lose tokens far from the hole: at the start of the prefix, then at the suffix's end.
     repair: show the damaged middle too. A document with fewer ids than another's damaged lines gets no row.
@@ -108,7 +111,7 @@ def infill_rows(
     longest_hint = max(len(hint) for *_, hint in parts)
     prompt = min(len(before) + len(after) + len(hint) for before, _, after, hint in parts)
     prompt = max(min(prompt, length - 6 - LEAST_ROOM), longest_hint) + 4
-    rows = []
+    rows, drafts = [], []
     for before, middle, after, hint in parts:
         surplus = len(before) + len(after) + len(hint) + 4 - prompt
         if surplus < 0:  # a document shorter than another one's damaged line
@@ -117,4 +120,5 @@ def infill_rows(
         before, after = before[drop:], after[: len(after) - (surplus - drop)]
         row = [[bos, tokens.prefix], before, [tokens.suffix], after, hint, [tokens.middle], middle, [eos]]
         rows.append(np.concatenate(row).astype(np.int64)[:length])
-    return rows, prompt
+        drafts.append(hint[1:])
+    return rows, prompt, drafts

@@ -99,7 +99,8 @@ def _step(
     # What a step is of, all ranks agree on: they have the same gradients to share and wait little for each other.
     causal_only = plain or _draw(config, progress.step, 2) < own.causal_share
     batch = batches.batch(turn, PLAIN if plain else task_mix(config))
-    if teacher is not None and not causal_only and _draw(config, progress.step, 1) < own.distill_share:
+    distils = not causal_only and batch.drafts is None  # what was damaged has one right answer, and it is known
+    if teacher is not None and distils and _draw(config, progress.step, 1) < own.distill_share:
         batch = distilled(batch, teacher, batches.specials) or batch
     rate = learning_rate(progress.step, config)
     for group in optimizer.param_groups:
@@ -145,10 +146,13 @@ def _losses(model: Transformer, batch: Batch, config: TrainConfig, seed: int, ca
     mixed = torch.autocast(device.type, torch.bfloat16) if config.run.bfloat16 else nullcontext()
     ids, sizes = torch.from_numpy(batch.ids).to(device), torch.from_numpy(batch.lengths).to(device)
     own = config.objective
-    # A teacher's text is not what the causal model is to learn; and see train/trajectory.py.
-    objective = replace(own, causal_weight=0.0) if batch.distilled else replace(own, trajectory_share=0.0)
+    drafts = None if batch.drafts is None else torch.from_numpy(batch.drafts).to(device)
+    if batch.distilled:  # a teacher's text is not what the causal model is to learn
+        own = replace(own, causal_weight=0.0)
+    elif drafts is None:  # see train/trajectory.py
+        own = replace(own, trajectory_share=0.0)
     with mixed:
-        return losses(model, ids, sizes, batch.prompt, batch.canvas, objective, generator, causal_only, batch.copies)
+        return losses(model, ids, sizes, batch.prompt, batch.canvas, own, generator, causal_only, batch.copies, drafts)
 
 
 @torch.no_grad()

@@ -10,9 +10,10 @@ uniform random id. The loss is
 
 With probability `self_conditioning`, a first pass without gradient supplies the soft embedding. What deviates from the
 recipe, so that training sees what use will show: all canvases of a row can train at once (the recipe picks one), since
-they share the encoding, and several times (`copies`); the noise of a canvas may be one span (`span_share`); that first
-pass is tempered as the sampler will temper it, 0.4 + 0.4·t; and the second pass may look at the canvas that the sampler
-would make of the first (`trajectory_share`, train/trajectory.py) instead of at the same one.
+they share the encoding, and several times (`copies`); the noise of a canvas may be one span (`span_share`), and a
+canvas of a repair row may hold the damaged text (`draft_share`); that first pass is tempered as the sampler will temper
+it, 0.4 + 0.4·t; and the second pass may look at the canvas that the sampler would make of the first
+(`trajectory_share`, train/trajectory.py) instead of at the same one.
 """
 
 from __future__ import annotations
@@ -44,11 +45,12 @@ class Losses:
 
 def losses(
     model: Transformer, ids: Tensor, lengths: Tensor, prompt: int, canvas: int, objective: Objective,
-    generator: torch.Generator, causal_only: bool = False, copies: int = 1,
+    generator: torch.Generator, causal_only: bool = False, copies: int = 1, drafts: Tensor | None = None,
 ) -> Losses:  # fmt: skip
     """Losses of a batch: ids [B, prompt + C·canvas], lengths [B] (real tokens, the end id included).
 
-    copies: how often each canvas is noised; all copies share the encoding.
+    copies: how often each canvas is noised; all copies share the encoding. drafts [B, C·canvas]: what canvases may hold
+    in place of the right text (objective.draft_share).
     """
     longest = int(lengths.max())  # what is encoded: canvases begin before it, and only pads lie behind it
     encoded = EncodeRows(model.config, ids.shape[0])
@@ -60,7 +62,9 @@ def losses(
         denoise = torch.zeros((), device=ids.device)
         if not causal_only:
             vocab = model.config.vocab_size
-            noised = corrupt(ids, prompt, canvas, vocab, generator, objective, copies=copies, lengths=lengths)
+            noised = corrupt(
+                ids, prompt, canvas, vocab, generator, objective, copies=copies, lengths=lengths, drafts=drafts
+            )
             denoise = _canvas_loss(model, ids, lengths, noised, canvas, encoded, objective, generator, balance)
     weighted = objective.causal_weight * causal + objective.balance_weight * balance.loss(model.config.num_experts)
     return Losses(denoise + weighted, float(causal.detach()), float(denoise.detach()), int(lengths.sum()))

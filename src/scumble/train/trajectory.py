@@ -3,8 +3,9 @@
 Noise that was drawn uniformly is easy to tell from text. In use most wrong tokens are not like that: they are the
 model's own proposals, accepted in an earlier pass. A canvas that has been through one step of the sampler holds both.
 
-This is for targets that the prompt determines (train/distill.py). Where many answers would do, an accepted proposal
-that differs from this one's target is no error, and a model that is told so unlearns to build on what stands there.
+This is for targets that the prompt determines: a greedy teacher's answers (train/distill.py), the undamaged text of a
+repair row. Where many answers would do, an accepted proposal that differs from this one's target is no error, and a
+model that is told so unlearns to build on what stands there.
 """
 
 from __future__ import annotations

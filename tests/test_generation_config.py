@@ -12,8 +12,10 @@ from scumble.engine import make_request
 from tiny import tiny_config
 
 NUMBERS = ("max_new_tokens", "seed", "temperature", "entropy_bound", "t_min", "t_max", "max_denoising_steps",
-           "stability_threshold", "confidence_threshold", "canvas_length", "top_k", "top_p", "logprobs")  # fmt: skip
-WHOLE = ("max_new_tokens", "seed", "max_denoising_steps", "stability_threshold", "canvas_length", "top_k", "logprobs")
+           "positions_per_pass", "stability_threshold", "confidence_threshold", "canvas_length", "top_k", "top_p",
+           "logprobs")  # fmt: skip
+WHOLE = ("max_new_tokens", "seed", "max_denoising_steps", "positions_per_pass", "stability_threshold", "canvas_length",
+         "top_k", "logprobs")  # fmt: skip
 ANYTHING = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.text(), max_size=2))
 NAMES = [field.name for field in dataclasses.fields(GenerationConfig)]
 
@@ -164,6 +166,20 @@ def test_temperature_scales_the_schedule():
     settings = settings_of(GenerationConfig(temperature=0.5), {})
     assert (settings.schedule.t_min, settings.schedule.t_max) == pytest.approx((0.2, 0.4))
     assert settings_of(GenerationConfig(temperature=0), {}).schedule.t_max == 0.8
+
+
+def test_passes_may_follow_a_canvas_s_length():
+    stored = {"max_denoising_steps": 12, "positions_per_pass": 5}
+    follows = settings_of(GenerationConfig(), stored)
+    assert [follows.passes_at_most(length) for length in (1, 5, 6, 16, 60, 61, 256)] == [1, 1, 2, 4, 12, 12, 12]
+    assert follows.schedule_of(16)(0) == 0.8, "hot at first"
+    assert follows.schedule_of(16)(3) == pytest.approx(0.4 + 0.4 / 4), "as cold at the last as with four passes"
+    assert settings_of(GenerationConfig(), {"max_denoising_steps": 12}).passes_at_most(1) == 12
+    # Who asks for passes gets them; who names both gets both.
+    assert settings_of(GenerationConfig(max_denoising_steps=40), stored).passes_at_most(16) == 40
+    both = GenerationConfig(max_denoising_steps=40, positions_per_pass=2)
+    assert settings_of(both, stored).passes_at_most(16) == 8
+    assert settings_of(GenerationConfig(positions_per_pass=8), stored).passes_at_most(16) == 2
 
 
 def test_ignore_eos_and_the_context_s_end():

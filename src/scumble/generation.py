@@ -33,6 +33,8 @@ class GenerationConfig:
     entropy_bound: nats; how much joint uncertainty one pass may accept. > 0. Release: 0.1.
     t_min, t_max: the temperature schedule, 0.0001 ≤ t_min ≤ t_max ≤ 1000. Release: 0.4 and 0.8.
     max_denoising_steps: passes a canvas at most, 1 … 10000. Release: 48.
+    positions_per_pass: a canvas of L positions takes ⌈L / positions_per_pass⌉ passes at most, so short canvases take
+        fewer; ≥ 1. None (release): max_denoising_steps alone counts, as it does for a caller who gives only that.
     stability_threshold: passes over which the argmax must not change, ≥ 0. Release: 1.
     confidence_threshold: mean entropy in nats below which a canvas may stop, ≥ 0; 0 never stops early. Release: 0.005.
     canvas_length: tokens a canvas, 1 … the checkpoint's; "auto": 16 for the first, then twice as long each time, up to
@@ -59,6 +61,7 @@ class GenerationConfig:
     t_min: float | None = None
     t_max: float | None = None
     max_denoising_steps: int | None = None
+    positions_per_pass: int | None = None
     stability_threshold: int | None = None
     confidence_threshold: float | None = None
     canvas_length: int | Literal["auto"] | None = None
@@ -101,6 +104,7 @@ class GenerationConfig:
         if self.t_min is not None and self.t_max is not None and self.t_min > self.t_max:
             raise InvalidRequest(f"t_min must be ≤ t_max ({self.t_max}), found {self.t_min}")
         _whole("max_denoising_steps", self.max_denoising_steps, 1, MAX_PASSES)
+        _whole("positions_per_pass", self.positions_per_pass, 1, 2**20)
         _whole("stability_threshold", self.stability_threshold, 0, MAX_PASSES)
         _real("confidence_threshold", self.confidence_threshold, 0, 1e9)
         if self.canvas_length != "auto":

@@ -119,6 +119,17 @@ def test_automatic_canvases_begin_short_and_double(tokens):
     assert len(row["ids"]) == tokens
 
 
+def test_short_canvases_may_take_fewer_passes():
+    model = tiny_model(canvas_length=64)
+    config = GenerationConfig(
+        max_new_tokens=112, canvas_length="auto", positions_per_pass=5, **(FREE | {"max_denoising_steps": 12})
+    )
+    row = answer(model, [prompt(4)], config)[0]
+    assert row["answer"].passes == (4, 7, 12)
+    temperatures = [event.temperature for event in row["passes"] if event.canvas_index == 0]
+    assert temperatures == pytest.approx([0.8, 0.7, 0.6, 0.5])
+
+
 def test_automatic_canvases_of_a_short_checkpoint_are_its_own():
     row = answer(MODEL, [prompt(4)], GenerationConfig(max_new_tokens=20, canvas_length="auto", **FREE))[0]
     assert {len(event.canvas_in) for event in row["passes"]} == {L}

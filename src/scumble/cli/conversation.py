@@ -110,7 +110,7 @@ class Conversation:
         if not self.live:
             return PlainScreen()
         view = CanvasView(self.llm.tokenizer, settings.eos_ids, settings.max_new_tokens)
-        return LiveScreen(self.console, view, "", settings.schedule.passes, settings.max_new_tokens, settings.best_of)
+        return LiveScreen(self.console, view, "", settings.passes_at_most, settings.max_new_tokens, settings.best_of)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -144,7 +144,7 @@ def _screen(llm: LLM, settings: Settings, console: Console, prompt: str, *, live
     if not live:
         return PlainScreen()
     view = CanvasView(llm.tokenizer, settings.eos_ids, settings.max_new_tokens)
-    return LiveScreen(console, view, prompt, settings.schedule.passes, settings.max_new_tokens, settings.best_of)
+    return LiveScreen(console, view, prompt, settings.passes_at_most, settings.max_new_tokens, settings.best_of)
 
 
 def describe(

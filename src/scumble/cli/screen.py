@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -92,12 +93,14 @@ class Progress:
 class LiveScreen:
     """Draws the canvas on stderr. Committed lines move to stdout, above the canvas, and are never drawn again.
 
+    passes_at_most: of a canvas, by its length.
     prompt: shown dimmed before the answer; "" for none. A last line that is not yet complete stays in the drawing,
     so that the answer goes on where the prompt or the committed text ends.
     """
 
     def __init__(
-        self, console: Console, view: CanvasView, prompt: str, passes_at_most: int, room: int, candidates: int = 1
+        self, console: Console, view: CanvasView, prompt: str, passes_at_most: Callable[[int], int], room: int,
+        candidates: int = 1,
     ) -> None:  # fmt: skip
         self._console = console
         self._region = Region(console)
@@ -113,11 +116,12 @@ class LiveScreen:
         self._started = time.perf_counter()
         self._floor, self._first = 0, 0  # rows of this canvas so far; the first row in view
         self._palette = PLAIN_PALETTE if console.no_color else PALETTE
-        self._canvas = -1
+        self._canvas, self._length = -1, 0
 
     def draft(self, draft: Draft) -> None:
         if draft.canvas != self._canvas:
             self._canvas, self._floor, self._first = draft.canvas, 0, 0
+        self._length = len(draft.token_ids)
         self._draw(self._view.take(draft))
 
     def committed(self, text: str, tokens: int) -> None:
@@ -159,7 +163,9 @@ class LiveScreen:
         rows += [[] for _ in range(self._floor - len(rows))]
         window, below = self._window(rows, height - 2)
         seconds = time.perf_counter() - self._started
-        progress = Progress(view, self._passes_at_most, self._tokens, self._room, seconds, self._candidates)
+        progress = Progress(
+            view, self._passes_at_most(self._length), self._tokens, self._room, seconds, self._candidates
+        )
         self._region.draw([*(text_of(row, self._palette) for row in window), Text(), footer(progress, below, width)])
 
     def _window(self, rows: list[Row], room: int) -> tuple[list[Row], int]:

@@ -87,15 +87,16 @@ def denoise(
     first: the ids that its position 0 may have; None: any.
     """
     settings, vocab = request.settings, model.config.vocab_size
+    schedule = settings.schedule_of(canvas.length)
     soft: Tensor | None = None
     history: list[Tensor] = []
     pass_index = 0
     while True:
         look = Segment(canvas.ids, cache, "denoise", soft)
         hidden = yield look if uncached is None or pass_index else (uncached, look)
-        temperature = settings.schedule(pass_index)
+        temperature = schedule(pass_index)
         uniforms = noise.uniform(canvas.index, pass_index, canvas.length)
-        last = pass_index + 1 == settings.schedule.passes  # nothing follows that would read a soft embedding
+        last = pass_index + 1 == schedule.passes  # nothing follows that would read a soft embedding
         proposal, soft = propose(
             model, canvas, hidden, temperature, uniforms, settings.temperature == 0, not last, first
         )

@@ -43,6 +43,7 @@ class Settings:
     decoder: Decoder
     temperature: float
     schedule: LinearTemperature
+    positions_per_pass: int | None
     sampler: EntropyBound
     stopping: StableAndConfident
     commit: CommitRule
@@ -54,6 +55,16 @@ class Settings:
     top_k: int | None
     top_p: float | None
     logprobs: int | None
+
+    def passes_at_most(self, length: int) -> int:
+        """Of a canvas of that length."""
+        if self.positions_per_pass is None:
+            return self.schedule.passes
+        return min(self.schedule.passes, -(-length // self.positions_per_pass))
+
+    def schedule_of(self, length: int) -> LinearTemperature:
+        """A canvas of that length goes through all temperatures, in as many passes as it has."""
+        return replace(self.schedule, passes=self.passes_at_most(length))
 
 
 @dataclass(frozen=True)
@@ -146,6 +157,8 @@ def resolve(
         decoder=_set(full.decoder),
         temperature=_set(full.temperature),
         schedule=_schedule(full),
+        # A checkpoint's own would overrule a caller who asks for more passes.
+        positions_per_pass=full.positions_per_pass if config.max_denoising_steps is None else config.positions_per_pass,
         sampler=EntropyBound(_set(full.entropy_bound), _set(full.budget)),
         stopping=StableAndConfident(
             _set(full.stability_threshold), _set(full.confidence_threshold), _set(full.stability)

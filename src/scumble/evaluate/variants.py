@@ -19,7 +19,7 @@ GRID: Grid = {
 }
 SWEPT = (
     "temperature", "entropy_bound", "t_min", "t_max", "max_denoising_steps", "stability_threshold",
-    "confidence_threshold", "canvas_length", "budget", "best_of", "prefer", "commit", "stability",
+    "confidence_threshold", "positions_per_pass", "canvas_length", "budget", "best_of", "prefer", "commit", "stability",
 )  # fmt: skip  # what the diffusion decoder can be asked for; the tasks fix the rest
 
 
@@ -93,5 +93,5 @@ def grid_variants(grid: Grid, overrides: Mapping[str, Any]) -> list[Variant]:
 
 _SHORT = {
     "entropy_bound": "bound", "confidence_threshold": "confidence", "max_denoising_steps": "steps",
-    "canvas_length": "canvas", "best_of": "of",
+    "positions_per_pass": "positions", "canvas_length": "canvas", "best_of": "of",
 }  # fmt: skip

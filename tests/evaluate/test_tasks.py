@@ -78,9 +78,11 @@ def test_a_held_out_body_says_whether_it_parses_only_where_it_ended():
     case = task.cases[0]
     assert len(task.cases) == 3
     assert case.before + case.wanted == FUNCTIONS[0]
-    assert task.score(case, case.wanted, True) == {"ended": True, "parses": True}
-    assert task.score(case, "\n    return (", True) == {"ended": True, "parses": False}
-    assert task.score(case, "\n    return (", False) == {"ended": False}
+    assert task.score(case, case.wanted, True) == {"ended": True, "parses": True, "edit": 1}
+    broken = task.score(case, "\n    return (", True)
+    assert (broken["ended"], broken["parses"]) == (True, False)
+    assert 0 < broken["edit"] < 1
+    assert task.score(case, "\n    return (", False) == {"ended": False, "edit": broken["edit"]}
 
 
 @pytest.mark.parametrize(

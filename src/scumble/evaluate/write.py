@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from scumble.evaluate.functions import Function, docstring_end
 from scumble.evaluate.sandbox import run_program
-from scumble.evaluate.scoring import parses
+from scumble.evaluate.scoring import edit_similarity, parses
 from scumble.evaluate.tasks import Case, Metric, Scores
 
 if TYPE_CHECKING:
@@ -22,19 +22,22 @@ ENDED = Metric("ended", "ended by itself")
 
 @dataclass(frozen=True)
 class HeldOutFunctions:
-    """A function that the model has not seen: is what it writes Python?"""
+    """A function that the model has not seen: is what it writes Python, and how near is it to what was there?
+
+    Both, because a body of one word parses easily.
+    """
 
     cases: Sequence[Case]
     name: str = "function"
     title: str = "docstring to function, held-out functions"
-    metrics: tuple[Metric, ...] = (PARSES, ENDED)
+    metrics: tuple[Metric, ...] = (PARSES, ENDED, Metric("edit", "edit similarity", "mean"))
     max_new_tokens: int = BODY_TOKENS
 
     def ask(self, llm: LLM, case: Case, config: GenerationConfig) -> Generation:
         return llm.generate(case.before, config)
 
     def score(self, case: Case, text: str, ended: bool) -> Scores:
-        return _form(case, text, ended)
+        return {**_form(case, text, ended), "edit": edit_similarity(text, case.wanted)}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 from scumble import LLM, DataError, InvalidRequest, TokenizerError
 from scumble.evaluate import TASKS, Plan, evaluate
 from scumble.evaluate.records import Record
-from scumble.evaluate.run import Watch
+from scumble.evaluate.run import Watch, heading
 from scumble.evaluate.summary import difference, quality, summarize
 from scumble.evaluate.tasks import Case, Metric
 from tiny import tiny_model
@@ -51,12 +51,18 @@ def report(llm, plan, heard):
 def test_the_report_says_what_was_measured(report, llm):
     assert report["format"] == 1
     assert report["model"] == "tiny"
-    assert report["parameters"] == sum(weight.numel() for weight in llm.model.parameters())
+    assert report["parameters"] == sum(weight.numel() for weight in llm.model.state_dict().values())
     assert (report["dtype"], report["seed"], report["limit"]) == ("float32", 7, 2)
     assert report["data"] == "functions.jsonl"
     assert report["machine"]["device"] == "cpu"
     assert [task["name"] for task in report["tasks"]] == list(TASKS)
     assert all(task["status"] == "done" and task["cases"] == 2 and task["title"] for task in report["tasks"])
+
+
+def test_a_quantized_model_is_reported_as_what_it_is(llm, plan):
+    head = heading(LLM.load(llm.folder, "int8"), plan)
+    assert head["dtype"] == "int8"
+    assert head["parameters"] == heading(llm, plan)["parameters"], "what is stored otherwise is still there"
 
 
 def test_the_report_names_no_host_and_no_path(report):

@@ -74,7 +74,7 @@ class Subject:
     @property
     def number_format(self) -> str:
         """The weight format in which it runs."""
-        return str(self.llm.model.dtype).removeprefix("torch.") if self.dtype == "auto" else self.dtype
+        return self.llm.model.number_format
 
     @property
     def weight_bytes(self) -> float:

@@ -47,6 +47,7 @@ def gather(path: Path | None) -> dict[str, Any]:
     from scumble.checkpoint import load_config, read_generation_config
     from scumble.checkpoint.files import find_tensors
     from scumble.llm import embedded_path
+    from scumble.model import weight_shapes
     from scumble.quant.sizes import FORMATS, weight_bytes
 
     if path is None and not embedded_path().is_dir():
@@ -54,7 +55,7 @@ def gather(path: Path | None) -> dict[str, Any]:
     folder = embedded_path() if path is None else path
     tensors = find_tensors(folder)
     config = load_config(folder)
-    shapes = text_shapes(config)
+    shapes = weight_shapes(config)
     check(shapes, tensors, folder)
     return {
         "path": str(folder),
@@ -110,16 +111,6 @@ def architecture(config: ModelConfig) -> dict[str, Any]:
         "canvas_length": config.canvas_length,
         "eos_token_ids": list(config.eos_token_ids),
     }
-
-
-def text_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of all weights of the text model, by name: the embedding once, nothing that is stored twice."""
-    import torch
-
-    from scumble.model import Transformer
-
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in Transformer(config).state_dict().items()}
 
 
 def check(shapes: dict[str, tuple[int, ...]], tensors: dict[str, Stored], folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from scumble.evaluate.sandbox import run_program
 from scumble.evaluate.summary import difference, summarize
 from scumble.evaluate.tasks import Skipped, Task
 from scumble.evaluate.variants import DECODERS, Variant, decoder_variants
+from scumble.model import weight_shapes
 
 if TYPE_CHECKING:
     from scumble.llm import LLM
@@ -50,8 +52,8 @@ def heading(llm: LLM, plan: Plan) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "model": llm.folder.name if llm.folder is not None else None,
-        "parameters": sum(weight.numel() for weight in llm.model.parameters()),
-        "dtype": str(llm.model.dtype).removeprefix("torch."),
+        "parameters": sum(math.prod(shape) for shape in weight_shapes(llm.model.config).values()),
+        "dtype": llm.model.number_format,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": describe(llm.model.device),
         "seed": plan.seed,

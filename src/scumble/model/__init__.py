@@ -2,6 +2,6 @@
 
 from scumble.model.cache import Cache
 from scumble.model.segment import Segment
-from scumble.model.transformer import Transformer
+from scumble.model.transformer import Transformer, weight_shapes
 
-__all__ = ["Cache", "Segment", "Transformer"]
+__all__ = ["Cache", "Segment", "Transformer", "weight_shapes"]

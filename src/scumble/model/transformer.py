@@ -117,6 +117,11 @@ class Transformer(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.embed_tokens.weight.dtype
 
+    @property
+    def number_format(self) -> str:
+        """Of most weights: "int8" or "int4" after quant.quantize, else the dtype's name."""
+        return self.quantized or str(self.dtype).removeprefix("torch.")
+
     def new_cache(self) -> Cache:
         return Cache(self.config, self.dtype, self.device)
 
@@ -203,3 +208,9 @@ class Transformer(nn.Module):
             frequencies = rope_frequencies(self.config.rope(layer), layer.head_dim)
             self._frequencies[key] = frequencies.to(positions.device)
         return rope_tables(positions, self._frequencies[key], self.dtype)
+
+
+def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of all weights of the text model, by name: the embedding once, nothing that is stored twice."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in Transformer(config).state_dict().items()}

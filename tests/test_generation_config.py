@@ -13,9 +13,9 @@ from tiny import tiny_config
 
 NUMBERS = ("max_new_tokens", "seed", "temperature", "entropy_bound", "t_min", "t_max", "max_denoising_steps",
            "positions_per_pass", "stability_threshold", "confidence_threshold", "canvas_length", "top_k", "top_p",
-           "best_of", "drafted", "logprobs")  # fmt: skip
+           "best_of", "logprobs")  # fmt: skip
 WHOLE = ("max_new_tokens", "seed", "max_denoising_steps", "positions_per_pass", "stability_threshold", "canvas_length",
-         "top_k", "best_of", "drafted", "logprobs")  # fmt: skip
+         "top_k", "best_of", "logprobs")  # fmt: skip
 ANYTHING = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.text(), max_size=2))
 NAMES = [field.name for field in dataclasses.fields(GenerationConfig)]
 

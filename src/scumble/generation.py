@@ -45,8 +45,6 @@ class GenerationConfig:
     best_of: candidates a canvas, 1 … 64, denoised side by side and then read by the causal model. Committed is the one
         with the highest mean log-probability a token; those that came to their end go before those that did not.
         Diffusion only. Default 1.
-    drafted: of these candidates, how many start from the draft where a request has one (`LLM.repair`), 0 … 64; the
-        others start from noise, as if there were none. Default: all.
     prefer: which candidates go before all others: "python", those with which the text so far is Python or the beginning
         of it (the text before and behind a hole included), or "likely" (default): none.
     top_k (≥ 1), top_p (0 < p ≤ 1): autoregressive only.
@@ -71,7 +69,6 @@ class GenerationConfig:
     ignore_eos: bool | None = None
     decoder: Decoder | None = None
     best_of: int | None = None
-    drafted: int | None = None
     prefer: Preference | None = None
     top_k: int | None = None
     top_p: float | None = None
@@ -113,7 +110,6 @@ class GenerationConfig:
         if self.canvas_length != "auto":
             _whole("canvas_length", self.canvas_length, 1, 2**20, " or 'auto'")
         _whole("best_of", self.best_of, 1, MAX_CANDIDATES)
-        _whole("drafted", self.drafted, 0, MAX_CANDIDATES)
         _whole("top_k", self.top_k, 1, 2**31 - 1)
         _real("top_p", self.top_p, 0, 1, open_low=True)
         _whole("logprobs", self.logprobs, 0, 20)
@@ -169,7 +165,6 @@ RELEASE_DEFAULTS: dict[str, Any] = {
     "ignore_eos": False,
     "decoder": "diffusion",
     "best_of": 1,
-    "drafted": MAX_CANDIDATES,
     "prefer": "likely",
     "budget": "accepted",
     "commit": "argmax",

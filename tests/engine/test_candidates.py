@@ -96,20 +96,6 @@ def test_passes_are_the_slowest_candidate_s_and_evaluations_are_all():
     assert row["answer"].passes == tuple(max(taken[canvas, n] for n in range(4)) for canvas in range(3))
 
 
-@pytest.mark.parametrize("drafted", [0, 1, 2, 3, 64])
-def test_some_candidates_may_start_from_noise_in_spite_of_a_draft(drafted):
-    """A draft that is far from right is better left; the causal model chooses."""
-    row = answer(MODEL, [prompt(5)], best_of(3, drafted=drafted, max_new_tokens=2 * L), draft=prompt(2 * L, 9))[0]
-    free = answer(MODEL, [prompt(5)], best_of(3, max_new_tokens=2 * L))[0]
-    for canvas in range(2):
-        starts, noise = (
-            [e.canvas_in.tolist() for e in run["passes"] if e.pass_index == 0 and e.canvas_index == canvas]
-            for run in (row, free)
-        )
-        draft = prompt(2 * L, 9)[canvas * L : canvas * L + L]
-        assert starts == [draft if number < drafted else noise[number] for number in range(3)]
-
-
 def test_pins_and_the_draft_are_every_candidate_s():
     row = answer(MODEL, [prompt(5)], best_of(3), draft=prompt(L, 9), pinned={2: 40})[0]
     starts = [event.canvas_in.tolist() for event in row["passes"] if event.pass_index == 0]

@@ -42,7 +42,7 @@ def diffusion(model: Transformer, request: Request) -> Steps:
     while True:
         index = len(passes)
         finished = yield from side_by_side([
-            denoise(model, request, noise, cache, first_canvas(model, request, number, index, len(answer)),
+            denoise(model, request, noise, cache, first_canvas(model, request, noise, index, len(answer)),
                     uncached if number == 0 else None, None if answer else request.first)
             for number, noise in enumerate(request.noises)
         ])  # fmt: skip
@@ -65,14 +65,13 @@ def diffusion(model: Transformer, request: Request) -> Steps:
         uncached = Segment(ids, cache, "encode", quiet=True)
 
 
-def first_canvas(model: Transformer, request: Request, number: int, index: int, begin: int) -> Canvas:
+def first_canvas(model: Transformer, request: Request, noise: Noise, index: int, begin: int) -> Canvas:
     """Canvas number `index` before its first pass: noise, with what the request's draft and pins say about it.
 
-    number: the candidate's. begin: the canvas's first position in the answer.
+    begin: its first position in the answer.
     """
-    noise, length = request.noises[number], request.settings.canvas_length(index)
-    draft = request.draft if number < request.settings.drafted else None
-    draft = None if draft is None else draft[begin : begin + length]
+    length = request.settings.canvas_length(index)
+    draft = None if request.draft is None else request.draft[begin : begin + length]
     pinned = {p - begin: token for p, token in request.pinned.items() if begin <= p < begin + length}
     return start_canvas(noise, index, length, model.config.vocab_size, draft, pinned, model.device)
 

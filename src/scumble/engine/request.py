@@ -51,7 +51,6 @@ class Settings:
     stop: tuple[str, ...]
     seed: int
     best_of: int
-    drafted: int
     prefer: Preference
     top_k: int | None
     top_p: float | None
@@ -71,9 +70,8 @@ class Settings:
 @dataclass(frozen=True)
 class Request:
     """prompt: ids [n ≥ 1]. noises: one a candidate (see `best_of`). draft: ids that the answer starts from, from its
-    position 0, in the first `settings.drafted` candidates. pinned: position -> id. first: ids [k ≥ 1] of which one
-    begins the answer; None: any. check: whether an answer's ids so far, ended or not, are as the request prefers them;
-    None: it prefers none.
+    position 0. pinned: position -> id. first: ids [k ≥ 1] of which one begins the answer; None: any. check: whether
+    an answer's ids so far, ended or not, are as the request prefers them; None: it prefers none.
 
     Positions count from the start of the answer, across canvases.
     """
@@ -170,7 +168,6 @@ def resolve(
         stop=_set(full.stop),
         seed=_set(full.seed),
         best_of=_set(full.best_of),
-        drafted=_set(full.drafted),
         prefer=_set(full.prefer),
         top_k=full.top_k,
         top_p=full.top_p,

@@ -19,7 +19,7 @@ from scumble.train.loop import train
 from scumble.train.record import read_metrics
 from scumble.train.setup import make_batches, make_optimizer, prepare_model
 
-from .runs import plan, tuning_plan
+from .runs import edit, plan, tuning_plan
 
 
 def test_training_learns_and_its_model_generates(folder):
@@ -68,9 +68,13 @@ def test_minutes_end_a_piece(folder):
     assert time.monotonic() - started < 30
 
 
-def test_two_processes_train_as_one_that_averages_both_batches(folder):
-    config = plan(folder, "ranks", 3)
-    lines = trained_by_two(folder, "ranks")
+@pytest.mark.parametrize("muon", ["false", "true"])
+def test_two_processes_train_as_one_that_averages_both_batches(folder, muon):
+    """With Muon each of them makes some of the updates, and gets the others'."""
+    name = f"ranks-{muon}"
+    plan(folder, name, 3)
+    config = edit(folder, name, ("warmup = 5", f"warmup = 5\nmuon = {muon}"))
+    lines = trained_by_two(folder, name)
     assert [line["step"] for line in lines] == [1, 2, 3]  # one process reports
 
     model, specials = prepare_model(config, Tokenizer.from_folder(config.data.tokenizer))

@@ -28,7 +28,7 @@ FLAGS = (
     *(f"-m{feature.replace('avx512_', 'avx512')}" for feature in NEEDED),
 )  # fmt: skip
 
-# Arguments of every kernel: p pointer, l int64, f float, i int (the number of threads, always last).
+# Arguments of every kernel: p pointer, l int64, f float, i int (the number of threads, last where there are several).
 KINDS = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "f": ctypes.c_float, "i": ctypes.c_int}
 SIGNATURES = {
     "scumble_rms_norm": "ppp lll f i",
@@ -50,6 +50,21 @@ SIGNATURES = {
     "scumble_unpack_int4": "ppp ll i",
     "scumble_vocab_tile": "pp llll pp pp ppp pp i",
     "scumble_vocab_sample": "ppp pp ppppp p lll i",
+    "scumble_train_norm": "pppp llll f i",
+    "scumble_train_norm_back": "pppppp llll i",
+    "scumble_train_add_norm": "pppp pp ll f i",
+    "scumble_train_add_norm_back": "ppppp ppp ll i",
+    "scumble_train_norm_rope": "pppp pp lll f i",
+    "scumble_train_norm_rope_back": "pppppp pp lll i",
+    "scumble_train_geglu": "ppp lll i",
+    "scumble_train_geglu_back": "ppppp lll i",
+    "scumble_train_route": "p lll pp",
+    "scumble_train_scatter": "pppp lll i",
+    "scumble_train_gather": "pppp lll i",
+    "scumble_train_gather_dots": "pppp lll i",
+    "scumble_train_attention": "pppp lllllll i",
+    "scumble_train_attention_back": "pppp ppp lllllll i",
+    "scumble_train_cross_entropy": "ppppp ll f i",
 }
 
 

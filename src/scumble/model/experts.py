@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from scumble.config import ModelConfig
-from scumble.kernels import fused
+from scumble.kernels import fused, training
 from scumble.model.layers import geglu, rms_norm
 
 
@@ -37,9 +37,13 @@ class Router(nn.Module):
         scale, matrix, per_expert = self.scale, self.proj.weight, self.per_expert_scale
         if (lib := fused.serving(x, scale, matrix, per_expert)) is not None:
             return *fused.router(lib, x, scale, matrix, per_expert, self.top_k, self.eps), None
+        factor = scale.float() * x.shape[-1] ** -0.5
+        lib = training.serving(x)
         with torch.autocast(x.device.type, enabled=False):  # statistics stay in float32 in mixed-precision training too
-            h = rms_norm(x.float(), None, self.eps)
-            h = h * scale.float() * x.shape[-1] ** -0.5
+            if lib is not None:
+                h = training.norm(lib, x, factor, self.eps, torch.float32)
+            else:
+                h = rms_norm(x.float(), None, self.eps) * factor
             probabilities = torch.softmax(h @ matrix.float().T, dim=-1)
         weights, experts = torch.topk(probabilities, self.top_k, dim=-1)
         weights = weights / weights.sum(-1, keepdim=True)
@@ -60,6 +64,8 @@ class Experts(nn.Module):
         even = x.shape[1] % 2 == 0 and self.down_proj.shape[2] % 2 == 0  # the kernel takes numbers in pairs
         if even and (lib := fused.serving(x, self.gate_up_proj, self.down_proj)) is not None:
             return fused.experts(lib, x, weights, experts, self.gate_up_proj, self.down_proj)
+        if (lib := training.serving(x)) is not None:
+            return training.experts(lib, x, weights, experts, self.gate_up_proj, self.down_proj)
         # unbind, not indexing: its gradient is one stack, not a zero-filled copy an expert
         up, down = self.gate_up_proj.unbind(), self.down_proj.unbind()
         return grouped(x, weights, experts, len(up), lambda expert: (up[expert], down[expert]))

@@ -7,13 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scumble.config import Rope
-from scumble.kernels import fused
+from scumble.kernels import fused, training
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """x · (mean(x²) + eps)^-½ · weight over the last axis, computed in float32, returned in x's dtype."""
     if (lib := fused.serving(x, weight)) is not None:
         return fused.rms_norm(lib, x, weight, eps)
+    if (lib := training.serving(x)) is not None:
+        return training.norm(lib, x, weight, eps, x.dtype)
     h = x.float()
     h = h * (h.square().mean(-1, keepdim=True) + eps).pow(-0.5)
     if weight is not None:
@@ -28,6 +30,8 @@ class Linear(nn.Linear):
         super().__init__(size, out, bias=False)
 
     def forward(self, input: Tensor) -> Tensor:
+        if input.ndim == 2 and training.serving(input) is not None:
+            return training.linear(input, self.weight)
         return fused.linear(input, self.weight)
 
 
@@ -41,6 +45,12 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
+
+    def for_products(self, x: Tensor) -> Tensor:
+        """The same, in the dtype in which products will take it: in mixed-precision training bfloat16."""
+        if (lib := training.serving(x)) is not None:
+            return training.norm(lib, x, self.weight, self.eps, torch.bfloat16)
+        return self(x)
 
 
 def rope_frequencies(rope: Rope, head_dim: int) -> Tensor:
@@ -72,6 +82,8 @@ def norm_rope(x: Tensor, norm: RMSNorm, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions of the normed heads x [N, H, K]."""
     if (lib := fused.serving(x, norm.weight, cos, sin)) is not None:
         return fused.norm_rope(lib, x, norm.weight, cos, sin, norm.eps)
+    if x.dtype is torch.bfloat16 and cos.dtype is torch.float32 and (lib := training.serving(x)) is not None:
+        return training.norm_rope(lib, x, norm.weight, cos, sin, norm.eps)
     return apply_rope(norm(x), cos, sin)
 
 
@@ -79,6 +91,8 @@ def geglu(gate: Tensor, up: Tensor) -> Tensor:
     """gelu_tanh(gate) · up"""
     if (lib := fused.serving(gate, up)) is not None:
         return fused.geglu(lib, gate, up)
+    if gate.dtype is torch.bfloat16 and (lib := training.serving(gate)) is not None:
+        return training.geglu(lib, gate, up)
     return F.gelu(gate, approximate="tanh") * up
 
 
@@ -107,6 +121,6 @@ class SelfConditioning(nn.Module):
         self.eps = eps
 
     def forward(self, embedded: Tensor, soft: Tensor) -> Tensor:
-        normed = self.pre_norm(soft)
+        normed = self.pre_norm.for_products(soft)
         signal = self.down_proj(geglu(self.gate_proj(normed), self.up_proj(normed)))
         return rms_norm(embedded + signal, None, self.eps)  # the last norm has no weight

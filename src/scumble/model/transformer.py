@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from scumble.config import LayerConfig, ModelConfig
-from scumble.kernels import fused, softcap
+from scumble.kernels import fused, softcap, training
 from scumble.kernels.int8_embedding import Int8Embedding
 from scumble.model.attention import Attend, Attention, SegmentAttention
 from scumble.model.cache import Cache
@@ -58,20 +58,20 @@ class Layer(nn.Module):
         heard: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """x [N, D] -> [N, D]; with `heard` [N] bool, the result has only those tokens (the caches get all)."""
-        attended = self.self_attn(self.input_layernorm(x), index, rope, attend, heard)
+        attended = self.self_attn(self.input_layernorm.for_products(x), index, rope, attend, heard)
         if heard is not None:
             x, denoise = x[heard], denoise[heard]
             if not x.shape[0]:
                 return x
         if (lib := fused.serving(x, attended, self.post_attention_layernorm.weight)) is not None:
             return self._fused(lib, x, attended, denoise)
-        h = x + self.post_attention_layernorm(attended)
-        dense = self.post_feedforward_layernorm_1(self.mlp(self.pre_feedforward_layernorm(h)))
+        h = _add_normed(x, attended, self.post_attention_layernorm)
+        dense = self.post_feedforward_layernorm_1(self.mlp(self.pre_feedforward_layernorm.for_products(h)))
         weights, experts, _ = self.router(h)  # reads the raw residual
-        mixed = self.experts(self.pre_feedforward_layernorm_2(h), weights, experts)
+        mixed = self.experts(self.pre_feedforward_layernorm_2.for_products(h), weights, experts)
         mixed = self.post_feedforward_layernorm_2(mixed)
-        h = h + self.post_feedforward_layernorm(dense + mixed)
-        return h * torch.where(denoise, self.layer_scalar, self.encode_layer_scalar)
+        scale = torch.where(denoise, self.layer_scalar, self.encode_layer_scalar)
+        return _add_normed(h, dense + mixed, self.post_feedforward_layernorm, scale)
 
     def _fused(self, lib: CDLL, x: Tensor, attended: Tensor, denoise: Tensor) -> Tensor:
         """The same from the residual on, with the chains of norms and sums in one sweep each."""
@@ -88,6 +88,15 @@ class Layer(nn.Module):
              self.post_feedforward_layernorm.weight),
             denoise, (self.layer_scalar, self.encode_layer_scalar), self.eps,
         )  # fmt: skip
+
+
+def _add_normed(x: Tensor, y: Tensor, norm: RMSNorm, scale: Tensor | None = None) -> Tensor:
+    """(x + norm(y)) · scale, scale [N, 1] or None."""
+    mixed = x.dtype is torch.float32 and y.dtype is torch.bfloat16
+    if mixed and (lib := training.serving(x)) is not None:
+        return training.add_norm(lib, x, y, norm.weight, norm.eps, scale)
+    h = x + norm(y)
+    return h if scale is None else h * scale
 
 
 class Transformer(nn.Module):
@@ -200,7 +209,7 @@ class Transformer(nn.Module):
             done = None if step is None else step(x, index, cast(Layer, layer), tables[config])
             wanted = heard if index == len(self.layers) - 1 else None
             x = layer(x, index, tables[config], attend, denoise, wanted) if done is None else done
-        return self.norm(x) if x.shape[0] else x
+        return self.norm.for_products(x) if x.shape[0] else x
 
     def _rope(self, layer: LayerConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
         key = (layer.kind, layer.head_dim, positions.device)

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scumble.config import ModelConfig
+from scumble.kernels import training
 from scumble.model.attention import causal_mask
 
 
 class EncodeRows:
-    """Causal attention inside each of B rows; remembers every layer's keys and values."""
+    """Causal attention inside each of B rows; remembers every layer's keys and values, [B, T, G, K]."""
 
     def __init__(self, config: ModelConfig, rows: int):
         self.config, self.rows = config, rows
@@ -23,17 +24,12 @@ class EncodeRows:
         self.values: list[Tensor] = []
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        q, k, v = (_by_row(x, self.rows) for x in (queries, keys, values))
+        q, k, v = (x.unflatten(0, (self.rows, -1)) for x in (queries, keys, values))
         self.keys.append(k)
         self.values.append(v)
-        tokens = q.shape[2]
-        window = self.config.sliding_window if self.config.layers[layer].is_sliding else None
-        if window is None or tokens <= window:
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0, enable_gqa=True)
-        else:
-            mask = causal_mask(tokens, tokens, window, q.device)
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0, enable_gqa=True)
-        return out.transpose(1, 2).flatten(0, 1)
+        tokens = q.shape[1]
+        window = self.config.sliding_window if self.config.layers[layer].is_sliding else tokens
+        return attend(q, k, v, min(window, tokens)).flatten(0, 1)
 
 
 class DenoiseCanvases:
@@ -43,19 +39,32 @@ class DenoiseCanvases:
         self.config, self.encoded, self.starts, self.length = config, encoded, starts, length
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        q, k, v = (_by_row(x, self.encoded.rows) for x in (queries, keys, values))  # [B, heads, C·L, K]
+        q, k, v = (x.unflatten(0, (self.encoded.rows, -1)) for x in (queries, keys, values))  # [B, C·L, heads, K]
         past_k, past_v = self.encoded.keys[layer], self.encoded.values[layer]
         reach = self.config.sliding_window - 1 if self.config.layers[layer].is_sliding else None
         outputs = []
         for index, start in enumerate(self.starts):
             own = slice(index * self.length, (index + 1) * self.length)
             past = slice(0 if reach is None else max(0, start - reach), start)
-            seen_k = torch.cat((past_k[:, :, past], k[:, :, own]), dim=2)
-            seen_v = torch.cat((past_v[:, :, past], v[:, :, own]), dim=2)
-            outputs.append(F.scaled_dot_product_attention(q[:, :, own], seen_k, seen_v, scale=1.0, enable_gqa=True))
-        return torch.cat(outputs, dim=2).transpose(1, 2).flatten(0, 1)
+            seen_k = torch.cat((past_k[:, past], k[:, own]), dim=1)
+            seen_v = torch.cat((past_v[:, past], v[:, own]), dim=1)
+            outputs.append(attend(q[:, own], seen_k, seen_v, 0))
+        return torch.cat(outputs, dim=1).flatten(0, 1)
 
 
-def _by_row(x: Tensor, rows: int) -> Tensor:
-    """[B·T, heads, K] -> [B, heads, T, K]"""
-    return x.view(rows, -1, *x.shape[1:]).transpose(1, 2)
+def attend(queries: Tensor, keys: Tensor, values: Tensor, window: int) -> Tensor:
+    """queries [B, T, H, K] over keys and values [B, S, G, K] -> [B, T, H, K].
+
+    window 0: all see all. Otherwise causal: token t, the (S - T + t)-th, sees itself and the window - 1 before it.
+    """
+    same = queries.dtype is keys.dtype is values.dtype is torch.bfloat16
+    if same and (lib := training.serving(queries)) is not None:
+        return training.attention(lib, queries, keys, values, window)
+    q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))
+    tokens, seen = q.shape[2], k.shape[2]
+    if window in (0, seen) and (window == 0 or tokens == seen):
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=window > 0, scale=1.0, enable_gqa=True)
+    else:
+        mask = causal_mask(tokens, seen, window, q.device)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0, enable_gqa=True)
+    return out.transpose(1, 2)

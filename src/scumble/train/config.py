@@ -153,6 +153,7 @@ class Run:
     """steps: optimizer steps in all; may be changed between pieces, the learning rate then follows the new plan.
     tokens: document tokens a step, about. threads: 0 leaves torch's choice.
     minutes: stop this piece after that long, to be resumed; 0: no limit. init: a checkpoint folder to start from.
+    grow: how many copies of init's last block of layers to put in, silent at first (see train/grow.py).
     """
 
     out: str
@@ -165,6 +166,7 @@ class Run:
     bfloat16: bool = True
     threads: int = 0
     init: str = ""
+    grow: int = 0
 
 
 @dataclass(frozen=True)
@@ -271,6 +273,7 @@ def _check(config: TrainConfig, path: Path) -> None:
         ("run.validate_every", config.run.validate_every, 1, 10**8),
         ("run.minutes", config.run.minutes, 0, 10**6),
         ("run.threads", config.run.threads, 0, 1024),
+        ("run.grow", config.run.grow, 0, 64),
     ]
     if config.model is not None:
         ranges += _model_ranges(config.model)
@@ -281,6 +284,11 @@ def _check(config: TrainConfig, path: Path) -> None:
         raise DataError(
             f"{path}: objective.repair_share ({config.objective.repair_share}) is a share of the infill batches and "
             f"needs objective.infill_share above 0, found {config.objective.infill_share}"
+        )
+    if config.run.grow and not config.run.init:
+        raise DataError(
+            f"{path}: run.grow ({config.run.grow}) deepens a checkpoint; give its folder as run.init, or set "
+            "model.layers for a new model"
         )
     if config.objective.distill_share and not config.run.init:
         raise DataError(

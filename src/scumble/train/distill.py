@@ -13,12 +13,11 @@ import numpy as np
 import torch
 
 from scumble.checkpoint import load_checkpoint
-from scumble.engine import Answer, TokensCommitted, generate, make_request, run
-from scumble.generation import GenerationConfig
 from scumble.model import Transformer
 from scumble.train.batches import Batch, Specials
+from scumble.train.greedy import greedy
 
-LONGEST = 96  # tokens of an answer; longer ones are rarely worth learning from a small teacher, and take long
+LONGEST = 128  # tokens of an answer; a small teacher's longer ones mostly repeat themselves
 
 
 def open_teacher(folder: str, device: torch.device) -> Transformer:
@@ -26,33 +25,19 @@ def open_teacher(folder: str, device: torch.device) -> Transformer:
     return load_checkpoint(folder, torch.bfloat16, device)
 
 
-def distilled(batch: Batch, teacher: Transformer, specials: Specials) -> Batch | None:
-    """The batch with the teacher's greedy answers behind its prompts; rows whose answer does not end are left out.
-
-    None when no row is left.
+def distilled(batch: Batch, teacher: Transformer, specials: Specials) -> Batch:
+    """The batch with the teacher's greedy answers behind its prompts. A row whose answer does not come to its end keeps
+    its own text: without these rows a canvas would only ever see short answers.
     """
     longest = min(LONGEST, teacher.config.max_position_embeddings - batch.prompt)
-    answers = greedy(teacher, [row.tolist() for row in batch.ids[:, : batch.prompt]], longest)
-    kept = [(row, answer) for row, answer in enumerate(answers) if answer[-1] == specials.eos]
-    if not kept:
-        return None
-    lengths = np.array([batch.prompt + len(answer) for _, answer in kept])
-    canvases = -(-(int(lengths.max()) - batch.prompt) // batch.canvas)
-    ids = np.full((len(kept), batch.prompt + canvases * batch.canvas), specials.pad, np.int64)
-    for number, (row, answer) in enumerate(kept):
-        ids[number, : batch.prompt] = batch.ids[row, : batch.prompt]
-        ids[number, batch.prompt : lengths[number]] = answer
+    answers = greedy(teacher, torch.from_numpy(batch.ids[:, : batch.prompt]), longest)
+    rows = [
+        np.concatenate([own[: batch.prompt], answer]) if answer[-1] == specials.eos else own[:length]
+        for own, length, answer in zip(batch.ids, batch.lengths, answers, strict=True)
+    ]
+    lengths = np.array([len(row) for row in rows])
+    canvases = -(-max(1, int(lengths.max()) - batch.prompt) // batch.canvas)
+    ids = np.full((len(rows), batch.prompt + canvases * batch.canvas), specials.pad, np.int64)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = row
     return replace(batch, ids=ids, lengths=lengths, distilled=True)
-
-
-def greedy(model: Transformer, prompts: list[list[int]], longest: int) -> list[list[int]]:
-    """What the autoregressive decoder writes behind each prompt at temperature 0: 1 to `longest` ids."""
-    config = GenerationConfig(max_new_tokens=longest, decoder="autoregressive", temperature=0)
-    requests = [make_request(prompt, config, {}, model.config) for prompt in prompts]
-    answers: list[list[int]] = [[] for _ in prompts]
-    for row, event in run(model, [generate(model, request) for request in requests]):
-        if isinstance(event, TokensCommitted):
-            answers[row] += event.ids
-        else:
-            assert isinstance(event, Answer)
-    return answers

@@ -46,7 +46,7 @@ def train(config: TrainConfig, report: Callable[[Report], None]) -> Path:
     settings = read_generation_config(Path(run.init)) if run.init else {}
     model, specials = prepare_model(config, tokenizer)
     model.to(device).train().requires_grad_(True)
-    optimizer = make_optimizer(model, config)
+    optimizer = make_optimizer(model, config, ranks)
     about = identity(config)
     progress = load_state(out, model, optimizer, about, DEFAULTS)
     training, validation = (
@@ -101,7 +101,7 @@ def _step(
     batch = batches.batch(turn, PLAIN if plain else task_mix(config))
     distils = not causal_only and batch.drafts is None  # what was damaged has one right answer, and it is known
     if teacher is not None and distils and _draw(config, progress.step, 1) < own.distill_share:
-        batch = distilled(batch, teacher, batches.specials) or batch
+        batch = distilled(batch, teacher, batches.specials)
     rate = learning_rate(progress.step, config)
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scumble.kernels import training
+
 CHUNK = 1024  # positions at a time: [1024, 8192] float32 is 32 MB
 
 
@@ -20,10 +22,21 @@ class _HeadLoss(torch.autograd.Function):
         matrix = embedding.to(hidden.dtype)
         grad_hidden = torch.empty_like(hidden)
         grad_embedding = torch.zeros_like(embedding, dtype=torch.float32)
+        chunk_gradient = torch.empty_like(grad_embedding)
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        lib = training.serving(hidden) if hidden.dtype is torch.bfloat16 and 0 < cap <= training.LARGEST_CAP else None
         for start in range(0, hidden.shape[0], CHUNK):
             part = slice(start, start + CHUNK)
             rows, wanted, weight = hidden[part], targets[part, None], weights[part]
+            if lib is not None:
+                grad = rows.new_empty(rows.shape[0], matrix.shape[0])
+                training.product(rows, matrix.T, grad)
+                losses = training.cross_entropy(lib, grad, wanted, weight, cap)  # the logits are now their gradient
+                total += (losses * weight).sum(dtype=torch.float64)
+                training.product(grad, matrix, grad_hidden[part])
+                training.outer(grad, rows, chunk_gradient)
+                grad_embedding += chunk_gradient
+                continue
             squashed = (rows @ matrix.T).float().div_(cap).tanh_()  # tanh(z / cap)
             z = squashed * cap
             logsumexp = z.logsumexp(-1)

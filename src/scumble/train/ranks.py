@@ -7,13 +7,16 @@ On a CPU this uses cores far better than threads do for a small model, whose pro
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
-from scumble.train.objective import Losses
+if TYPE_CHECKING:
+    from scumble.train.objective import Losses
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,37 @@ class Ranks:
         causal, denoise, tokens = packed[:3].tolist()
         return replace(result, causal=causal, denoise=denoise, tokens=round(tokens * self.world))
 
+    def owners(self, sizes: Sequence[int]) -> list[int]:
+        """Which rank does each of some pieces of work, so that all have about as much: the largest go first."""
+        load, owners = [0] * self.world, [0] * len(sizes)
+        for place in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
+            owners[place] = load.index(min(load))
+            load[owners[place]] += sizes[place]
+        return owners
+
+    def hand_out(self, tensors: Sequence[Tensor], owners: Sequence[int]) -> None:
+        """Fill each tensor with its owner's; all have the same shapes and one dtype everywhere."""
+        if self.world == 1:
+            return
+        for owner in range(self.world):
+            own = [tensor for tensor, whose in zip(tensors, owners, strict=True) if whose == owner]
+            if not own:
+                continue
+            packed = torch.cat([tensor.flatten() for tensor in own])
+            dist.broadcast(packed, owner)
+            if owner != self.rank:
+                for tensor, part in zip(own, packed.split([tensor.numel() for tensor in own]), strict=True):
+                    tensor.copy_(part.view_as(tensor))
+
+
+ALONE = Ranks()
+
 
 def join_ranks(device: torch.device) -> Ranks:
     """Meet the other processes that torchrun started, if it did."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
-        return Ranks()
+        return ALONE
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return Ranks(dist.get_rank(), world)

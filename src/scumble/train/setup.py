@@ -17,9 +17,11 @@ from scumble.train.batches import Batches, Specials
 from scumble.train.config import TrainConfig, check_fits
 from scumble.train.data import lengths, read_documents
 from scumble.train.docstring import docstring_finder
+from scumble.train.grow import grow
 from scumble.train.infill import infill_tokens
 from scumble.train.init import new_model
 from scumble.train.muon import Muon
+from scumble.train.ranks import ALONE, Ranks
 
 
 def require_writable(out: Path) -> None:
@@ -56,6 +58,8 @@ def prepare_model(config: TrainConfig, tokenizer: Tokenizer) -> tuple[Transforme
                 f"{config.data.tokenizer}: tokenizer.json has {tokenizer.vocab_size} tokens, the model in "
                 f"{config.run.init} only {model.config.vocab_size}; train with that model's own tokenizer"
             )
+        if config.run.grow:
+            model = grow(model, config.run.grow)
         check_fits(config, model.config.canvas_length, model.config.max_position_embeddings, config.run.init)
         return model, Specials(bos, eos[0], pad)
     ids = {name: tokenizer.token_id(f"<{name}>") for name in ("bos", "eos", "pad")}
@@ -92,7 +96,7 @@ def make_batches(
     )  # fmt: skip
 
 
-def make_optimizer(model: Transformer, config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: Transformer, config: TrainConfig, ranks: Ranks = ALONE) -> torch.optim.Optimizer:
     """AdamW, or Muon for the matrices inside the layers; norms and other vectors are not decayed."""
     own = config.optimizer
     betas = (own.beta1, own.beta2)
@@ -101,7 +105,8 @@ def make_optimizer(model: Transformer, config: TrainConfig) -> torch.optim.Optim
     matrices = [p for p in model.parameters() if p.ndim > 1 and p is not embedding]
     if own.muon:
         return Muon(
-            matrices, [{"params": [embedding]}, vectors], lr=own.rate, weight_decay=own.weight_decay, betas=betas
-        )
+            matrices, [{"params": [embedding]}, vectors], lr=own.rate, weight_decay=own.weight_decay, betas=betas,
+            ranks=ranks,
+        )  # fmt: skip
     groups = [{"params": [embedding, *matrices], "weight_decay": own.weight_decay}, vectors]
     return torch.optim.AdamW(groups, lr=own.rate, betas=betas, fused=True)

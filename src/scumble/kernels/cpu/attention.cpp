@@ -5,25 +5,9 @@
 #include <cmath>
 #include <vector>
 
-#include "gemm.h"
+#include "pack.h"
 
 namespace {
-
-// values: `rows` rows [k] -> panels [k / 64 rounded up][rows / 2 rounded up][64] dwords, a dword two rows' numbers.
-void pack_values(const bf16* values, int64_t rows, int64_t k, int32_t* panels) {
-  int64_t groups = (rows + 1) / 2;
-  for (int64_t c = 0; c < k; c += PANEL)
-    for (int64_t g = 0; g < groups; g++)
-      for (int64_t j = 0; j < PANEL; j += 16) {
-        __mmask16 m = c + j < k ? tail_mask(k - c - j) : 0;
-        __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, values + 2 * g * k + c + j));
-        if (2 * g + 1 < rows) {
-          __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, values + (2 * g + 1) * k + c + j));
-          low = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
-        }
-        _mm512_storeu_si512(panels + c * groups + g * PANEL + j, low);
-      }
-}
 
 // scores float32 [seen] -> weights e^(score - peak) bfloat16, 0 outside from … to - 1 and behind the end; their sum.
 float softmax_row(const float* scores, int64_t from, int64_t to, int64_t padded, bf16* weights) {
@@ -63,7 +47,7 @@ void scumble_attention(const bf16* queries, const bf16* keys, const bf16* values
       int32_t *packed_keys = room + g * (key_size + value_size), *packed_values = packed_keys + key_size;
       for (int64_t s = 0; s < seen; s += PANEL)
         pack_panel((const int32_t*)(keys + g * stride + s * k), seen - s, k / 2, packed_keys + s * (k / 2));
-      pack_values(values + g * stride, seen, k, packed_values);
+      pack_pairs(values + g * stride, seen, k, packed_values);
     }
     std::vector<float> scores(ROWS * padded);
     std::vector<bf16> weights(ROWS * padded), some(ROWS * k);

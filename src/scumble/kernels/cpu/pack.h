@@ -1,0 +1,20 @@
+// Rows as panels of gemm.h for products that run over the rows, as the mix of values does.
+#pragma once
+#include "gemm.h"
+
+// rows [rows][k] of bfloat16 -> panels [k / 64 rounded up][rows / 2 rounded up][64] dwords, a dword two rows'
+// numbers: for products that run over the rows.
+static inline void pack_pairs(const bf16* values, int64_t rows, int64_t k, int32_t* panels) {
+  int64_t groups = (rows + 1) / 2;
+  for (int64_t c = 0; c < k; c += PANEL)
+    for (int64_t g = 0; g < groups; g++)
+      for (int64_t j = 0; j < PANEL; j += 16) {
+        __mmask16 m = c + j < k ? tail_mask(k - c - j) : 0;
+        __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, values + 2 * g * k + c + j));
+        if (2 * g + 1 < rows) {
+          __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, values + (2 * g + 1) * k + c + j));
+          low = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+        }
+        _mm512_storeu_si512(panels + c * groups + g * PANEL + j, low);
+      }
+}

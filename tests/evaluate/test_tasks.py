@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from scumble.evaluate.catalogue import some
 from scumble.evaluate.functions import Function, read_functions
 from scumble.evaluate.human_eval import body_cases, line_cases, read_problems
-from scumble.evaluate.infill import HeldOutInfill, HumanEvalInfill, held_out_cases
+from scumble.evaluate.infill import HeldOutInfill, HeldOutLines, HumanEvalInfill, held_out_cases, held_out_lines
 from scumble.evaluate.plan import Plan
-from scumble.evaluate.write import HeldOutFunctions, HumanEvalFunctions, body_of, held_out_bodies
+from scumble.evaluate.write import HeldOutFunctions, HumanEvalFunctions, body_of, held_out_bodies, held_out_rests
 
 from .conftest import FUNCTIONS
 
@@ -30,6 +30,38 @@ def test_held_out_lines_restore_their_functions(seed):
         assert [line.rstrip() for line in whole.split("\n")] == [line.rstrip() for line in kept.split("\n")]
         assert case.wanted.strip() == case.wanted != ""
         assert not case.before.rsplit("\n", 1)[-1].strip(), "the hole begins behind the indentation"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_holes_of_several_lines_and_functions_cut_short_restore_their_functions(seed):
+    shipped = read_functions()
+    texts = {function.name: function.text for function in shipped}
+    holes, rests = held_out_lines(shipped, seed), held_out_rests(shipped, seed)
+    assert len(holes) == len(rests) > 100
+    assert {case.wanted.count("\n") > 0 for case in holes} == {True}
+    for case in [*holes, *rests]:
+        whole = (case.before + case.wanted + case.after).rstrip("\n")
+        kept = texts[case.name.rsplit(":", 1)[0]].rstrip("\n")
+        assert [line.rstrip() for line in whole.split("\n")] == [line.rstrip() for line in kept.split("\n")]
+    for case in rests:
+        assert not case.after
+        assert case.wanted.strip()
+        assert case.wanted.startswith("\n"), "cut at the end of a line"
+
+
+def test_functions_of_one_line_have_no_lines_to_miss():
+    short = functions("def f():\n    return 1\n")
+    assert held_out_lines(short, 0) == held_out_rests(short, 0) == []
+
+
+def test_several_lines_are_scored_by_what_they_make_of_their_place():
+    task = HeldOutLines(held_out_lines(functions("def f(x):\n    y = x + 1\n    return y\n"), 0))
+    case = task.cases[0]
+    assert case.wanted == "y = x + 1\n    return y"
+    assert task.score(case, case.wanted, True) == {"edit": 1, "exact": True, "parses": True}
+    scores = task.score(case, "return (x", True)
+    assert not scores["parses"]
+    assert 0 < scores["edit"] < 0.6
 
 
 def test_held_out_lines_are_chosen_by_the_seed_and_the_place():

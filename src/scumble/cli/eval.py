@@ -40,8 +40,8 @@ def eval(
     task: Annotated[
         list[str] | None,
         typer.Option("--task", "-t", rich_help_panel=TASK, help=(
-            "loss, infill, infill-humaneval, function, function-humaneval or repair; may be given several times. "
-            "All when left out."
+            "loss, infill, infill-lines, infill-humaneval, continue, function, function-humaneval or repair; may be "
+            "given several times. All when left out."
         )),
     ] = None,
     limit: Annotated[int, typer.Option(help="Cases a task, drawn by the seed; 0: all.", rich_help_panel=TASK)] = 0,
@@ -154,8 +154,8 @@ def _check_sweep(
         return
     if len(plan.tasks) > 1 or plan.tasks == ("loss",):
         raise InvalidRequest(
-            "--sweep measures one task that generates: --task infill, infill-humaneval, function, function-humaneval "
-            "or repair"
+            "--sweep measures one task that generates: --task infill, infill-lines, infill-humaneval, continue, "
+            "function, function-humaneval or repair"
         )
     if decoder:
         raise InvalidRequest("--sweep always runs both decoders; leave --decoder out")

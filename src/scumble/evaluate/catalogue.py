@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from scumble.evaluate.functions import Function, read_functions
 from scumble.evaluate.human_eval import body_cases, find_problems, line_cases
-from scumble.evaluate.infill import HeldOutInfill, HumanEvalInfill, held_out_cases
-from scumble.evaluate.plan import Plan
+from scumble.evaluate.infill import HeldOutInfill, HeldOutLines, HumanEvalInfill, held_out_cases, held_out_lines
+from scumble.evaluate.plan import TASKS, Plan
 from scumble.evaluate.repair import HeldOutRepair, repair_cases
 from scumble.evaluate.tasks import Skipped, Task
-from scumble.evaluate.write import HeldOutFunctions, HumanEvalFunctions, held_out_bodies
+from scumble.evaluate.write import HeldOutFunctions, HumanEvalFunctions, held_out_bodies, held_out_rests
 from scumble.text.infill import can_infill, can_repair
 
 if TYPE_CHECKING:
@@ -30,8 +30,18 @@ def make_task(name: str, plan: Plan, llm: LLM) -> Task:
     match name:
         case "infill":
             return HeldOutInfill(some(held_out_cases(read_functions(plan.data), plan.seed), plan))
+        case "infill-lines":
+            cases = held_out_lines(read_functions(plan.data), plan.seed)
+            if not cases:
+                raise Skipped("no function in the data has two lines of body")
+            return HeldOutLines(some(cases, plan))
         case "infill-humaneval":
             return HumanEvalInfill(some(line_cases(find_problems(plan.human_eval)), plan))
+        case "continue":
+            cases = held_out_rests(read_functions(plan.data), plan.seed)
+            if not cases:
+                raise Skipped("no function in the data has two lines of body")
+            return HeldOutFunctions(some(cases, plan), name, TASKS[name])
         case "function":
             cases = held_out_bodies(read_functions(plan.data))
             if not cases:

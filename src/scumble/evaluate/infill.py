@@ -1,7 +1,7 @@
-"""Single-line infilling: one line is missing, the text around it is there.
+"""Infilling: one line is missing, or several that follow one another; the text around them is there.
 
-The hole begins behind the line's indentation, where a cursor stands, and ends before the newline. The answer counts as
-it comes: it is not cut at its first newline.
+The hole begins behind the first line's indentation, where a cursor stands, and ends before the newline. The answer
+counts as it comes: it is not cut at its first newline.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from scumble.evaluate.functions import Function, body_lines
 from scumble.evaluate.sandbox import run_program
-from scumble.evaluate.scoring import edit_similarity, exact_match
+from scumble.evaluate.scoring import edit_similarity, exact_match, parses
 from scumble.evaluate.tasks import Case, Metric, Scores
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from scumble.llm import LLM
 
 LINE_TOKENS = 64  # room for an answer; a line that needs more is lost to either decoder
+LINES_TOKENS = 128
+MOST_LINES = 6  # of a longer hole
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,28 @@ class HeldOutInfill:
 
     def score(self, case: Case, text: str, ended: bool) -> Scores:
         return {"exact": exact_match(text, case.wanted), "edit": edit_similarity(text, case.wanted)}
+
+
+@dataclass(frozen=True)
+class HeldOutLines:
+    """Some lines of a function that the model has not seen: how near is it, and is the whole Python?"""
+
+    cases: Sequence[Case]
+    name: str = "infill-lines"
+    title: str = "infilling of several lines, held-out functions"
+    metrics: tuple[Metric, ...] = (
+        Metric("edit", "edit similarity", "mean"),
+        Metric("exact", "exact match"),
+        Metric("parses", "parses in its place"),
+    )
+    max_new_tokens: int = LINES_TOKENS
+
+    def ask(self, llm: LLM, case: Case, config: GenerationConfig) -> Generation:
+        return llm.infill(case.before, case.after, config)
+
+    def score(self, case: Case, text: str, ended: bool) -> Scores:
+        scores = {"exact": exact_match(text, case.wanted), "edit": edit_similarity(text, case.wanted)}
+        return {**scores, "parses": parses(case.before + text + case.after)}
 
 
 @dataclass(frozen=True)
@@ -70,8 +94,28 @@ def held_out_case(function: Function, seed: int, place: int) -> Case | None:
     if not numbers:
         return None
     number = random.Random(f"{seed}:{place}").choice(numbers)
+    return _hole(function, number, number)
+
+
+def held_out_lines(functions: Sequence[Function], seed: int) -> list[Case]:
+    """Two to MOST_LINES lines of each function's body, chosen alike; none of a function that has only one."""
+    cases = []
+    for place, function in enumerate(functions):
+        numbers = body_lines(function.text)
+        if len(numbers) > 1:
+            rng = random.Random(f"{seed}:{place}:lines")
+            count = rng.randint(2, min(MOST_LINES, len(numbers)))
+            first = rng.randint(0, len(numbers) - count)
+            cases.append(_hole(function, numbers[first], numbers[first + count - 1]))
+    return cases
+
+
+def _hole(function: Function, first: int, last: int) -> Case:
+    """A function without its lines number `first` to `last`, neither of them blank."""
     lines = function.text.rstrip("\n").split("\n")
-    line = lines[number]
-    before = "".join(f"{one}\n" for one in lines[:number]) + line[: len(line) - len(line.lstrip())]
-    after = "".join(f"\n{one}" for one in lines[number + 1 :]) + "\n"
-    return Case(f"{function.name}:{number}", function.package, before, after, line.strip())
+    line = lines[first]
+    indent = line[: len(line) - len(line.lstrip())]
+    before = "".join(f"{one}\n" for one in lines[:first]) + indent
+    after = "".join(f"\n{one}" for one in lines[last + 1 :]) + "\n"
+    wanted = "\n".join(lines[first : last + 1]).strip()
+    return Case(f"{function.name}:{first}", function.package, before, after, wanted)

@@ -13,7 +13,9 @@ from scumble.evaluate.variants import DECODERS
 TASKS: Mapping[str, str] = {
     "loss": "held-out loss: next token and denoising",
     "infill": "single-line infilling of held-out functions",
+    "infill-lines": "infilling of several lines of held-out functions",
     "infill-humaneval": "single-line infilling of HumanEval's solutions, by their tests",
+    "continue": "the rest of a function behind its first lines, held-out functions",
     "function": "docstring to function, held-out functions",
     "function-humaneval": "docstring to function, HumanEval, by their tests",
     "repair": "repair of damaged lines of held-out functions",

@@ -1,12 +1,13 @@
-"""Write a function's body behind its signature and docstring."""
+"""Write a function's body behind its signature and docstring, or the rest of it behind its first lines."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from scumble.evaluate.functions import Function, docstring_end
+from scumble.evaluate.functions import Function, body_lines, docstring_end
 from scumble.evaluate.sandbox import run_program
 from scumble.evaluate.scoring import edit_similarity, parses
 from scumble.evaluate.tasks import Case, Metric, Scores
@@ -69,6 +70,19 @@ def body_of(text: str) -> str:
         if line.strip() and not line[0].isspace():
             return "\n".join(lines[:number])
     return text
+
+
+def held_out_rests(functions: Sequence[Function], seed: int) -> list[Case]:
+    """Each function cut at the end of a line of its body that is not the last, chosen by the seed and its place."""
+    cases = []
+    for place, function in enumerate(functions):
+        numbers = body_lines(function.text)[:-1]
+        if numbers:
+            lines = function.text.split("\n")
+            number = random.Random(f"{seed}:{place}:rest").choice(numbers)
+            before = "\n".join(lines[: number + 1])
+            cases.append(Case(f"{function.name}:{number}", function.package, before, "", function.text[len(before) :]))
+    return cases
 
 
 def held_out_bodies(functions: Sequence[Function]) -> list[Case]:

@@ -62,9 +62,8 @@ def rms(x, weight, eps=1e-6):
 def test_blocks_cover_all_rows_once_in_few_sizes(rows):
     parts = list(training.blocks(rows))
     assert [begin for begin, _ in parts] + [rows] == [0] + [end for _, end in parts]
-    sizes = {end - begin for begin, end in parts[:-1]} | {training.MOST_ROWS}
-    assert sizes <= {1024, 512, 256, 128, 64}
-    assert len(parts) <= rows // training.MOST_ROWS + 5
+    assert {end - begin for begin, end in parts[:-1]} <= set(training.SIZES)
+    assert len(parts) <= rows // training.SIZES[0] + 4
 
 
 @pytest.mark.parametrize("rows", [1, 63, 64, 200, 1500])

@@ -22,8 +22,8 @@ from torch import Tensor
 from scumble.kernels.fused import address
 from scumble.kernels.native import library
 
-MOST_ROWS = 1024  # rows of a block at most: its operands stay in the cache
-LEAST_ROWS = 64  # and at least; a shorter rest is filled up with zeros
+SIZES = (1024, 768, 512, 384, 256, 192, 128, 64)  # rows of a block: its operands stay in the cache
+LEAST_ROWS = SIZES[-1]  # a shorter rest is filled up with zeros
 LARGEST_CAP = 60.0  # of the soft-cap, for the loss without a maximum: e^60 times a vocabulary is still a float32
 
 
@@ -40,13 +40,14 @@ def serving(x: Tensor) -> ctypes.CDLL | None:
 
 
 def blocks(rows: int) -> Iterator[tuple[int, int]]:
-    """`rows` cut into MOST_ROWS, then halves of it down to LEAST_ROWS, then what is left: (begin, end) of each."""
-    begin, size = 0, MOST_ROWS
-    while begin < rows:
-        while size > LEAST_ROWS and rows - begin < size:
-            size //= 2
-        yield begin, min(begin + size, rows)
-        begin += size
+    """`rows` cut into the largest of SIZES that still fits, again and again, and what is left: (begin, end) of each."""
+    begin = 0
+    for size in SIZES:
+        while rows - begin >= size:
+            yield begin, begin + size
+            begin += size
+    if begin < rows:
+        yield begin, rows
 
 
 def product(x: Tensor, matrix: Tensor, out: Tensor) -> None:

@@ -109,6 +109,7 @@ class Objective:
     trajectory_share: share of those, and of repair rows, where self-conditioned, whose second pass looks at the
         canvases as the sampler, with an entropy bound of trajectory_bound (changes alone), would leave them after the
         first.
+    t_min, t_max: temperatures of that first pass, at noise levels 0 and 1: the sampler's, as it will be used.
     prompt_share: the prompt is 1 … that share of a row's document, uniformly. causal_weight: of the next-token loss.
     """
 
@@ -130,6 +131,8 @@ class Objective:
     distill_share: float = 0.0
     trajectory_share: float = 0.0
     trajectory_bound: float = 1.0
+    t_min: float = 0.4
+    t_max: float = 0.8
     balance_weight: float = 0.01
 
 
@@ -258,6 +261,8 @@ def _check(config: TrainConfig, path: Path) -> None:
         ("objective.distill_share", config.objective.distill_share, 0, 1),
         ("objective.trajectory_share", config.objective.trajectory_share, 0, 1),
         ("objective.trajectory_bound", config.objective.trajectory_bound, 1e-6, 1e9),
+        ("objective.t_min", config.objective.t_min, 0.0001, 1000),
+        ("objective.t_max", config.objective.t_max, config.objective.t_min, 1000),
         ("objective.balance_weight", config.objective.balance_weight, 0, 1000),
         ("optimizer.rate", config.optimizer.rate, 1e-9, 10),
         ("optimizer.final", config.optimizer.final, 0, 1),

@@ -12,7 +12,7 @@ With probability `self_conditioning`, a first pass without gradient supplies the
 recipe, so that training sees what use will show: all canvases of a row can train at once (the recipe picks one), since
 they share the encoding, and several times (`copies`); the noise of a canvas may be one span (`span_share`), and a
 canvas of a repair row may hold the damaged text (`draft_share`); that first pass is tempered as the sampler will temper
-it, 0.4 + 0.4·t; and the second pass may look at the canvas that the sampler would make of the first
+it, t_min + (t_max - t_min)·t; and the second pass may look at the canvas that the sampler would make of the first
 (`trajectory_share`, train/trajectory.py) instead of at the same one.
 """
 
@@ -90,7 +90,10 @@ def _canvas_loss(
             objective.trajectory_share > 0 and float(torch.rand((), generator=generator)) < objective.trajectory_share
         )
         with torch.no_grad(), balance.paused():
-            look = first_look(model, _denoise(model, noised, reader, None), noised.level, generator if follow else None)
+            look = first_look(
+                model, _denoise(model, noised, reader, None), noised.level, generator if follow else None,
+                objective.t_min, objective.t_max,
+            )  # fmt: skip
         soft = look.soft
         if follow:
             noised = sampler_step(noised, look, objective.trajectory_bound, model.config.vocab_size, generator)

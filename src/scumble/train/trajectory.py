@@ -33,12 +33,15 @@ class Look:
     entropy: Tensor | None = None
 
 
-def first_look(model: Transformer, hidden: Tensor, level: Tensor, generator: torch.Generator | None) -> Look:
+def first_look(
+    model: Transformer, hidden: Tensor, level: Tensor, generator: torch.Generator | None,
+    t_min: float = 0.4, t_max: float = 0.8,
+) -> Look:  # fmt: skip
     """From hidden states [N, D] of a pass without self-conditioning; each canvas at the temperature its noise level has
-    in use. generator: for drawing proposals; None: soft embeddings alone.
+    in use, t_min … t_max. generator: for drawing proposals; None: soft embeddings alone.
     """
     length = hidden.shape[0] // level.numel()
-    temperature = (0.4 + 0.4 * level).flatten().repeat_interleave(length)[:, None]
+    temperature = (t_min + (t_max - t_min) * level).flatten().repeat_interleave(length)[:, None]
     weight = model.embed_tokens.weight
     soft, sample, entropy = [], [], []
     for rows, heat in zip(hidden.split(ROWS), temperature.split(ROWS), strict=True):

@@ -24,8 +24,8 @@ from scumble.bench.timing import figure, interleave
 from scumble.evaluate.functions import read_functions
 from scumble.kernels import training
 from scumble.llm import embedded_path
-from scumble.train.config import read_train_config
 from scumble.train.loop import _losses, task_mix
+from scumble.train.read_config import read_train_config
 from scumble.train.setup import make_batches, make_optimizer, open_tokenizer, prepare_model
 
 PLAN = """

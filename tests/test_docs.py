@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scumble.train.config import read_train_config
+from scumble.train.read_config import read_train_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])

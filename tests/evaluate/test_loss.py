@@ -60,6 +60,13 @@ def test_a_function_s_losses_are_those_of_a_plain_computation(llm, functions, pl
     assert found.bytes["denoise"] == len(llm.tokenizer.decode(wanted.tolist()).encode())
 
 
+def test_self_conditioning_is_as_cold_as_the_checkpoint_s_sampler(llm, functions):
+    cold = LLM(llm.model, llm.tokenizer, defaults={"t_min": 0.1, "t_max": 0.1})
+    plain, tempered = (function_loss(one, functions[0].text, 5, 0).nats for one in (llm, cold))
+    assert plain["denoise"] == tempered["denoise"]
+    assert plain["denoise_self_conditioned"] != tempered["denoise_self_conditioned"]
+
+
 def test_the_same_seed_gives_the_same_figures(llm, functions):
     one, again, other = (held_out_loss(llm, functions, seed) for seed in (1, 1, 2))
     assert one == again

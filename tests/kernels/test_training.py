@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from scumble.checkpoint import load_checkpoint
 from scumble.evaluate.functions import read_functions
-from scumble.kernels import native, training
+from scumble.kernels import native, products, training, training_experts
 from scumble.llm import embedded_path
 from scumble.model.attention import causal_mask
 from scumble.model.experts import grouped
@@ -60,10 +60,10 @@ def rms(x, weight, eps=1e-6):
 
 @given(st.integers(0, 5000))
 def test_blocks_cover_all_rows_once_in_few_sizes(rows):
-    parts = list(training.blocks(rows))
+    parts = list(products.blocks(rows))
     assert [begin for begin, _ in parts] + [rows] == [0] + [end for _, end in parts]
-    assert {end - begin for begin, end in parts[:-1]} <= set(training.SIZES)
-    assert len(parts) <= rows // training.SIZES[0] + 4
+    assert {end - begin for begin, end in parts[:-1]} <= set(products.SIZES)
+    assert len(parts) <= rows // products.SIZES[0] + 4
 
 
 @pytest.mark.parametrize("rows", [1, 63, 64, 200, 1500])
@@ -112,7 +112,7 @@ class TestSweeps:
         chosen = torch.cat((chosen, (chosen + 1) % 5), 1)  # 6 experts: the last has no token
         weights = numbers(tokens, 2, seed=2, dtype=WIDE).detach().abs().requires_grad_()
         compare(
-            lambda x, w, up, down: training.experts(LIB, x, w, chosen, up, down),
+            lambda x, w, up, down: training_experts.experts(LIB, x, w, chosen, up, down),
             lambda x, w, up, down: grouped(x, w, chosen, 6, lambda e: (up[e], down[e])),
             [
                 numbers(tokens, 20),

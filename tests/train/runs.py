@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from scumble.train.config import read_train_config
+from scumble.train.read_config import read_train_config
 from scumble.train.record import Report
 
 CONFIG = """

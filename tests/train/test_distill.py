@@ -14,12 +14,13 @@ from scumble.llm import embedded_path
 from scumble.train import loop as loop_module
 from scumble.train import objective as objective_module
 from scumble.train.batches import Batch, Specials
-from scumble.train.config import Objective, read_train_config
+from scumble.train.config import Objective
 from scumble.train.corrupt import Noised
-from scumble.train.distill import LONGEST, distilled, open_teacher
+from scumble.train.distill import LEAST, distilled, open_teacher
 from scumble.train.greedy import greedy
 from scumble.train.loop import train
 from scumble.train.objective import losses
+from scumble.train.read_config import read_train_config
 from scumble.train.trajectory import Look, first_look, sampler_step
 from tiny import EOS, answer, prompt, tiny_model
 
@@ -46,12 +47,13 @@ def batch(rows: int = 12, width: int = 9) -> Batch:
 def test_answers_are_the_teacher_s_greedy_ones_behind_the_same_prompts(teacher):
     given, teacher = batch(), copy.deepcopy(teacher).float()  # no rounding to decide between two likely tokens
     found = distilled(given, teacher, SPECIALS)
-    assert found.distilled
+    assert found.taught is not None
     assert (found.prompt, found.canvas, found.copies) == (9, 4, 2)
-    config = GenerationConfig(decoder="autoregressive", temperature=0, max_new_tokens=LONGEST)
+    config = GenerationConfig(decoder="autoregressive", temperature=0, max_new_tokens=LEAST)
     wanted = [answer(teacher, [row[:9].tolist()], config)[0]["ids"] for row in given.ids]
     ended = [ids[-1] == EOS for ids in wanted]
     assert 0 < sum(ended) < len(ended), "the model was to end some and not others"
+    assert found.taught.tolist() == ended
     for number, (source, ids) in enumerate(zip(given.ids, wanted, strict=True)):
         right = [*source[:9].tolist(), *ids] if ended[number] else source[: given.lengths[number]].tolist()
         length = found.lengths[number]
@@ -162,6 +164,54 @@ def test_the_second_pass_looks_at_the_stepped_canvas_and_wants_the_right_ids(mon
     assert loss(own) < blind - 0.5
 
 
+def test_rows_that_keep_their_own_text_do_not_see_the_sampler_s_canvases(monkeypatch):
+    """Where many answers would do, a proposal that differs from this one is no error."""
+    model = tiny_model()
+    ids = torch.tensor([prompt(13, seed) for seed in range(4)])
+    own = Objective(self_conditioning=1.0, trajectory_share=1.0)
+
+    def loss(followed: list[bool], stepped: int) -> float:
+        """With a sampler that leaves `stepped` everywhere."""
+        monkeypatch.setattr(
+            objective_module,
+            "sampler_step",
+            lambda noised, *_: replace(noised, ids=torch.full_like(noised.ids, stepped)),
+        )
+        mask = torch.tensor(followed)
+        return losses(
+            model, ids, torch.full((4,), 13), 5, 8, own, torch.Generator().manual_seed(1), followed=mask
+        ).denoise
+
+    assert loss([False] * 4, 3) == loss([False] * 4, 4)
+    assert loss([False, True, False, False], 3) != loss([False, True, False, False], 4)
+
+
+def test_the_teacher_keeps_up_with_its_student(folder, monkeypatch):
+    """Every teacher_every steps, and when a run is resumed, the weights as they are become the teacher's."""
+    markers = ('tokenizer = "tokenizer"', f'tokenizer = "{embedded_path()}"')
+    plan(folder, "taught", 1)
+    first = train(edit(folder, "taught", markers), lambda report: None)
+    share = "[objective]\ndistill_share = 1.0\nteacher_every = 3\n\n[run]"
+    seen: list[torch.Tensor] = []
+
+    def listen(batch, teacher, specials):
+        seen.append(teacher.norm.weight.clone())
+        return batch
+
+    monkeypatch.setattr(loop_module, "distilled", listen)
+    own = tuning_plan(folder, "keeps-up", first, markers, ("[run]", share), ("steps = 2", "steps = 7"))
+    train(own, lambda report: None)
+    assert [torch.equal(seen[0], weight) for weight in seen] == [True] * 3 + [False] * 4
+    assert torch.equal(seen[3], seen[5])
+    assert not torch.equal(seen[5], seen[6])
+    trained = load_checkpoint(folder / "keeps-up" / "model", torch.bfloat16).norm.weight
+    train(
+        tuning_plan(folder, "keeps-up", first, markers, ("[run]", share), ("steps = 2", "steps = 8")),
+        lambda report: None,
+    )
+    assert torch.equal(seen[7], trained), "the resumed run's teacher"
+
+
 # --- the plan ---------------------------------------------------------------------------------------------------------
 
 PLAN = """
@@ -183,6 +233,7 @@ steps = 1
     [
         ("distill_share = 1.5", 'init = "first"', "distill_share must lie in 0 … 1, found 1.5"),
         ("trajectory_share = 0.5", 'init = "first"', r"share of the distilled and the repair batches; set"),
+        ("teacher_every = 5", 'init = "first"', r"replaces the teacher of a distillation; set objective.distill_share"),
         ("draft_share = 0.5", 'init = "first"', r"share of the repair rows' canvases and needs .* found 0.0"),
         ("draft_share = 1.5", 'init = "first"', "draft_share must lie in 0 … 1, found 1.5"),
         ("distill_share = 0.5\ntrajectory_bound = 0.0", 'init = "first"', "trajectory_bound must lie in"),

@@ -8,8 +8,8 @@ import pytest
 from tokenizers import Tokenizer as Backend
 
 from scumble import DataError
-from scumble.train.config import read_train_config
 from scumble.train.loop import train
+from scumble.train.read_config import read_train_config
 
 from .runs import CONFIG, edit, plan, tuning_plan
 

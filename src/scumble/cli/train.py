@@ -31,8 +31,8 @@ def train(
     """Train a model: next-token and denoising loss together, in bfloat16 with float32 weights, resumable."""
     import dataclasses
 
-    from scumble.train.config import read_train_config
     from scumble.train.loop import train as run
+    from scumble.train.read_config import read_train_config
     from scumble.train.state import read_progress
 
     plan = read_train_config(config)

@@ -8,8 +8,8 @@ replaced or not (pads, which are easy, do not count). It is the training objecti
 the text, and not comparable with the next-token loss. A fill-in-the-middle prompt is not made; the canvas continues a
 text.
 
-denoise, self-conditioned: the same once more, with what the first look saw as soft embedding, tempered as the sampler
-tempers it.
+denoise, self-conditioned: the same once more, with what the first look saw as soft embedding, tempered as the
+checkpoint's sampler tempers it: t_min + (t_max - t_min)·t.
 
 Noise is a function of (seed, function), so two checkpoints see the same one if they share vocabulary and canvas.
 """
@@ -29,6 +29,7 @@ from scumble.errors import check_output
 from scumble.evaluate.functions import Function
 from scumble.evaluate.statistics import bootstrap
 from scumble.evaluate.tasks import Skipped
+from scumble.generation import RELEASE_DEFAULTS
 from scumble.kernels import softcap
 
 if TYPE_CHECKING:
@@ -95,7 +96,9 @@ def function_loss(llm: LLM, text: str, seed: int, place: int) -> Sums | None:
 
     cache = model.new_cache()
     hidden = model.encode(row[:context], cache)
-    first, second = denoise_losses(model, noised, cache, level, clean, len(own))
+    settings = {**RELEASE_DEFAULTS, **llm.defaults}
+    temperature = settings["t_min"] + (settings["t_max"] - settings["t_min"]) * level
+    first, second = denoise_losses(model, noised, cache, temperature, clean, len(own))
     rest = model.encode(row[context:-1], cache) if context < len(row) - 1 else hidden[:0]
     causal = _cross_entropy(_logits(model, torch.cat((hidden, rest))), row[1:])
     covered = len(tokenizer.decode(own.tolist()).encode())
@@ -108,11 +111,11 @@ def function_loss(llm: LLM, text: str, seed: int, place: int) -> Sums | None:
 
 
 def denoise_losses(
-    model: Transformer, noised: Tensor, cache: Any, level: float, clean: Tensor, tokens: int
+    model: Transformer, noised: Tensor, cache: Any, temperature: float, clean: Tensor, tokens: int
 ) -> tuple[float, float]:
-    """Summed cross entropy of the first `tokens` ids of a canvas [L]: at first sight, and after self-conditioning."""
+    """Summed cross entropy of the first `tokens` ids of a canvas [L]: at first sight, and self-conditioned."""
     logits = model.denoise_logits(noised, cache)
-    again = model.denoise_logits(noised, cache, previous_logits=logits / (0.4 + 0.4 * level))
+    again = model.denoise_logits(noised, cache, previous_logits=logits / temperature)
     return _cross_entropy(logits[:tokens], clean[:tokens]), _cross_entropy(again[:tokens], clean[:tokens])
 
 

@@ -1,19 +1,16 @@
 """Differentiable operations of mixed-precision training on a CPU: what autocast computes, in fewer and larger steps.
 
-Two things make the plain torch path slow there. A matrix library prepares a kernel for every new shape, which takes
-longer than a small product itself, and batches of texts never have the same shape twice: so rows are multiplied in
-blocks of a few fixed sizes. And norms, rotary positions, gates and the loss are chains of small operations that each
-read and write the whole tensor: so each chain is one sweep of a native kernel (kernels/cpu/training.cpp), forward and
-backward. Products are bfloat16 with float32 sums; statistics, weights and gradients of weights are float32.
+Norms, rotary positions, gates and the loss are chains of small operations that each read and write the whole tensor: so
+each chain is one sweep of a native kernel (kernels/cpu/training.cpp), forward and backward. Products go in blocks (see
+kernels/products.py); the experts are in kernels/training_experts.py. Products are bfloat16 with float32 sums;
+statistics, weights and gradients of weights are float32.
 
-Shapes: N tokens, D hidden, H heads, K head_dim, E experts, k experts a token, F expert width.
+Shapes: N tokens, D hidden, H heads, K head_dim.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,9 +18,8 @@ from torch import Tensor
 
 from scumble.kernels.fused import address
 from scumble.kernels.native import library
+from scumble.kernels.products import outer, product
 
-SIZES = (1024, 768, 512, 384, 256, 192, 128, 64)  # rows of a block: its operands stay in the cache
-LEAST_ROWS = SIZES[-1]  # a shorter rest is filled up with zeros
 LARGEST_CAP = 60.0  # of the soft-cap, for the loss without a maximum: e^60 times a vocabulary is still a float32
 
 
@@ -36,43 +32,7 @@ def serving(x: Tensor) -> ctypes.CDLL | None:
     return library()
 
 
-# --- products ---------------------------------------------------------------------------------------------------
-
-
-def blocks(rows: int) -> Iterator[tuple[int, int]]:
-    """`rows` cut into the largest of SIZES that still fits, again and again, and what is left: (begin, end) of each."""
-    begin = 0
-    for size in SIZES:
-        while rows - begin >= size:
-            yield begin, begin + size
-            begin += size
-    if begin < rows:
-        yield begin, rows
-
-
-def product(x: Tensor, matrix: Tensor, out: Tensor) -> None:
-    """out [N, M] = x [N, K] · matrix [K, M], all bfloat16."""
-    for begin, end in blocks(x.shape[0]):
-        if end - begin >= LEAST_ROWS:
-            torch.mm(x[begin:end], matrix, out=out[begin:end])
-        else:
-            out[begin:end] = (_filled(x[begin:end]) @ matrix)[: end - begin]
-
-
-def outer(left: Tensor, right: Tensor, out: Tensor) -> None:
-    """out [M, K] float32 = leftᵀ · right, left [N, M] and right [N, K] bfloat16."""
-    out.zero_()
-    for begin, end in blocks(left.shape[0]):
-        a, b = left[begin:end], right[begin:end]
-        if end - begin < LEAST_ROWS:
-            a, b = _filled(a), _filled(b)
-        out += a.T @ b
-
-
-def _filled(rows: Tensor) -> Tensor:
-    full = rows.new_zeros(LEAST_ROWS, rows.shape[1])
-    full[: rows.shape[0]] = rows
-    return full
+# --- linear ---------------------------------------------------------------------------------------------------
 
 
 class _Linear(torch.autograd.Function):
@@ -258,84 +218,6 @@ def attention(lib: ctypes.CDLL, queries: Tensor, keys: Tensor, values: Tensor, w
     """
     queries, keys, values = queries.contiguous(), keys.contiguous(), values.contiguous()
     return _Attention.apply(lib, queries, keys, values, window)  # type: ignore[no-any-return]
-
-
-# --- experts ----------------------------------------------------------------------------------------------------
-
-
-class _Experts(torch.autograd.Function):
-    """Every expert's tokens lie in one run of places that begins at a multiple of LEAST_ROWS; places between are zeros,
-    and so is all that is made of them."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, lib: ctypes.CDLL, x: Tensor, weights: Tensor, chosen: Tensor, gate_up: Tensor, down: Tensor
-    ) -> Tensor:
-        (n, size), k, (count, _, width), threads = x.shape, chosen.shape[1], down.shape, torch.get_num_threads()
-        up_matrix, down_matrix = gate_up.bfloat16(), down.bfloat16()
-        starts, place = torch.empty(count + 1, dtype=torch.int64), torch.empty(n * k, dtype=torch.int64)
-        lib.scumble_train_route(chosen.data_ptr(), n * k, count, LEAST_ROWS, starts.data_ptr(), place.data_ptr())
-        runs = starts.tolist()
-        inputs = x.new_zeros(runs[-1], size)
-        lib.scumble_train_scatter(x.data_ptr(), None, place.data_ptr(), inputs.data_ptr(), n, k, size, threads)
-        gates = x.new_empty(runs[-1], 2 * width)
-        inner, outputs = x.new_empty(runs[-1], width), x.new_empty(runs[-1], size)
-        for expert, part in _runs(runs):
-            product(inputs[part], up_matrix[expert].T, gates[part])
-        lib.scumble_train_geglu(
-            gates.data_ptr(), gates[:, width:].data_ptr(), inner.data_ptr(), runs[-1], width, 2 * width, threads
-        )
-        for expert, part in _runs(runs):
-            product(inner[part], down_matrix[expert].T, outputs[part])
-        out = torch.empty_like(x)
-        lib.scumble_train_gather(
-            outputs.data_ptr(), weights.data_ptr(), place.data_ptr(), out.data_ptr(), n, k, size, threads
-        )
-        ctx.save_for_backward(weights, place, inputs, gates, inner, outputs, up_matrix, down_matrix)
-        ctx.lib, ctx.runs, ctx.dtypes = lib, runs, (gate_up.dtype, down.dtype)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        weights, place, inputs, gates, inner, outputs, up_matrix, down_matrix = ctx.saved_tensors
-        lib, runs, grad, threads = ctx.lib, ctx.runs, grads[0].contiguous(), torch.get_num_threads()
-        (n, k), size, width = weights.shape, inputs.shape[1], inner.shape[1]
-        to_weights = torch.empty_like(weights)
-        lib.scumble_train_gather_dots(
-            grad.data_ptr(), outputs.data_ptr(), place.data_ptr(), to_weights.data_ptr(), n, k, size, threads
-        )
-        to_outputs = torch.zeros_like(outputs)
-        lib.scumble_train_scatter(
-            grad.data_ptr(), weights.data_ptr(), place.data_ptr(), to_outputs.data_ptr(), n, k, size, threads
-        )
-        to_inner, to_down = torch.empty_like(inner), torch.zeros(down_matrix.shape)
-        for expert, part in _runs(runs):
-            product(to_outputs[part], down_matrix[expert], to_inner[part])
-            outer(to_outputs[part], inner[part], to_down[expert])
-        to_gates = torch.empty_like(gates)
-        lib.scumble_train_geglu_back(
-            to_inner.data_ptr(), gates.data_ptr(), gates[:, width:].data_ptr(), to_gates.data_ptr(),
-            to_gates[:, width:].data_ptr(), runs[-1], width, 2 * width, threads,
-        )  # fmt: skip
-        to_inputs, to_up = torch.empty_like(inputs), torch.zeros(up_matrix.shape)
-        for expert, part in _runs(runs):
-            product(to_gates[part], up_matrix[expert], to_inputs[part])
-            outer(to_gates[part], inputs[part], to_up[expert])
-        to_x = grad.new_empty(n, size)
-        lib.scumble_train_gather(to_inputs.data_ptr(), None, place.data_ptr(), to_x.data_ptr(), n, k, size, threads)
-        return None, to_x, to_weights, None, to_up.to(ctx.dtypes[0]), to_down.to(ctx.dtypes[1])
-
-
-def _runs(starts: list[int]) -> Iterator[tuple[int, slice]]:
-    for expert, (begin, end) in enumerate(pairwise(starts)):
-        if begin < end:
-            yield expert, slice(begin, end)
-
-
-def experts(lib: ctypes.CDLL, x: Tensor, weights: Tensor, chosen: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """x [N, D], weights float32 and chosen int64 [N, k], gate_up [E, 2F, D], down [E, D, F] -> [N, D] bfloat16."""
-    x = x.to(torch.bfloat16).contiguous()
-    return _Experts.apply(lib, x, weights.contiguous(), chosen.contiguous(), gate_up, down)  # type: ignore[no-any-return]
 
 
 # --- loss -------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from scumble.config import ModelConfig
-from scumble.kernels import fused, training
+from scumble.kernels import fused, training, training_experts
 from scumble.model.layers import geglu, rms_norm
 
 
@@ -65,7 +65,7 @@ class Experts(nn.Module):
         if even and (lib := fused.serving(x, self.gate_up_proj, self.down_proj)) is not None:
             return fused.experts(lib, x, weights, experts, self.gate_up_proj, self.down_proj)
         if (lib := training.serving(x)) is not None:
-            return training.experts(lib, x, weights, experts, self.gate_up_proj, self.down_proj)
+            return training_experts.experts(lib, x, weights, experts, self.gate_up_proj, self.down_proj)
         # unbind, not indexing: its gradient is one stack, not a zero-filled copy an expert
         up, down = self.gate_up_proj.unbind(), self.down_proj.unbind()
         return grouped(x, weights, experts, len(up), lambda expert: (up[expert], down[expert]))

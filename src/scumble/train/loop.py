@@ -18,7 +18,7 @@ from scumble.errors import DataError
 from scumble.model import Transformer
 from scumble.train.batches import PLAIN, Batch, Batches, Mix
 from scumble.train.config import TrainConfig
-from scumble.train.distill import distilled, open_teacher
+from scumble.train.distill import distilled, in_bfloat16, open_teacher
 from scumble.train.objective import Losses, losses
 from scumble.train.ranks import Ranks, join_ranks
 from scumble.train.record import DEFAULTS, Report, cut_log, export, identity, log
@@ -54,6 +54,9 @@ def train(config: TrainConfig, report: Callable[[Report], None]) -> Path:
         for source, what in ((config.data.train, "data.train"), (config.data.validation, "data.validation"))
     )
     teacher = open_teacher(run.init, device) if config.objective.distill_share else None
+    every = config.objective.teacher_every
+    if every and progress.step >= every:  # resumed
+        teacher = in_bfloat16(model)
     if ranks.is_first:
         cut_log(out, progress.step)
     deadline = time.perf_counter() + run.minutes * 60 if run.minutes else math.inf
@@ -61,6 +64,8 @@ def train(config: TrainConfig, report: Callable[[Report], None]) -> Path:
     try:
         while progress.step < run.steps and time.perf_counter() < deadline:
             line = _step(model, optimizer, training, config, progress, ranks, teacher)
+            if every and progress.step % every == 0:
+                teacher = in_bfloat16(model)
             if progress.step % run.validate_every == 0 or progress.step == run.steps:
                 causal, denoise = validate(model, validation, config)
                 line = replace(line, validation_causal=causal, validation_denoise=denoise)
@@ -147,12 +152,16 @@ def _losses(model: Transformer, batch: Batch, config: TrainConfig, seed: int, ca
     ids, sizes = torch.from_numpy(batch.ids).to(device), torch.from_numpy(batch.lengths).to(device)
     own = config.objective
     drafts = None if batch.drafts is None else torch.from_numpy(batch.drafts).to(device)
-    if batch.distilled:  # a teacher's text is not what the causal model is to learn
+    followed = None
+    if batch.taught is not None:  # a teacher's text is not what the causal model is to learn
         own = replace(own, causal_weight=0.0)
+        followed = torch.from_numpy(batch.taught).to(device)
     elif drafts is None:  # see train/trajectory.py
         own = replace(own, trajectory_share=0.0)
     with mixed:
-        return losses(model, ids, sizes, batch.prompt, batch.canvas, own, generator, causal_only, batch.copies, drafts)
+        return losses(
+            model, ids, sizes, batch.prompt, batch.canvas, own, generator, causal_only, batch.copies, drafts, followed
+        )
 
 
 @torch.no_grad()

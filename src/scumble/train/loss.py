@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from scumble.kernels import training
+from scumble.kernels.products import outer, product
 
 CHUNK = 1024  # positions at a time: [1024, 8192] float32 is 32 MB
 
@@ -30,11 +31,11 @@ class _HeadLoss(torch.autograd.Function):
             rows, wanted, weight = hidden[part], targets[part, None], weights[part]
             if lib is not None:
                 grad = rows.new_empty(rows.shape[0], matrix.shape[0])
-                training.product(rows, matrix.T, grad)
+                product(rows, matrix.T, grad)
                 losses = training.cross_entropy(lib, grad, wanted, weight, cap)  # the logits are now their gradient
                 total += (losses * weight).sum(dtype=torch.float64)
-                training.product(grad, matrix, grad_hidden[part])
-                training.outer(grad, rows, chunk_gradient)
+                product(grad, matrix, grad_hidden[part])
+                outer(grad, rows, chunk_gradient)
                 grad_embedding += chunk_gradient
                 continue
             squashed = (rows @ matrix.T).float().div_(cap).tanh_()  # tanh(z / cap)

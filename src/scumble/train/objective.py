@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -46,11 +46,13 @@ class Losses:
 def losses(
     model: Transformer, ids: Tensor, lengths: Tensor, prompt: int, canvas: int, objective: Objective,
     generator: torch.Generator, causal_only: bool = False, copies: int = 1, drafts: Tensor | None = None,
+    followed: Tensor | None = None,
 ) -> Losses:  # fmt: skip
     """Losses of a batch: ids [B, prompt + C·canvas], lengths [B] (real tokens, the end id included).
 
     copies: how often each canvas is noised; all copies share the encoding. drafts [B, C·canvas]: what canvases may hold
-    in place of the right text (objective.draft_share).
+    in place of the right text (objective.draft_share). followed [B] bool: the rows that objective.trajectory_share is
+    for; None: all.
     """
     longest = int(lengths.max())  # what is encoded: canvases begin before it, and only pads lie behind it
     encoded = EncodeRows(model.config, ids.shape[0])
@@ -65,7 +67,9 @@ def losses(
             noised = corrupt(
                 ids, prompt, canvas, vocab, generator, objective, copies=copies, lengths=lengths, drafts=drafts
             )
-            denoise = _canvas_loss(model, ids, lengths, noised, canvas, encoded, objective, generator, balance)
+            denoise = _canvas_loss(
+                model, ids, lengths, noised, canvas, encoded, objective, generator, balance, followed
+            )
     weighted = objective.causal_weight * causal + objective.balance_weight * balance.loss(model.config.num_experts)
     return Losses(denoise + weighted, float(causal.detach()), float(denoise.detach()), int(lengths.sum()))
 
@@ -80,7 +84,7 @@ def _causal_loss(model: Transformer, hidden: Tensor, ids: Tensor, lengths: Tenso
 
 def _canvas_loss(
     model: Transformer, ids: Tensor, lengths: Tensor, noised: Noised, length: int, encoded: EncodeRows,
-    objective: Objective, generator: torch.Generator, balance: _Balance,
+    objective: Objective, generator: torch.Generator, balance: _Balance, followed: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Mean loss over every canvas position, pads too: behind the end id the answer is "pad", and must be sure."""
     reader = DenoiseCanvases(model.config, encoded, noised.first, length)
@@ -96,7 +100,10 @@ def _canvas_loss(
             )  # fmt: skip
         soft = look.soft
         if follow:
-            noised = sampler_step(noised, look, objective.trajectory_bound, model.config.vocab_size, generator)
+            stepped = sampler_step(noised, look, objective.trajectory_bound, model.config.vocab_size, generator)
+            if followed is not None:
+                stepped = replace(stepped, ids=torch.where(followed[:, None, None], stepped.ids, noised.ids))
+            noised = stepped
     hidden = _denoise(model, noised, reader, soft)
     clean = torch.stack([ids[:, first : first + length] for first in noised.first], dim=1).flatten()
     places = torch.cat([torch.arange(f, f + length, device=ids.device) for f in noised.first])

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from scumble.checkpoint import save_checkpoint
 from scumble.model import Transformer
 from scumble.train.config import Data, ModelShape, Objective, Optimizer, Run, TrainConfig
 from scumble.train.corpus.atomic import atomic_file
+from scumble.train.distill import in_bfloat16
 from scumble.train.state import NO_INIT, SOME_INIT, Progress
 
 
@@ -70,11 +69,7 @@ def export(
 ) -> Path:  # fmt: skip
     """Write `model/`: bfloat16 weights in the released format, the tokenizer, and what the run did."""
     folder = Path(config.run.out) / "model"
-    state = {name: tensor.detach().to(torch.bfloat16) for name, tensor in model.state_dict().items()}
-    with torch.device("meta"):
-        half = Transformer(model.config)
-    half.load_state_dict(state, assign=True)
-    save_checkpoint(half, folder, generation_config=generation_config)
+    save_checkpoint(in_bfloat16(model), folder, generation_config=generation_config)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         source = Path(config.data.tokenizer) / name
         if source.exists():

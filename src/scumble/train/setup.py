@@ -14,7 +14,7 @@ from scumble.model import Transformer
 from scumble.text import Tokenizer
 from scumble.text.infill import MIDDLE, PREFIX, REPAIR, SUFFIX
 from scumble.train.batches import Batches, Specials
-from scumble.train.config import TrainConfig, check_fits
+from scumble.train.config import TrainConfig
 from scumble.train.data import lengths, read_documents
 from scumble.train.docstring import docstring_finder
 from scumble.train.grow import grow
@@ -22,6 +22,7 @@ from scumble.train.infill import infill_tokens
 from scumble.train.init import new_model
 from scumble.train.muon import Muon
 from scumble.train.ranks import ALONE, Ranks
+from scumble.train.read_config import check_fits
 
 
 def require_writable(out: Path) -> None:

@@ -2,32 +2,10 @@
 // cache, scores in float32. Keys and values are packed once a call into the panels of gemm.h.
 #include <omp.h>
 
-#include <cmath>
 #include <vector>
 
 #include "pack.h"
-
-namespace {
-
-// scores float32 [seen] -> weights e^(score - peak) bfloat16, 0 outside from … to - 1 and behind the end; their sum.
-float softmax_row(const float* scores, int64_t from, int64_t to, int64_t padded, bf16* weights) {
-  __m512 high = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
-  for (int64_t i = from; i < to; i += 16) {
-    __mmask16 m = tail_mask(to - i);
-    high = _mm512_mask_max_ps(high, m, high, _mm512_maskz_loadu_ps(m, scores + i));
-  }
-  __m512 peak = _mm512_set1_ps(_mm512_reduce_max_ps(high));
-  std::memset(weights, 0, from * sizeof(bf16));
-  std::memset(weights + to, 0, (padded - to) * sizeof(bf16));
-  for (int64_t i = from; i < to; i += 16) {
-    __mmask16 m = tail_mask(to - i);
-    __m512 w = _mm512_maskz_mov_ps(m, exp16(_mm512_sub_ps(_mm512_maskz_loadu_ps(m, scores + i), peak)));
-    sum = _mm512_add_ps(sum, w);
-    store(weights + i, m, w);
-  }
-  return _mm512_reduce_add_ps(sum);
-}
-}  // namespace
+#include "row.h"
 
 extern "C" {
 
@@ -45,8 +23,7 @@ void scumble_attention(const bf16* queries, const bf16* keys, const bf16* values
 #pragma omp for
     for (int64_t g = 0; g < groups; g++) {
       int32_t *packed_keys = room + g * (key_size + value_size), *packed_values = packed_keys + key_size;
-      for (int64_t s = 0; s < seen; s += PANEL)
-        pack_panel((const int32_t*)(keys + g * stride + s * k), seen - s, k / 2, packed_keys + s * (k / 2));
+      pack_rows(keys + g * stride, seen, k, packed_keys);
       pack_pairs(values + g * stride, seen, k, packed_values);
     }
     std::vector<float> scores(ROWS * padded);
@@ -73,8 +50,12 @@ void scumble_attention(const bf16* queries, const bf16* keys, const bf16* values
           times_panel<Bf16>(count, (const int32_t*)some.data(), k / 2, packed_keys + s * (k / 2), k / 2, t);
           for (int i = 0; i < count; i++) std::memcpy(scores.data() + i * padded + s, t + i * PANEL, sizeof(t) / ROWS);
         }
-        for (int i = 0; i < count; i++)
-          total[i] = softmax_row(scores.data() + i * padded, from[i], to[i], padded, weights.data() + i * padded);
+        for (int i = 0; i < count; i++) {  // weights are 0 where a query sees nothing
+          bf16* row = weights.data() + i * padded;
+          std::memset(row, 0, from[i] * sizeof(bf16));
+          std::memset(row + to[i], 0, (padded - to[i]) * sizeof(bf16));
+          total[i] = exp_row(scores.data() + i * padded, from[i], to[i], row);
+        }
         int64_t low = lowest / 2, steps = (highest + 1) / 2 - low;  // pairs of keys with any weight
         for (int64_t c = 0; c < k; c += PANEL) {
           times_panel<Bf16>(count, (const int32_t*)weights.data() + low, padded / 2,
@@ -101,19 +82,7 @@ void scumble_attention_few(const bf16* queries, const bf16* keys, const bf16* va
     int64_t to = window ? seen - n + token + 1 : seen, from = window && to > window ? to - window : 0;
     float* weights = room + omp_get_thread_num() * seen;
     few_rows(1, queries + task * k, k, own_keys + from * k, to - from, k, weights + from, seen);
-    __m512 high = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
-    for (int64_t i = from; i < to; i += 16) {
-      __mmask16 m = tail_mask(to - i);
-      high = _mm512_mask_max_ps(high, m, high, _mm512_maskz_loadu_ps(m, weights + i));
-    }
-    __m512 peak = _mm512_set1_ps(_mm512_reduce_max_ps(high));
-    for (int64_t i = from; i < to; i += 16) {
-      __mmask16 m = tail_mask(to - i);
-      __m512 w = _mm512_maskz_mov_ps(m, exp16(_mm512_sub_ps(_mm512_maskz_loadu_ps(m, weights + i), peak)));
-      sum = _mm512_add_ps(sum, w);
-      _mm512_mask_storeu_ps(weights + i, m, w);
-    }
-    __m512 total = _mm512_set1_ps(_mm512_reduce_add_ps(sum));
+    __m512 total = _mm512_set1_ps(exp_row(weights, from, to, weights));
     for (int64_t c = 0; c < k; c += 64) {
       __m512 mix[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
       __mmask16 m[4];

@@ -1,17 +1,6 @@
 // RMSNorm and what stands around it in a layer, one row in cache at a time. Rounds to bfloat16 where the torch
 // reference does, so results differ from it only by the order of the sum of squares.
-#include <cmath>
-
-#include "simd.h"
-
-static inline float inverse_rms(const bf16* x, int64_t d, float eps) {
-  __m512 sum = _mm512_setzero_ps();
-  for (int64_t i = 0; i < d; i += 16) {
-    __m512 v = load(x + i, tail_mask(d - i));
-    sum = _mm512_fmadd_ps(v, v, sum);
-  }
-  return 1.0f / std::sqrt(_mm512_reduce_add_ps(sum) / (float)d + eps);
-}
+#include "row.h"
 
 static inline __m512 scaled(const bf16* x, const bf16* weight, int64_t i, __mmask16 m, __m512 inverse) {
   __m512 v = _mm512_mul_ps(load(x + i, m), inverse);

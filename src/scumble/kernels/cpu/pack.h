@@ -1,6 +1,11 @@
-// Rows as panels of gemm.h for products that run over the rows, as the mix of values does.
+// Rows as panels of gemm.h: for products over their numbers, as scores are, and over the rows, as the mix of values is.
 #pragma once
 #include "gemm.h"
+
+static inline void pack_rows(const bf16* x, int64_t rows, int64_t k, int32_t* panels) {  // k even
+  for (int64_t s = 0; s < rows; s += PANEL)
+    pack_panel((const int32_t*)(x + s * k), rows - s, k / 2, panels + s * (k / 2));
+}
 
 // rows [rows][k] of bfloat16 -> panels [k / 64 rounded up][rows / 2 rounded up][64] dwords, a dword two rows'
 // numbers: for products that run over the rows.

@@ -15,6 +15,8 @@ static inline __m512 rounded(__m512 x) { return widen(narrow(x)); }  // through 
 
 static inline __m512 load(const bf16* p, __mmask16 m) { return widen(_mm256_maskz_loadu_epi16(m, p)); }
 static inline void store(bf16* p, __mmask16 m, __m512 x) { _mm256_mask_storeu_epi16(p, m, narrow(x)); }
+static inline __m512 load(const float* p, __mmask16 m) { return _mm512_maskz_loadu_ps(m, p); }
+static inline void store(float* p, __mmask16 m, __m512 x) { _mm512_mask_storeu_ps(p, m, x); }
 
 // e^x for x ≤ 126, about 1 ulp; infinite above 88.7; 0 for x ≤ -104, -inf included.
 static inline __m512 exp16(__m512 x) {

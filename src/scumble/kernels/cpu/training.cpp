@@ -5,28 +5,14 @@
 // at a time and then in the threads' order, so that a number of threads always gives the same bits.
 #include <omp.h>
 
-#include <cmath>
 #include <vector>
 
-#include "simd.h"
-
-static inline __m512 load(const float* p, __mmask16 m) { return _mm512_maskz_loadu_ps(m, p); }
-static inline void store(float* p, __mmask16 m, __m512 x) { _mm512_mask_storeu_ps(p, m, x); }
+#include "row.h"
 
 template <class X>
 static inline __m512 weighted(const X* x, const float* weight, int64_t i, __mmask16 m) {
   __m512 v = load(x + i, m);
   return weight ? _mm512_mul_ps(v, load(weight + i, m)) : v;
-}
-
-template <class X>
-static inline float inverse_rms(const X* x, int64_t d, float eps) {
-  __m512 sum = _mm512_setzero_ps();
-  for (int64_t i = 0; i < d; i += 16) {
-    __m512 v = load(x + i, tail_mask(d - i));
-    sum = _mm512_fmadd_ps(v, v, sum);
-  }
-  return 1.0f / std::sqrt(_mm512_reduce_add_ps(sum) / (float)d + eps);
 }
 
 // Sums [threads][d] of what `add` puts in for every row, in a fixed order -> out [d]; out may be null.

@@ -7,10 +7,10 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
 #include "pack.h"
+#include "row.h"
 
 namespace {
 
@@ -34,11 +34,6 @@ void transpose(const bf16* x, int64_t rows, int64_t k, int64_t room, bf16* out) 
   for (int64_t j = 0; j < k; j++) std::memset(out + j * room + rows, 0, (room - rows) * sizeof(bf16));
   for (int64_t i = 0; i < rows; i++)
     for (int64_t j = 0; j < k; j++) out[j * room + i] = x[i * k + j];
-}
-
-void by_rows(const bf16* rows, int64_t count, int64_t k, int32_t* panels) {  // for products over k
-  for (int64_t s = 0; s < count; s += PANEL)
-    pack_panel((const int32_t*)(rows + s * k), count - s, k / 2, panels + s * (k / 2));
 }
 
 struct Task {
@@ -73,19 +68,7 @@ struct Task {
 
   // scores of one query -> softmax, in place; 0 outside of what it sees.
   void softmax(float* row, int64_t from, int64_t to) const {
-    __m512 high = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
-    for (int64_t i = from; i < to; i += 16) {
-      __mmask16 m = tail_mask(to - i);
-      high = _mm512_mask_max_ps(high, m, high, _mm512_maskz_loadu_ps(m, row + i));
-    }
-    __m512 peak = _mm512_set1_ps(_mm512_reduce_max_ps(high));
-    for (int64_t i = from; i < to; i += 16) {
-      __mmask16 m = tail_mask(to - i);
-      __m512 w = _mm512_maskz_mov_ps(m, exp16(_mm512_sub_ps(_mm512_maskz_loadu_ps(m, row + i), peak)));
-      sum = _mm512_add_ps(sum, w);
-      _mm512_mask_storeu_ps(row + i, m, w);
-    }
-    __m512 inverse = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(sum));
+    __m512 inverse = _mm512_set1_ps(1.0f / exp_row(row, from, to, row));
     for (int64_t i = from; i < to; i += 16) {
       __mmask16 m = tail_mask(to - i);
       _mm512_mask_storeu_ps(row + i, m, _mm512_mul_ps(_mm512_maskz_loadu_ps(m, row + i), inverse));
@@ -168,7 +151,7 @@ struct Task {
   void take(const bf16* k, const bf16* v) {
     gather(k, a.seen, a.k, a.groups * a.k, keys.data());
     gather(v, a.seen, a.k, a.groups * a.k, values.data());
-    by_rows(keys.data(), a.seen, a.k, key_rows.data());
+    pack_rows(keys.data(), a.seen, a.k, key_rows.data());
     pack_pairs(values.data(), a.seen, a.k, value_pairs.data());
   }
 
@@ -260,7 +243,7 @@ void scumble_train_attention_back(const bf16* grad, const bf16* queries, const b
       int64_t row = unit / groups, g = unit % groups;
       int64_t q = row * tokens * heads * k + g * shape.share() * k, kv = (row * seen * groups + g) * k;
       task.take(keys + kv, values + kv);
-      by_rows(task.values.data(), seen, k, task.value_rows.data());
+      pack_rows(task.values.data(), seen, k, task.value_rows.data());
       pack_pairs(task.keys.data(), seen, k, task.key_pairs.data());
       std::fill(task.key_sums.begin(), task.key_sums.end(), 0.0f);
       std::fill(task.value_sums.begin(), task.value_sums.end(), 0.0f);

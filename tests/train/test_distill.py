@@ -164,6 +164,21 @@ def test_the_second_pass_looks_at_the_stepped_canvas_and_wants_the_right_ids(mon
     assert loss(own) < blind - 0.5
 
 
+def test_a_share_of_the_canvases_holds_every_proposal(monkeypatch):
+    bounds = []
+
+    def listen(noised, look, bound, *_):
+        bounds.append(bound)
+        return noised
+
+    monkeypatch.setattr(objective_module, "sampler_step", listen)
+    model, ids = tiny_model(), torch.tensor([prompt(13, seed) for seed in range(2)])
+    own = Objective(self_conditioning=1.0, trajectory_share=1.0, trajectory_bound=2.5, unbounded_share=0.5)
+    for seed in range(20):
+        losses(model, ids, torch.full((2,), 13), 5, 8, own, torch.Generator().manual_seed(seed))
+    assert set(bounds) == {2.5, float("inf")}
+
+
 def test_rows_that_keep_their_own_text_do_not_see_the_sampler_s_canvases(monkeypatch):
     """Where many answers would do, a proposal that differs from this one is no error."""
     model = tiny_model()
@@ -234,6 +249,11 @@ steps = 1
         ("distill_share = 1.5", 'init = "first"', "distill_share must lie in 0 … 1, found 1.5"),
         ("trajectory_share = 0.5", 'init = "first"', r"share of the distilled and the repair batches; set"),
         ("teacher_every = 5", 'init = "first"', r"replaces the teacher of a distillation; set objective.distill_share"),
+        (
+            "distill_share = 0.5\nunbounded_share = 2.0",
+            'init = "first"',
+            "unbounded_share must lie in 0 … 1",
+        ),
         ("draft_share = 0.5", 'init = "first"', r"share of the repair rows' canvases and needs .* found 0.0"),
         ("draft_share = 1.5", 'init = "first"', "draft_share must lie in 0 … 1, found 1.5"),
         ("distill_share = 0.5\ntrajectory_bound = 0.0", 'init = "first"', "trajectory_bound must lie in"),

@@ -103,6 +103,7 @@ class Objective:
     trajectory_share: share of those, and of repair batches, where self-conditioned, whose second pass looks at the
         canvases as the sampler, with an entropy bound of trajectory_bound (changes alone), would leave them after the
         first; but not of rows in them that keep their own text.
+    unbounded_share: share of those second passes whose canvases hold every proposal of the first, without a bound.
     t_min, t_max: temperatures of that first pass, at noise levels 0 and 1: the sampler's, as it will be used.
     prompt_share: the prompt is 1 … that share of a row's document, uniformly. causal_weight: of the next-token loss.
     """
@@ -126,6 +127,7 @@ class Objective:
     teacher_every: int = 0
     trajectory_share: float = 0.0
     trajectory_bound: float = 1.0
+    unbounded_share: float = 0.0
     t_min: float = 0.4
     t_max: float = 0.8
     balance_weight: float = 0.01

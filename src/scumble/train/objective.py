@@ -18,6 +18,7 @@ it, t_min + (t_max - t_min)·t; and the second pass may look at the canvas that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -100,7 +101,9 @@ def _canvas_loss(
             )  # fmt: skip
         soft = look.soft
         if follow:
-            stepped = sampler_step(noised, look, objective.trajectory_bound, model.config.vocab_size, generator)
+            unbounded = float(torch.rand((), generator=generator)) < objective.unbounded_share
+            bound = math.inf if unbounded else objective.trajectory_bound
+            stepped = sampler_step(noised, look, bound, model.config.vocab_size, generator)
             if followed is not None:
                 stepped = replace(stepped, ids=torch.where(followed[:, None, None], stepped.ids, noised.ids))
             noised = stepped

@@ -96,6 +96,7 @@ def _check(config: TrainConfig, path: Path) -> None:
         ("objective.teacher_every", config.objective.teacher_every, 0, 10**8),
         ("objective.trajectory_share", config.objective.trajectory_share, 0, 1),
         ("objective.trajectory_bound", config.objective.trajectory_bound, 1e-6, 1e9),
+        ("objective.unbounded_share", config.objective.unbounded_share, 0, 1),
         ("objective.t_min", config.objective.t_min, 0.0001, 1000),
         ("objective.t_max", config.objective.t_max, config.objective.t_min, 1000),
         ("objective.balance_weight", config.objective.balance_weight, 0, 1000),

@@ -20,6 +20,8 @@ BEGIN, END = "<!-- figures, by docs/make_card.py -->", "<!-- end of figures -->"
 SPEED: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("tokens_per_pass", "tokens a pass", two),
     ("passes", "passes an answer", two),
+    ("reads", "reads an answer", two),
+    ("tokens_per_forward", "tokens a pass or read", two),
     ("evaluations", "evaluations an answer", two),
     ("tokens", "tokens an answer", two),
     ("tokens_per_second", "tokens a second", two),

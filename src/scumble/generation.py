@@ -18,6 +18,7 @@ Preference = Literal["likely", "python"]
 
 COLDEST = 1e-4  # temperatures below would overflow float32 in places, and are argmax in all but name
 MAX_CANDIDATES = 64
+MAX_REVISIONS = 64
 MAX_PASSES = 10_000  # an absurd number of passes is a typing error, not a wish
 
 
@@ -45,6 +46,9 @@ class GenerationConfig:
     best_of: candidates a canvas, 1 … 64, denoised side by side and then read by the causal model. Committed is the one
         with the highest mean log-probability a token; those that came to their end go before those that did not.
         Diffusion only. Default 1.
+    revisions: rounds, 0 … 64, in which the causal model corrects what it has read of a canvas before one text is
+        committed: where a token surprises it, its own is tried in its place and before it, and so is the text without
+        it; what reads better goes on to the next round. Not where positions are pinned. Diffusion only. Default 0.
     prefer: which candidates go before all others: "python", those with which the text so far is Python or the beginning
         of it (the text before and behind a hole included), or "likely" (default): none.
     top_k (≥ 1), top_p (0 < p ≤ 1): autoregressive only.
@@ -69,6 +73,7 @@ class GenerationConfig:
     ignore_eos: bool | None = None
     decoder: Decoder | None = None
     best_of: int | None = None
+    revisions: int | None = None
     prefer: Preference | None = None
     top_k: int | None = None
     top_p: float | None = None
@@ -110,6 +115,7 @@ class GenerationConfig:
         if self.canvas_length != "auto":
             _whole("canvas_length", self.canvas_length, 1, 2**20, " or 'auto'")
         _whole("best_of", self.best_of, 1, MAX_CANDIDATES)
+        _whole("revisions", self.revisions, 0, MAX_REVISIONS)
         _whole("top_k", self.top_k, 1, 2**31 - 1)
         _real("top_p", self.top_p, 0, 1, open_low=True)
         _whole("logprobs", self.logprobs, 0, 20)
@@ -165,6 +171,7 @@ RELEASE_DEFAULTS: dict[str, Any] = {
     "ignore_eos": False,
     "decoder": "diffusion",
     "best_of": 1,
+    "revisions": 0,
     "prefer": "likely",
     "budget": "accepted",
     "commit": "argmax",
@@ -191,6 +198,7 @@ class Generation:
     finish_reason: "stop" (end-of-sequence id or stop string) or "length".
     passes: denoising passes, one number a canvas; of the autoregressive decoder: forward passes, one number in all.
     evaluations: how often a canvas went through the model: sum(passes), but each candidate counts for itself.
+    reads: how often the causal model read finished texts to choose or to correct one, all of a canvas's at once.
     seconds: wall time from request to end; first_text_seconds: to the first committed token.
     """
 
@@ -200,6 +208,7 @@ class Generation:
     prompt_tokens: int
     passes: tuple[int, ...]
     evaluations: int
+    reads: int
     seconds: float
     first_text_seconds: float
     logprobs: tuple[TokenLogprobs, ...] | None = None

@@ -26,6 +26,7 @@ class Row:
         self._typed = typed
         self.passes: list[int] = []
         self.evaluations = 0
+        self.reads = 0
         self._tokenizer = tokenizer
         self._started = started
         self._first: float | None = None
@@ -51,6 +52,7 @@ class Row:
             self._first = time.perf_counter() - self._started
         if self.request.settings.decoder == "autoregressive":
             self.passes, self.evaluations = [event.canvas_index + 1], event.canvas_index + 1
+        self.reads += event.reads
         before = len(self.answer.ids)
         text = self.answer.feed(event.ids)
         self._logprobs += event.logprobs or ()
@@ -70,6 +72,7 @@ class Row:
             prompt_tokens=self.request.prompt.shape[0],
             passes=end.passes,
             evaluations=end.evaluations,
+            reads=self.reads,
             seconds=seconds,
             first_text_seconds=self._first if self._first is not None else seconds,
             logprobs=tuple(self._logprobs[: len(ids)]) if wanted else None,

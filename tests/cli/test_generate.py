@@ -77,8 +77,8 @@ def test_json_holds_everything(capfd: pytest.CaptureFixture[str], folder: Path, 
     assert (code, err) == (0, "")
     found = json.loads(out)
     assert set(found) == {
-        "text", "token_ids", "finish_reason", "prompt_tokens", "passes", "evaluations", "seconds", "first_text_seconds",
-        "tokens_per_second", "logprobs", "thinking", "model", "config",
+        "text", "token_ids", "finish_reason", "prompt_tokens", "passes", "evaluations", "reads", "seconds",
+        "first_text_seconds", "tokens_per_second", "logprobs", "thinking", "model", "config",
     }  # fmt: skip
     assert found["finish_reason"] in ("stop", "length")
     assert len(found["logprobs"]) == len(found["token_ids"]) <= 20

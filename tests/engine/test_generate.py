@@ -32,6 +32,7 @@ ROWS = [
     (prompt(9, 6), GenerationConfig(max_new_tokens=5, seed=6, decoder="autoregressive", temperature=0, top_k=3)),
     (prompt(2, 7), GenerationConfig(max_new_tokens=30, seed=7, canvas_length="auto", **FREE)),
     (prompt(4, 8), GenerationConfig(max_new_tokens=12, seed=8, best_of=3, entropy_bound=3.0, **FREE)),
+    (prompt(6, 9), GenerationConfig(max_new_tokens=12, seed=9, best_of=2, revisions=3, entropy_bound=3.0, **FREE)),
 ]
 
 

@@ -194,7 +194,7 @@ def test_a_model_without_a_tokenizer_cannot_be_asked():
 
 def record(place: int, variant: str, too_long: bool = False, **scores: float) -> Record:
     case = Case(f"c{place}", f"g{place // 2}", "")
-    return Record(case, variant, "", 10, 4 + place, 8 + place, 2.0, 0.5, True, scores, too_long)
+    return Record(case, variant, "", 10, 4 + place, 8 + place, 2, 2.0, 0.5, True, scores, too_long)
 
 
 RATE, MEAN = Metric("rate", "a share"), Metric("mean", "a mean", "mean")
@@ -215,6 +215,8 @@ def test_speed_leaves_out_what_was_never_asked():
     assert figures["passes"]["mean"] == 4
     assert figures["evaluations"]["mean"] == 8
     assert figures["tokens_per_pass"]["mean"] == 2.5
+    assert figures["reads"]["mean"] == 2
+    assert figures["tokens_per_forward"]["mean"] == pytest.approx(10 / 6)
     assert figures["tokens_per_second"]["mean"] == 5
     assert figures["too_long"] == 1
     nothing = summarize([record(0, "a", True, rate=0)], (RATE,))

@@ -78,8 +78,8 @@ def watch(
 def fixed_config(passes: int, new_tokens: int, seed: int) -> GenerationConfig:
     """A run whose work does not depend on what the model says: every canvas takes `passes` passes, none ends early."""
     return GenerationConfig(
-        max_new_tokens=new_tokens, max_denoising_steps=passes, confidence_threshold=0.0, best_of=1, ignore_eos=True,
-        seed=seed,
+        max_new_tokens=new_tokens, max_denoising_steps=passes, confidence_threshold=0.0, best_of=1, revisions=0,
+        ignore_eos=True, seed=seed,
     )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ def run_prefill(llm: LLM, prompt: Sequence[int], now: Now) -> float:
 
 def run_adaptive(llm: LLM, prompts: Sequence[Sequence[int]], new_tokens: int, seed: int, now: Now) -> list[Watched]:
     """Every prompt once, with the checkpoint's own settings but for the number of candidates, which is one."""
-    settings = GenerationConfig(max_new_tokens=new_tokens, best_of=1, seed=seed)
+    settings = GenerationConfig(max_new_tokens=new_tokens, best_of=1, revisions=0, seed=seed)
     return [watch(llm, prompt, settings, now) for prompt in prompts]
 
 

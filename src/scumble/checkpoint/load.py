@@ -86,7 +86,7 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     raw = read_json(path)
     names = (
         "max_new_tokens", "max_denoising_steps", "t_min", "t_max", "stability_threshold", "confidence_threshold",
-        "canvas_length", "budget", "best_of", "prefer", "positions_per_pass",  # ours; the release has none
+        "canvas_length", "budget", "best_of", "revisions", "prefer", "positions_per_pass",  # ours; the release has none
     )  # fmt: skip
     out = {name: raw[name] for name in names if raw.get(name) is not None}
     sampler = raw.get("sampler_config")

@@ -53,6 +53,7 @@ def chat(
     canvas_length: o.CanvasLength = None,
     budget: o.Budget = None,
     best_of: o.BestOf = None,
+    revisions: o.Revisions = None,
     prefer: o.Prefer = None,
     stop: o.Stop = None,
     decoder: o.Decoder = None,
@@ -71,8 +72,8 @@ def chat(
 
     config = o.generation_config(
         max_new_tokens=max_new_tokens, seed=seed, temperature=temperature, steps=steps, entropy_bound=entropy_bound,
-        confidence=confidence, canvas_length=canvas_length, budget=budget, best_of=best_of, prefer=prefer, stop=stop,
-        decoder=decoder, top_k=top_k, top_p=top_p,
+        confidence=confidence, canvas_length=canvas_length, budget=budget, best_of=best_of, revisions=revisions,
+        prefer=prefer, stop=stop, decoder=decoder, top_k=top_k, top_p=top_p,
     )  # fmt: skip
     try:
         _ = llm.chat_template

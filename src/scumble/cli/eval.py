@@ -71,6 +71,7 @@ def eval(
     canvas_length: o.CanvasLength = None,
     budget: o.Budget = None,
     best_of: o.BestOf = None,
+    revisions: o.Revisions = None,
     prefer: o.Prefer = None,
     sweep: Annotated[
         Path | None,
@@ -115,6 +116,7 @@ def eval(
         "canvas_length": o.number_or_word(canvas_length),
         "budget": budget,
         "best_of": best_of,
+        "revisions": revisions,
         "prefer": prefer,
     }
     plan = Plan(

@@ -60,6 +60,7 @@ def generate(
     canvas_length: o.CanvasLength = None,
     budget: o.Budget = None,
     best_of: o.BestOf = None,
+    revisions: o.Revisions = None,
     prefer: o.Prefer = None,
     stop: o.Stop = None,
     ignore_eos: o.IgnoreEos = False,
@@ -97,8 +98,8 @@ def generate(
     llm = load_llm(model, dtype, device, console)
     config = o.generation_config(
         max_new_tokens=max_new_tokens, seed=seed, temperature=temperature, steps=steps, entropy_bound=entropy_bound,
-        confidence=confidence, canvas_length=canvas_length, budget=budget, best_of=best_of, prefer=prefer, stop=stop,
-        ignore_eos=ignore_eos, decoder=decoder, top_k=top_k, top_p=top_p, logprobs=logprobs,
+        confidence=confidence, canvas_length=canvas_length, budget=budget, best_of=best_of, revisions=revisions,
+        prefer=prefer, stop=stop, ignore_eos=ignore_eos, decoder=decoder, top_k=top_k, top_p=top_p, logprobs=logprobs,
     )  # fmt: skip
     live = can_draw(console) and not no_live and not as_json
     if suffix is None and repair is None:
@@ -161,6 +162,7 @@ def describe(
         "prompt_tokens": prompt_tokens,
         "passes": outcome.passes if done is None else list(done.passes),
         "evaluations": outcome.evaluations if done is None else done.evaluations,
+        "reads": 0 if done is None else done.reads,
         "seconds": seconds,
         "first_text_seconds": None if done is None else done.first_text_seconds,
         "tokens_per_second": len(outcome.token_ids) / seconds if seconds > 0 else None,
@@ -183,7 +185,7 @@ def used_config(llm: LLM, settings: Settings, config: GenerationConfig) -> dict[
 
     full = asdict(config.merged(llm.defaults).merged(RELEASE_DEFAULTS))
     length = full["canvas_length"] or llm.model.config.canvas_length
-    ran = {name: getattr(settings, name) for name in ("max_new_tokens", "best_of", "prefer")}
+    ran = {name: getattr(settings, name) for name in ("max_new_tokens", "best_of", "revisions", "prefer")}
     return {**full, **ran, "canvas_length": length}
 
 

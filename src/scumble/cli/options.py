@@ -55,6 +55,10 @@ BestOf = Annotated[
     int | None,
     typer.Option(help="Candidates a canvas, side by side; the likeliest is kept.", rich_help_panel=SAMPLING),
 ]
+Revisions = Annotated[
+    int | None,
+    typer.Option(help="Rounds in which the causal model corrects a canvas's text.", rich_help_panel=SAMPLING),
+]
 Prefer = Annotated[
     str | None,
     typer.Option(help="Which candidates go first: likely, or python (those that parse).", rich_help_panel=SAMPLING),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -34,6 +37,11 @@ def token_logprobs(
             top = tuple(zip(result.top_ids[index].tolist(), result.top_logprobs[index].tolist(), strict=True))
         out.append(TokenLogprobs(token, logprob, top))
     return tuple(out)
+
+
+def with_alternatives(logprobs: Sequence[TokenLogprobs], count: int) -> tuple[TokenLogprobs, ...]:
+    """The same with `count` alternatives a token at most."""
+    return tuple(replace(one, top=one.top[:count]) for one in logprobs)
 
 
 def shift(last: Tensor, hidden: Tensor) -> Tensor:

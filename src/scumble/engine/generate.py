@@ -13,8 +13,8 @@ from torch import Tensor
 
 from scumble.diffusion import Canvas, Noise, Proposal, committed_ids, start_canvas
 from scumble.engine.autoregressive import autoregressive
-from scumble.engine.candidates import likeliest, read, side_by_side
-from scumble.engine.commit import cut
+from scumble.engine.candidates import choose, side_by_side
+from scumble.engine.commit import cut, with_alternatives
 from scumble.engine.prefill import prefill
 from scumble.engine.request import Request
 from scumble.engine.steps import Answer, PassDone, Steps, TokensCommitted, Work
@@ -29,9 +29,11 @@ def generate(model: Transformer, request: Request) -> Steps:
 
 
 def diffusion(model: Transformer, request: Request) -> Steps:
-    """Answer a request canvas by canvas. With several candidates a canvas, the likeliest text of them is committed."""
-    settings, check = request.settings, request.check
-    scored = settings.logprobs is not None or len(request.noises) > 1
+    """Answer a request canvas by canvas. With several candidates a canvas, or revisions, the causal model has its say
+    in what is committed.
+    """
+    settings = request.settings
+    scored = settings.logprobs is not None or len(request.noises) > 1 or settings.revisions > 0
     cache = model.new_cache()
     last_hidden = yield from prefill(request.prompt.to(model.device), cache, quiet=not scored)
 
@@ -50,16 +52,15 @@ def diffusion(model: Transformer, request: Request) -> Steps:
         evaluations += sum(taken for _, taken in finished)
 
         drafts = [cut(ids, settings.eos_ids, settings.max_new_tokens - len(answer)) for ids, _ in finished]
-        best, logprobs = 0, None
+        ids, ended = drafts[0]
+        logprobs, reads = None, 0
         if scored:
-            texts = yield from read(model, cache, [ids for ids, _ in drafts], last_hidden, settings.logprobs or 0)
-            fits = [check is None or check([*answer, *ids.tolist()], ended) for ids, ended in drafts]
-            best = likeliest([text.logprobs for text in texts], [ended for _, ended in drafts], fits)
-            last_hidden = texts[best].last_hidden
-            logprobs = None if settings.logprobs is None else texts[best].logprobs
-        ids, ended = drafts[best]
+            room = min(settings.canvas_length(index), settings.max_new_tokens - len(answer))
+            text, reads = yield from choose(model, request, cache, answer, drafts, last_hidden, room)
+            ids, ended, last_hidden = text.ids, text.ended, text.last_hidden
+            logprobs = None if settings.logprobs is None else with_alternatives(text.logprobs, settings.logprobs)
         answer += ids.tolist()
-        yield TokensCommitted(tuple(ids.tolist()), index, logprobs)
+        yield TokensCommitted(tuple(ids.tolist()), index, logprobs, reads)
         if ended or len(answer) == settings.max_new_tokens:  # the last canvas is never encoded for its own sake
             return Answer("stop" if ended else "length", tuple(passes), evaluations)
         uncached = Segment(ids, cache, "encode", quiet=True)

@@ -51,6 +51,7 @@ class Settings:
     stop: tuple[str, ...]
     seed: int
     best_of: int
+    revisions: int
     prefer: Preference
     top_k: int | None
     top_p: float | None
@@ -147,7 +148,11 @@ def resolve(
             raise InvalidRequest(
                 f"prefer chooses among candidates and needs decoder='diffusion', found prefer={config.prefer!r}"
             )
-        full = replace(full, best_of=1, prefer="likely")  # the checkpoint's are meant for canvases
+        if config.revisions not in (None, 0):
+            raise InvalidRequest(
+                f"revisions correct a canvas and need decoder='diffusion', found revisions={config.revisions}"
+            )
+        full = replace(full, best_of=1, revisions=0, prefer="likely")  # the checkpoint's are meant for canvases
     if (full.top_k is not None or full.top_p is not None) and full.decoder == "diffusion":
         raise InvalidRequest("top_k and top_p apply to decoder='autoregressive' only; diffusion uses entropy_bound")
     # Every name that RELEASE_DEFAULTS holds is set from here on.
@@ -168,6 +173,7 @@ def resolve(
         stop=_set(full.stop),
         seed=_set(full.seed),
         best_of=_set(full.best_of),
+        revisions=_set(full.revisions),
         prefer=_set(full.prefer),
         top_k=full.top_k,
         top_p=full.top_p,

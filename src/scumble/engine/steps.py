@@ -43,11 +43,13 @@ class PassDone:
 
 @dataclass(frozen=True)
 class TokensCommitted:
-    """Ids that will not change any more, in order. logprobs: one a token, when the request asked for them."""
+    """Ids that will not change any more, in order. logprobs: one a token, when the request asked for them. reads: how
+    often the causal model read the canvas's texts to choose or correct them."""
 
     ids: tuple[int, ...]
     canvas_index: int
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    reads: int = 0
 
 
 @dataclass(frozen=True)

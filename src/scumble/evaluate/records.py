@@ -19,8 +19,9 @@ class Record:
     """One case, answered by one variant. tokens: of the answer, its end-of-sequence id included, nothing behind it.
 
     passes: denoising passes, or forward passes of the autoregressive decoder; evaluations: of canvases, each candidate
-    for itself. What diffusion encodes (the prompt, what is committed) or reads (candidates, once each) is no pass, but
-    takes its part of `seconds`. too_long: the case does not fit the context; it scores 0.
+    for itself; reads: of finished texts by the causal model, to choose or correct one. What diffusion encodes (the
+    prompt, what is committed) is neither, but takes its part of `seconds`. too_long: the case does not fit the context;
+    it scores 0.
     """
 
     case: Case
@@ -29,11 +30,17 @@ class Record:
     tokens: int
     passes: int
     evaluations: int
+    reads: int
     seconds: float
     first_text_seconds: float
     ended: bool
     scores: Scores
     too_long: bool = False
+
+    @property
+    def forwards(self) -> int:
+        """Runs of the model that wait for one another."""
+        return self.passes + self.reads
 
 
 def collect(
@@ -59,10 +66,10 @@ def answer(llm: LLM, task: Task, case: Case, variant: Variant, seed: int) -> Rec
         generation = task.ask(llm, case, variant.config(task.max_new_tokens, seed))
     except PromptTooLong:
         none = {metric.name: 0.0 for metric in task.metrics}
-        return Record(case, variant.name, "", 0, 0, 0, 0.0, 0.0, False, none, too_long=True)
+        return Record(case, variant.name, "", 0, 0, 0, 0, 0.0, 0.0, False, none, too_long=True)
     ended = generation.finish_reason == "stop"
     scores = {name: float(value) for name, value in task.score(case, generation.text, ended).items()}
     return Record(
         case, variant.name, generation.text, len(generation.token_ids), sum(generation.passes),
-        generation.evaluations, generation.seconds, generation.first_text_seconds, ended, scores,
+        generation.evaluations, generation.reads, generation.seconds, generation.first_text_seconds, ended, scores,
     )  # fmt: skip

@@ -22,6 +22,8 @@ def summarize(records: Sequence[Record], metrics: Sequence[Metric]) -> Figures:
         "evaluations": _ratio(done, "evaluations"),
         "tokens": _ratio(done, "tokens"),
         "tokens_per_pass": _ratio(done, "tokens", "passes"),
+        "reads": _ratio(done, "reads"),
+        "tokens_per_forward": _ratio(done, "tokens", "forwards"),
         "tokens_per_second": _ratio(done, "tokens", "seconds"),
         "first_text_seconds": _ratio(done, "first_text_seconds"),
         "seconds": _ratio(done, "seconds"),

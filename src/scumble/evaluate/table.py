@@ -54,6 +54,8 @@ def _variants(task: dict[str, Any]) -> Table:
     for key, label, show in (
         ("tokens_per_pass", "tokens a pass", two),
         ("passes", "passes an answer", two),
+        ("reads", "reads an answer", two),
+        ("tokens_per_forward", "tokens a pass or read", two),
         ("evaluations", "evaluations an answer", two),
         ("tokens", "tokens an answer", two),
         ("tokens_per_second", "tokens a second", two),

@@ -19,7 +19,8 @@ GRID: Grid = {
 }
 SWEPT = (
     "temperature", "entropy_bound", "t_min", "t_max", "max_denoising_steps", "stability_threshold",
-    "confidence_threshold", "positions_per_pass", "canvas_length", "budget", "best_of", "prefer", "commit", "stability",
+    "confidence_threshold", "positions_per_pass", "canvas_length", "budget", "best_of", "revisions", "prefer",
+    "commit", "stability",
 )  # fmt: skip  # what the diffusion decoder can be asked for; the tasks fix the rest
 
 

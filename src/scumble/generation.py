@@ -44,8 +44,8 @@ class GenerationConfig:
     ignore_eos: go on behind the end-of-sequence id.
     decoder: "diffusion", or "autoregressive" on the same weights.
     best_of: candidates a canvas, 1 … 64, denoised side by side and then read by the causal model. Committed is the one
-        with the highest mean log-probability a token; those that came to their end go before those that did not.
-        Diffusion only. Default 1.
+        with the highest mean log-probability a token; those that came to their end go before those that did not. A
+        draft that was handed in is read with them, as it stands. Diffusion only. Default 1.
     revisions: rounds, 0 … 64, in which the causal model corrects what it has read of a canvas before one text is
         committed: where a token surprises it, its own is tried in its place and before it, and so is the text without
         it; what reads better goes on to the next round. Not where positions are pinned. Diffusion only. Default 0.

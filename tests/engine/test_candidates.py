@@ -105,6 +105,28 @@ def test_pins_and_the_draft_are_every_candidate_s():
     assert all(ids[2] == 40 for ids in finished_canvases(row))
 
 
+def test_a_draft_that_reads_better_than_all_candidates_is_committed_as_it_stands():
+    context = prompt(5)
+    config = GenerationConfig(decoder="autoregressive", temperature=0, max_new_tokens=2 * L, ignore_eos=True)
+    likely = answer(MODEL, [context], config)[0]["ids"]
+    row = answer(MODEL, [context], best_of(3, max_new_tokens=2 * L), draft=likely)[0]
+    assert all(ids not in finished_canvases(row, canvas) for canvas, ids in enumerate((likely[:L], likely[L:])))
+    assert row["ids"] == likely
+    # with nothing to choose among, what the passes made of it is the answer
+    alone = answer(MODEL, [context], best_of(1, max_new_tokens=L), draft=likely)[0]
+    assert [alone["ids"]] == finished_canvases(alone)
+
+
+def test_a_draft_that_breaks_a_promise_is_no_candidate():
+    context = prompt(5)
+    config = GenerationConfig(decoder="autoregressive", temperature=0, max_new_tokens=L, ignore_eos=True)
+    likely = answer(MODEL, [context], config)[0]["ids"]
+    pinned = {0: (likely[0] + 1) % 97}
+    assert answer(MODEL, [context], best_of(3), draft=likely, pinned=pinned)[0]["ids"][0] == pinned[0]
+    other = (likely[0] + 1) % 97
+    assert answer(MODEL, [context], best_of(3), draft=likely, first=[other])[0]["ids"][0] == other
+
+
 @pytest.mark.parametrize("wrong", [0, -1, 65, 2.5, True, "3"])
 def test_numbers_of_candidates_that_are_none(wrong):
     with pytest.raises(InvalidRequest, match=r"best_of must be a whole number in 1 … 64"):

@@ -48,6 +48,7 @@ def chat(
     seed: o.Seed = None,
     temperature: o.Temperature = None,
     steps: o.Steps = None,
+    positions_per_pass: o.PositionsPerPass = None,
     entropy_bound: o.EntropyBound = None,
     confidence: o.Confidence = None,
     canvas_length: o.CanvasLength = None,
@@ -71,7 +72,8 @@ def chat(
     from scumble.cli.conversation import Conversation
 
     config = o.generation_config(
-        max_new_tokens=max_new_tokens, seed=seed, temperature=temperature, steps=steps, entropy_bound=entropy_bound,
+        max_new_tokens=max_new_tokens, seed=seed, temperature=temperature, steps=steps,
+        positions_per_pass=positions_per_pass, entropy_bound=entropy_bound,
         confidence=confidence, canvas_length=canvas_length, budget=budget, best_of=best_of, revisions=revisions,
         prefer=prefer, stop=stop, decoder=decoder, top_k=top_k, top_p=top_p,
     )  # fmt: skip

@@ -66,6 +66,7 @@ def eval(
     ] = None,
     temperature: o.Temperature = None,
     steps: o.Steps = None,
+    positions_per_pass: o.PositionsPerPass = None,
     entropy_bound: o.EntropyBound = None,
     confidence: o.Confidence = None,
     canvas_length: o.CanvasLength = None,
@@ -111,6 +112,7 @@ def eval(
     settings = {
         "temperature": temperature,
         "max_denoising_steps": steps,
+        "positions_per_pass": positions_per_pass,
         "entropy_bound": entropy_bound,
         "confidence_threshold": confidence,
         "canvas_length": o.number_or_word(canvas_length),

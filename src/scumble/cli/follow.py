@@ -79,6 +79,8 @@ def summary(outcome: Outcome, decoder: str) -> str:
         parts += [_plural(sum(passes), "pass", "passes") + canvases + each, f"{tokens / total:.1f} tokens a pass"]
         if evaluations > sum(passes):
             parts.append(f"{evaluations} canvas evaluations")
+        if done is not None and done.reads > len(passes):  # more than to choose
+            parts.append(f"{done.reads} reads")
     parts += [f"{seconds:.1f} s", f"{tokens / max(seconds, 1e-9):.0f} tok/s"]
     parts.append("interrupted" if done is None else ends[done.finish_reason])
     return " · ".join(parts)

@@ -55,6 +55,7 @@ def generate(
     seed: o.Seed = None,
     temperature: o.Temperature = None,
     steps: o.Steps = None,
+    positions_per_pass: o.PositionsPerPass = None,
     entropy_bound: o.EntropyBound = None,
     confidence: o.Confidence = None,
     canvas_length: o.CanvasLength = None,
@@ -97,7 +98,8 @@ def generate(
     console = error_console()
     llm = load_llm(model, dtype, device, console)
     config = o.generation_config(
-        max_new_tokens=max_new_tokens, seed=seed, temperature=temperature, steps=steps, entropy_bound=entropy_bound,
+        max_new_tokens=max_new_tokens, seed=seed, temperature=temperature, steps=steps,
+        positions_per_pass=positions_per_pass, entropy_bound=entropy_bound,
         confidence=confidence, canvas_length=canvas_length, budget=budget, best_of=best_of, revisions=revisions,
         prefer=prefer, stop=stop, ignore_eos=ignore_eos, decoder=decoder, top_k=top_k, top_p=top_p, logprobs=logprobs,
     )  # fmt: skip

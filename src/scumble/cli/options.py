@@ -32,6 +32,10 @@ Temperature = Annotated[
     ),
 ]
 Steps = Annotated[int | None, typer.Option(help="Denoising passes a canvas at most.", rich_help_panel=SAMPLING)]
+PositionsPerPass = Annotated[
+    int | None,
+    typer.Option(help="At most one pass for so many positions of a canvas.", rich_help_panel=SAMPLING),
+]
 EntropyBound = Annotated[
     float | None, typer.Option(help="Uncertainty that one pass may accept, in nats.", rich_help_panel=SAMPLING)
 ]
@@ -101,6 +105,7 @@ def generation_config(
         of_canvases = {
             "--steps": steps, "--confidence": confidence, "--canvas-length": canvas_length,
             "--entropy-bound": settings.get("entropy_bound"), "--budget": settings.get("budget"),
+            "--positions-per-pass": settings.get("positions_per_pass"),
         }  # fmt: skip
         given = [name for name, value in of_canvases.items() if value is not None]
         if given:

@@ -85,6 +85,7 @@ def choose(
     rounds = 0 if request.pinned else settings.revisions
     alternatives = max(settings.logprobs or 0, 1 if rounds else 0)
     firsts = None if answer or request.first is None else set(request.first.tolist())
+    drafts = [*drafts, *_as_given(request, len(answer), room, firsts, last_hidden.device)]
     known = {tuple(ids.tolist()) for ids, _ in drafts}
 
     def read_all(new: Sequence[tuple[Tensor, bool]]) -> Generator[Work, Tensor, list[Text]]:
@@ -108,6 +109,20 @@ def choose(
         texts += yield from read_all(new)
         reads += 1
     return max(texts, key=lambda text: text.rank), reads
+
+
+def _as_given(
+    request: Request, begin: int, room: int, firsts: set[int] | None, device: torch.device
+) -> list[tuple[Tensor, bool]]:
+    """The part of the request's draft that lies on the canvas, as it stands: it is right already if no candidate reads
+    better. Nothing where there is no choice, or where it does not hold what is promised."""
+    settings = request.settings
+    if request.draft is None or request.pinned or (len(request.noises) == 1 and not settings.revisions):
+        return []
+    given = request.draft[begin : begin + room]
+    if not len(given) or (firsts is not None and int(given[0]) not in firsts):
+        return []
+    return [cut(given.to(device), settings.eos_ids, room)]
 
 
 def read(

@@ -53,7 +53,7 @@ def main() -> None:
 
     llm = LLM.load(options.model)
     tokens = min(options.tokens, llm.model.config.canvas_length)
-    config = GenerationConfig(max_new_tokens=tokens, canvas_length=tokens, seed=options.seed, best_of=1)
+    config = GenerationConfig(max_new_tokens=tokens, canvas_length=tokens, seed=options.seed, best_of=1, revisions=0)
     frames = record(llm, options.prompt, config, tokens)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(picture(frames), encoding="utf-8")

@@ -24,7 +24,7 @@ def test_a_preference_needs_a_tokenizer_where_the_caller_has_it():
 def test_a_candidate_that_makes_python_is_committed_where_there_is_one(seed):
     llm = LLM.load()
     before = "def half(x):"
-    config = GenerationConfig(best_of=5, prefer="python", max_new_tokens=24, canvas_length=24, seed=seed)
+    config = GenerationConfig(best_of=5, revisions=0, prefer="python", max_new_tokens=24, canvas_length=24, seed=seed)
     *events, finished = llm.stream(before, config)
     last = {event.candidate: event for event in events if isinstance(event, Draft)}
 

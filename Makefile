@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 .PHONY: demo test slow lint types clean
 
 demo: $(STAMP)
-	$(BIN)/scumble generate --max-new-tokens 64 --seed 2 "$$(cat examples/prompt.py)"
+	$(BIN)/scumble generate --max-new-tokens 64 "$$(cat examples/prompt.py)"
 
 test: $(STAMP) lint
 	$(BIN)/python -m pytest

@@ -248,6 +248,7 @@ steps = 1
     [
         ("distill_share = 1.5", 'init = "first"', "distill_share must lie in 0 … 1, found 1.5"),
         ("trajectory_share = 0.5", 'init = "first"', r"share of the distilled and the repair batches; set"),
+        ("distill_share = 0.5\nunbounded_share = 0.5", 'init = "first"', "share of the sampler's canvases; set"),
         ("teacher_every = 5", 'init = "first"', r"replaces the teacher of a distillation; set objective.distill_share"),
         (
             "distill_share = 0.5\nunbounded_share = 2.0",

@@ -151,6 +151,11 @@ def _check(config: TrainConfig, path: Path) -> None:
             f"{path}: objective.trajectory_share ({config.objective.trajectory_share}) is a share of the distilled and "
             "the repair batches; set objective.distill_share or objective.repair_share above 0"
         )
+    if config.objective.unbounded_share and not config.objective.trajectory_share:
+        raise DataError(
+            f"{path}: objective.unbounded_share ({config.objective.unbounded_share}) is a share of the sampler's "
+            "canvases; set objective.trajectory_share above 0"
+        )
     if config.model is not None:
         _check_heads(config.model, path)
         check_fits(config, config.model.canvas_length, config.model.context, str(path))

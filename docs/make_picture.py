@@ -20,7 +20,7 @@ from scumble import LLM, GenerationConfig
 from scumble.cli.canvas_view import CanvasView, View
 from scumble.cli.layout import Piece, Row, rows_of
 from scumble.cli.terminal import visible
-from scumble.generation import Draft, Finished
+from scumble.events import Draft, Finished
 
 OUT = Path(__file__).parent / "images" / "canvas.svg"
 WIDTH = 84  # cells

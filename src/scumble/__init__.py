@@ -20,8 +20,9 @@ from scumble.errors import (
 )
 
 if TYPE_CHECKING:
-    from scumble.generation import Committed, Draft, Finished, Generation, GenerationConfig, TokenLogprobs
+    from scumble.events import Committed, Draft, Finished, Generation, TokenLogprobs
     from scumble.llm import LLM
+    from scumble.settings import GenerationConfig
 
 try:
     __version__ = version("scumble")
@@ -31,12 +32,12 @@ except PackageNotFoundError:  # a source tree that was never installed
 # Loaded on first use, so that `import scumble` stays quick: torch alone takes a second or two.
 _LAZY = {
     "LLM": "scumble.llm",
-    "Committed": "scumble.generation",
-    "Draft": "scumble.generation",
-    "Finished": "scumble.generation",
-    "Generation": "scumble.generation",
-    "GenerationConfig": "scumble.generation",
-    "TokenLogprobs": "scumble.generation",
+    "Committed": "scumble.events",
+    "Draft": "scumble.events",
+    "Finished": "scumble.events",
+    "Generation": "scumble.events",
+    "GenerationConfig": "scumble.settings",
+    "TokenLogprobs": "scumble.events",
 }
 
 __all__ = [

@@ -19,10 +19,11 @@ from scumble.diffusion import Noise
 from scumble.engine import Answer, PassDone, Request, TokensCommitted, generate, make_request, run
 from scumble.engine.request import Check, Settings
 from scumble.errors import InvalidRequest, TemplateError, TokenizerError, shown
-from scumble.generation import Finished, Generation, GenerationConfig
+from scumble.events import Finished, Generation, StreamEvent
 from scumble.model import Transformer
 from scumble.placement import choose_device, choose_dtype
-from scumble.row import Row, StreamEvent
+from scumble.row import Row
+from scumble.settings import GenerationConfig
 from scumble.text import ChatTemplate, Message, Tokenizer
 from scumble.text.healing import beginning_with, take_back
 from scumble.text.infill import encode_infill

@@ -7,10 +7,8 @@ from collections.abc import Iterator
 
 from scumble.answer import AnswerText
 from scumble.engine import Answer, PassDone, Request, TokensCommitted
-from scumble.generation import Committed, Draft, Finished, Generation, TokenLogprobs
+from scumble.events import Committed, Draft, Finished, Generation, StreamEvent, TokenLogprobs
 from scumble.text import Tokenizer
-
-StreamEvent = Draft | Committed | Finished
 
 
 class Row:

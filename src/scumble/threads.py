@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 
-from scumble.generation import Finished, Generation
-from scumble.row import StreamEvent
+from scumble.events import Finished, Generation, StreamEvent
 
 
 async def in_threads(start: Callable[[], Iterator[StreamEvent]]) -> AsyncGenerator[StreamEvent, None]:

@@ -17,7 +17,7 @@ import pytest
 from scumble import LLM, GenerationConfig
 from scumble.cli.main import main
 from scumble.cli.terminal import visible
-from scumble.generation import Committed
+from scumble.events import Committed
 
 from .conftest import make_folder, scumble
 

@@ -12,7 +12,7 @@ from scumble.cli.layout import PALETTE, Piece, rows_of, text_of
 from scumble.cli.region import Region
 from scumble.cli.screen import LiveScreen, Progress, footer
 from scumble.cli.terminal import visible
-from scumble.generation import Draft
+from scumble.events import Draft
 from scumble.text import Tokenizer
 
 from .conftest import SPECIAL, train_tokenizer

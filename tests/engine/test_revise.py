@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scumble import GenerationConfig, InvalidRequest
 from scumble.engine import make_request
 from scumble.engine.revise import edits
-from scumble.generation import TokenLogprobs
+from scumble.events import TokenLogprobs
 from tiny import EOS, answer, prompt, tiny_model
 
 MODEL = tiny_model()

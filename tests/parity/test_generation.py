@@ -16,7 +16,7 @@ import torch
 
 from oracle import BORDER, Oracle, OracleRun, RecordedNoise, Settings, Shape, decisive_run, random_shape
 from scumble import LLM, GenerationConfig
-from scumble.generation import Generation
+from scumble.events import Generation
 
 from .conftest import Pair, PairMaker
 

@@ -19,7 +19,7 @@ from scumble.bench.shapes import random_model, random_prompt, weight_bytes
 from scumble.bench.subject import PLAIN, Subject
 from scumble.bench.timing import clock, figure
 from scumble.config import ModelConfig
-from scumble.generation import Draft
+from scumble.events import Draft
 from scumble.llm import LLM
 
 PASSES = 5

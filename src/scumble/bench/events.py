@@ -9,8 +9,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from scumble.generation import Committed, Draft, Finished, Generation, GenerationConfig
+from scumble.events import Committed, Draft, Finished, Generation
 from scumble.llm import LLM
+from scumble.settings import GenerationConfig
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from typing import Any
 from scumble import diffusion
 from scumble.bench.events import Watched, watch
 from scumble.bench.timing import figure
-from scumble.generation import Draft, GenerationConfig
+from scumble.events import Draft
 from scumble.llm import LLM
 from scumble.model import Transformer
+from scumble.settings import GenerationConfig
 
 STAGES = ("conditioning", "attention", "dense", "experts", "norms", "vocabulary", "sampler", "overhead")
 

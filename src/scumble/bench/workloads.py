@@ -14,8 +14,8 @@ from typing import Any
 
 from scumble.bench.events import Watched, fixed_config, step_config, watch
 from scumble.bench.timing import Figure, figure
-from scumble.generation import GenerationConfig
 from scumble.llm import LLM
+from scumble.settings import GenerationConfig
 
 Now = Callable[[], float]
 

@@ -18,10 +18,10 @@ from scumble.checkpoint.files import DTYPES, Stored, find_tensors, read_converte
 from scumble.checkpoint.names import ENCODER, HEAD, VISION, candidates
 from scumble.config import ModelConfig, parse_model_config, read_json
 from scumble.errors import CheckpointError, InvalidRequest, shown
-from scumble.generation import RELEASE_DEFAULTS, GenerationConfig
 from scumble.model import Transformer
 from scumble.quant import Format, quantize_part
 from scumble.quant.sizes import weight_bytes
+from scumble.settings import RELEASE_DEFAULTS, GenerationConfig
 
 log = logging.getLogger("scumble")
 

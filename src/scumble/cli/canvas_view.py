@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from scumble.cli.layout import Look, Piece
 from scumble.cli.terminal import visible
-from scumble.generation import Draft
+from scumble.events import Draft
 from scumble.text import StreamDetokenizer, Tokenizer
 
 STEADY = 3  # passes without a change after which a position looks settled even when the sampler does not accept it

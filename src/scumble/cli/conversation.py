@@ -19,8 +19,8 @@ from scumble.cli.screen import LiveScreen, PlainScreen, Screen
 from scumble.cli.terminal import quiet_keyboard, visible
 from scumble.engine.request import Settings, resolve
 from scumble.errors import InvalidRequest, ScumbleError
-from scumble.generation import GenerationConfig
 from scumble.llm import LLM
+from scumble.settings import GenerationConfig
 
 
 @dataclass

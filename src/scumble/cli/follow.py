@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from scumble.generation import Committed, Draft, Finished, Generation
+from scumble.events import Committed, Draft, Finished, Generation
 
 if TYPE_CHECKING:
     from scumble.cli.screen import Screen

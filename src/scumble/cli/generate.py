@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from scumble.cli.follow import Outcome
     from scumble.cli.screen import Screen
     from scumble.engine.request import Settings
-    from scumble.generation import GenerationConfig, TokenLogprobs
+    from scumble.events import TokenLogprobs
     from scumble.llm import LLM, TextRequest
+    from scumble.settings import GenerationConfig
 
 EPILOG = """\
 Examples:
@@ -183,7 +184,7 @@ def used_config(llm: LLM, settings: Settings, config: GenerationConfig) -> dict[
     """Every setting by its GenerationConfig name, as the request ran with it."""
     from dataclasses import asdict
 
-    from scumble.generation import RELEASE_DEFAULTS
+    from scumble.settings import RELEASE_DEFAULTS
 
     full = asdict(config.merged(llm.defaults).merged(RELEASE_DEFAULTS))
     length = full["canvas_length"] or llm.model.config.canvas_length

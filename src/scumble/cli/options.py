@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from scumble.generation import GenerationConfig
+    from scumble.settings import GenerationConfig
 
 SAMPLING = "Sampling"
 MODEL = "Model"
@@ -98,7 +98,7 @@ def generation_config(
 ) -> GenerationConfig:
     """Options by their names on the command line -> a checked GenerationConfig; what was not given stays unset."""
     from scumble.errors import InvalidRequest
-    from scumble.generation import GenerationConfig
+    from scumble.settings import GenerationConfig
 
     # Here and not in GenerationConfig: programs hand one configuration to both decoders, people do not.
     if settings.get("decoder") == "autoregressive":

@@ -15,7 +15,7 @@ from scumble.cli.canvas_view import CanvasView, View
 from scumble.cli.layout import PALETTE, PLAIN_PALETTE, Piece, Row, rows_of, text_of
 from scumble.cli.region import Region
 from scumble.cli.terminal import same_screen, stdout_is_terminal, visible
-from scumble.generation import Draft
+from scumble.events import Draft
 
 PROMPT_ROWS = 8  # how much of a long prompt is shown above the canvas
 BAR = 24  # cells of the settled share at most

@@ -18,7 +18,7 @@ from scumble.engine.request import Request
 from scumble.engine.revise import edits
 from scumble.engine.steps import PassDone, Work
 from scumble.errors import check_output
-from scumble.generation import TokenLogprobs
+from scumble.events import TokenLogprobs
 from scumble.model import Cache, Segment, Transformer
 
 T = TypeVar("T")

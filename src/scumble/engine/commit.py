@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scumble.config import ModelConfig
-from scumble.generation import TokenLogprobs
+from scumble.events import TokenLogprobs
 from scumble.kernels import softcap, vocab_head
 
 

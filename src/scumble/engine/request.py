@@ -14,7 +14,7 @@ from scumble.config import ModelConfig
 from scumble.diffusion import EntropyBound, LinearTemperature, Noise, SeededNoise, StableAndConfident
 from scumble.diffusion.stopping import CommitRule
 from scumble.errors import InvalidRequest, PromptTooLong, shown
-from scumble.generation import RELEASE_DEFAULTS, Decoder, GenerationConfig, Preference
+from scumble.settings import RELEASE_DEFAULTS, Decoder, GenerationConfig, Preference
 
 T = TypeVar("T")
 Check = Callable[[Sequence[int], bool], bool]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scumble.generation import TokenLogprobs
+from scumble.events import TokenLogprobs
 
 PLACES = 2  # of a text, at a time: those where the causal model's own token is likelier by most
 

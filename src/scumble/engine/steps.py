@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from scumble.generation import FinishReason, TokenLogprobs
+from scumble.events import FinishReason, TokenLogprobs
 from scumble.model import Segment
 
 

@@ -17,8 +17,9 @@ from scumble.evaluate.scoring import edit_similarity, exact_match, parses
 from scumble.evaluate.tasks import Case, Metric, Scores
 
 if TYPE_CHECKING:
-    from scumble.generation import Generation, GenerationConfig
+    from scumble.events import Generation
     from scumble.llm import LLM
+    from scumble.settings import GenerationConfig
 
 LINE_TOKENS = 64  # room for an answer; a line that needs more is lost to either decoder
 LINES_TOKENS = 128

@@ -29,8 +29,8 @@ from scumble.errors import check_output
 from scumble.evaluate.functions import Function
 from scumble.evaluate.statistics import bootstrap
 from scumble.evaluate.tasks import Skipped
-from scumble.generation import RELEASE_DEFAULTS
 from scumble.kernels import softcap
+from scumble.settings import RELEASE_DEFAULTS
 
 if TYPE_CHECKING:
     from scumble.llm import LLM

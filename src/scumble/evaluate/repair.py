@@ -18,8 +18,9 @@ from scumble.evaluate.tasks import Case, Metric, Scores
 from scumble.train.damage import damage
 
 if TYPE_CHECKING:
-    from scumble.generation import Generation, GenerationConfig
+    from scumble.events import Generation
     from scumble.llm import LLM
+    from scumble.settings import GenerationConfig
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
-    from scumble.generation import Generation, GenerationConfig
+    from scumble.events import Generation
     from scumble.llm import LLM
+    from scumble.settings import GenerationConfig
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 from scumble.errors import InvalidRequest, shown
-from scumble.generation import GenerationConfig
+from scumble.settings import GenerationConfig
 
 DECODERS = ("diffusion", "autoregressive")
 Grid = Mapping[str, Sequence[Any]]

@@ -13,8 +13,9 @@ from scumble.evaluate.scoring import edit_similarity, parses
 from scumble.evaluate.tasks import Case, Metric, Scores
 
 if TYPE_CHECKING:
-    from scumble.generation import Generation, GenerationConfig
+    from scumble.events import Generation
     from scumble.llm import LLM
+    from scumble.settings import GenerationConfig
 
 BODY_TOKENS = 256
 PARSES = Metric("parses", "parses (of the ended)")

@@ -1,0 +1,82 @@
+"""What a caller gets back: a stream of `Draft` | `Committed` | `Finished`, and the finished `Generation`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Log-probability (nats) of one committed token under the causal model, and of the best alternatives."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished answer.
+
+    text: decoded answer without special tokens, cut before a stop string; "" when the model has no tokenizer.
+    token_ids: the ids, including the end-of-sequence id that ended them, nothing after it. The first one may begin with
+        white space that ended the prompt; `text` leaves that out.
+    finish_reason: "stop" (end-of-sequence id or stop string) or "length".
+    passes: denoising passes, one number a canvas; of the autoregressive decoder: forward passes, one number in all.
+    evaluations: how often a canvas went through the model: sum(passes), but each candidate counts for itself.
+    reads: how often the causal model read finished texts to choose or to correct one, all of a canvas's at once.
+    seconds: wall time from request to end; first_text_seconds: to the first committed token.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    passes: tuple[int, ...]
+    evaluations: int
+    reads: int
+    seconds: float
+    first_text_seconds: float
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    thinking: str | None = None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A canvas after one pass: the present best guess (argmax) of all its positions; nothing of it is promised.
+
+    accepted: which positions the pass accepted. candidate: of the canvas (see `best_of`), from 0; which of them will be
+    committed is known at the end only. row: which request of a batch. typed: what the canvas's first token begins with
+    but the prompt has already (see `LLM.generate`); the text leaves it out.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    canvas: int
+    pass_index: int
+    accepted: tuple[bool, ...]
+    candidate: int = 0
+    row: int = 0
+    typed: str = ""
+
+
+@dataclass(frozen=True)
+class Committed:
+    """New tokens that will not change. text: the new characters, never half a one (it may lag behind the ids)."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    canvas: int
+    row: int = 0
+
+
+@dataclass(frozen=True)
+class Finished:
+    generation: Generation
+    row: int = 0
+
+
+StreamEvent = Draft | Committed | Finished

@@ -18,6 +18,7 @@ import scumble
 import scumble.checkpoint
 from scumble.cli.main import LazyGroup, app, load_command
 from scumble.model import Transformer
+from scumble.settings import SETTINGS
 
 TARGET = Path(__file__).parent / "reference.md"
 MODEL_METHODS = ("new_cache", "encode", "denoise_logits")
@@ -49,6 +50,16 @@ def doc(thing: object) -> str:
     return inspect.cleandoc(getattr(thing, "__doc__", "") or "")
 
 
+def settings() -> list[str]:
+    """The table of settings, and what else there is to know about some of them."""
+    lines = ["### Settings", "", "| name | allowed | release | decoder | meaning |", "|---|---|---|---|---|"]
+    for row in SETTINGS.values():
+        default = "" if row.default is None else f"`{row.default!r}`"
+        meaning = f"{row.help} {row.more}".strip().replace("|", "\\|")
+        lines.append(f"| `{row.name}` | {row.values.allowed} | {default} | {row.decoder or 'both'} | {meaning} |")
+    return [*lines, ""]
+
+
 def commands() -> list[str]:
     lines = []
     group = LazyGroup(name="scumble")
@@ -73,6 +84,7 @@ def build() -> str:
     lines += ["## scumble", ""]
     for name in scumble.__all__:
         lines += document(name, getattr(scumble, name))
+        lines += settings() if name == "GenerationConfig" else []
     lines += ["## scumble.checkpoint", ""]
     for name in scumble.checkpoint.__all__:
         lines += document(name, getattr(scumble.checkpoint, name))

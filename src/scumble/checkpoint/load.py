@@ -21,7 +21,7 @@ from scumble.errors import CheckpointError, InvalidRequest, shown
 from scumble.model import Transformer
 from scumble.quant import Format, quantize_part
 from scumble.quant.sizes import weight_bytes
-from scumble.settings import RELEASE_DEFAULTS, GenerationConfig
+from scumble.settings import RELEASE_DEFAULTS, SETTINGS, GenerationConfig
 
 log = logging.getLogger("scumble")
 
@@ -84,16 +84,16 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     raw = read_json(path)
-    names = (
-        "max_new_tokens", "max_denoising_steps", "t_min", "t_max", "stability_threshold", "confidence_threshold",
-        "canvas_length", "budget", "best_of", "revisions", "prefer", "positions_per_pass",  # ours; the release has none
-    )  # fmt: skip
-    out = {name: raw[name] for name in names if raw.get(name) is not None}
-    sampler = raw.get("sampler_config")
-    if sampler is not None and not isinstance(sampler, dict):
-        raise CheckpointError(f"{path}: sampler_config must be an object, found {shown(sampler)}")
-    if sampler and sampler.get("entropy_bound") is not None:
-        out["entropy_bound"] = sampler["entropy_bound"]
+    out = {}
+    for name, row in SETTINGS.items():
+        *groups, last = row.stored or ("",)
+        holder: Any = raw
+        for group in groups:
+            holder = {} if holder.get(group) is None else holder[group]
+            if not isinstance(holder, dict):
+                raise CheckpointError(f"{path}: {group} must be an object, found {shown(holder)}")
+        if holder.get(last) is not None:
+            out[name] = holder[last]
     try:
         GenerationConfig(**{**RELEASE_DEFAULTS, **out})
     except InvalidRequest as error:  # the file's fault, not the caller's

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +15,7 @@ from scumble.cli.loading import load_llm
 from scumble.cli.prompt import decode
 from scumble.cli.terminal import can_draw, error_console
 from scumble.errors import ScumbleError, TemplateError
+from scumble.settings import SETTINGS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,45 +40,27 @@ HELP = """\
 Ctrl-C stops an answer and keeps what was committed."""
 
 
+@o.setting_options(*(name for name in SETTINGS if name not in ("ignore_eos", "logprobs")))
 def chat(
     model: o.Model = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     system: Annotated[str | None, typer.Option(help="Instructions for the model.")] = None,
     save: Annotated[Path | None, typer.Option(help="Write the conversation to this file after every answer.")] = None,
-    max_new_tokens: o.MaxNewTokens = None,
-    seed: o.Seed = None,
-    temperature: o.Temperature = None,
-    steps: o.Steps = None,
-    positions_per_pass: o.PositionsPerPass = None,
-    entropy_bound: o.EntropyBound = None,
-    confidence: o.Confidence = None,
-    canvas_length: o.CanvasLength = None,
-    budget: o.Budget = None,
-    best_of: o.BestOf = None,
-    revisions: o.Revisions = None,
-    prefer: o.Prefer = None,
-    stop: o.Stop = None,
-    decoder: o.Decoder = None,
-    top_k: o.TopK = None,
-    top_p: o.TopP = None,
     no_live: o.NoLive = False,
     delay: o.Delay = 0.0,
+    *,
+    settings: Mapping[str, Any],
 ) -> None:
     """Talk with a model that has a chat template.
 
     On a terminal /help lists what else can be typed. Piped, every line is one message, and only answers are printed.
     """
     console = error_console()
+    config = o.generation_config(settings)
     llm = load_llm(model, dtype, device, console)
     from scumble.cli.conversation import Conversation
 
-    config = o.generation_config(
-        max_new_tokens=max_new_tokens, seed=seed, temperature=temperature, steps=steps,
-        positions_per_pass=positions_per_pass, entropy_bound=entropy_bound,
-        confidence=confidence, canvas_length=canvas_length, budget=budget, best_of=best_of, revisions=revisions,
-        prefer=prefer, stop=stop, decoder=decoder, top_k=top_k, top_p=top_p,
-    )  # fmt: skip
     try:
         _ = llm.chat_template
     except TemplateError as error:

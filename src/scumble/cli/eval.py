@@ -13,6 +13,7 @@ from scumble.cli import options as o
 from scumble.cli.loading import load_llm
 from scumble.cli.terminal import can_draw, error_console, report_console
 from scumble.errors import InvalidRequest
+from scumble.settings import CANVAS_SETTINGS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,13 +37,19 @@ TASK = "Tasks"
 SWEEP = "Sweep"
 
 
+@o.setting_options("temperature", *CANVAS_SETTINGS)
 def eval(
     task: Annotated[
         list[str] | None,
-        typer.Option("--task", "-t", rich_help_panel=TASK, help=(
-            "loss, infill, infill-lines, infill-humaneval, continue, function, function-humaneval or repair; may be "
-            "given several times. All when left out."
-        )),
+        typer.Option(
+            "--task",
+            "-t",
+            rich_help_panel=TASK,
+            help=(
+                "loss, infill, infill-lines, infill-humaneval, continue, function, function-humaneval or repair; may "
+                "be given several times. All when left out."
+            ),
+        ),
     ] = None,
     limit: Annotated[int, typer.Option(help="Cases a task, drawn by the seed; 0: all.", rich_help_panel=TASK)] = 0,
     data: Annotated[
@@ -64,31 +71,27 @@ def eval(
         list[str] | None,
         typer.Option(help="diffusion or autoregressive; both, in turns, when left out.", rich_help_panel=o.SAMPLING),
     ] = None,
-    temperature: o.Temperature = None,
-    steps: o.Steps = None,
-    positions_per_pass: o.PositionsPerPass = None,
-    entropy_bound: o.EntropyBound = None,
-    confidence: o.Confidence = None,
-    canvas_length: o.CanvasLength = None,
-    budget: o.Budget = None,
-    best_of: o.BestOf = None,
-    revisions: o.Revisions = None,
-    prefer: o.Prefer = None,
     sweep: Annotated[
         Path | None,
         typer.Option(help="Try a grid of settings on one task; write JSON here.", rich_help_panel=SWEEP),
     ] = None,
     grid: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE,…", rich_help_panel=SWEEP, help=(
-            "With --sweep: values of a setting to try, entropy_bound=0.1,1 say; may be given several times. "
-            "Bounds, temperatures and budgets when left out."
-        )),
+        typer.Option(
+            metavar="NAME=VALUE,…",
+            rich_help_panel=SWEEP,
+            help=(
+                "With --sweep: values of a setting to try, entropy_bound=0.1,1 say; may be given several times. "
+                "Bounds, temperatures and budgets when left out."
+            ),
+        ),
     ] = None,
     metric: Annotated[
         str | None,
-        typer.Option(help="With --sweep: the figure that counts, edit say; the task's first when left out.",
-                     rich_help_panel=SWEEP),
+        typer.Option(
+            help="With --sweep: the figure that counts, edit say; the task's first when left out.",
+            rich_help_panel=SWEEP,
+        ),
     ] = None,
     plot: Annotated[
         Path | None,
@@ -98,10 +101,10 @@ def eval(
         Path | None,
         typer.Option(help="Write every answer with its scores here, one JSON object a line.", rich_help_panel=o.SCREEN),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=o.SCREEN)
-    ] = False,
-) -> None:  # fmt: skip
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=o.SCREEN)] = False,
+    *,
+    settings: Mapping[str, Any],
+) -> None:
     """Measure a model's quality and its passes: both decoders on the same weights, side by side, offline.
 
     Exit code 1 when every task that --task names had to be skipped.
@@ -109,18 +112,6 @@ def eval(
     from scumble.evaluate.plan import Plan
     from scumble.evaluate.variants import DECODERS, GRID, decoder_variants, read_grid
 
-    settings = {
-        "temperature": temperature,
-        "max_denoising_steps": steps,
-        "positions_per_pass": positions_per_pass,
-        "entropy_bound": entropy_bound,
-        "confidence_threshold": confidence,
-        "canvas_length": o.number_or_word(canvas_length),
-        "budget": budget,
-        "best_of": best_of,
-        "revisions": revisions,
-        "prefer": prefer,
-    }
     plan = Plan(
         tasks=tuple(task or ()),
         data=data,
@@ -128,7 +119,7 @@ def eval(
         limit=limit,
         seed=seed,
         decoders=tuple(decoder or DECODERS),
-        overrides={name: value for name, value in settings.items() if value is not None},
+        overrides=settings,
     )
     decoder_variants(plan.decoders, plan.overrides)  # refuses bad options before the model is loaded
     points = read_grid(grid) if grid else GRID

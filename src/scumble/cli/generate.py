@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,52 +41,35 @@ Examples:
 """
 
 
+@o.setting_options()
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="Text to continue; - or nothing reads stdin.")] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.")] = None,
-    suffix: Annotated[
-        str | None, typer.Option(help="Fill in what stands between the prompt and this text.")
-    ] = None,
+    suffix: Annotated[str | None, typer.Option(help="Fill in what stands between the prompt and this text.")] = None,
     repair: Annotated[
         str | None, typer.Option(help="Put this text right, which stands between the prompt and --suffix.")
     ] = None,
     model: o.Model = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
-    max_new_tokens: o.MaxNewTokens = None,
-    seed: o.Seed = None,
-    temperature: o.Temperature = None,
-    steps: o.Steps = None,
-    positions_per_pass: o.PositionsPerPass = None,
-    entropy_bound: o.EntropyBound = None,
-    confidence: o.Confidence = None,
-    canvas_length: o.CanvasLength = None,
-    budget: o.Budget = None,
-    best_of: o.BestOf = None,
-    revisions: o.Revisions = None,
-    prefer: o.Prefer = None,
-    stop: o.Stop = None,
-    ignore_eos: o.IgnoreEos = False,
-    decoder: o.Decoder = None,
-    top_k: o.TopK = None,
-    top_p: o.TopP = None,
-    logprobs: Annotated[
-        int | None,
-        typer.Option(help="With --json: log-probability of every token and of N others, 0 … 20.",
-                     rich_help_panel=o.SCREEN),
-    ] = None,
     echo: Annotated[
         bool,
-        typer.Option("--echo", rich_help_panel=o.SCREEN, help=(
-            "Print the prompt in front, and the suffix behind, so that the whole text comes out; not with --json."
-        )),
+        typer.Option(
+            "--echo",
+            rich_help_panel=o.SCREEN,
+            help=(
+                "Print the prompt in front, and the suffix behind, so that the whole text comes out; not with --json."
+            ),
+        ),
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object with everything.", rich_help_panel=o.SCREEN)
     ] = False,
     no_live: o.NoLive = False,
     delay: o.Delay = 0.0,
-) -> None:  # fmt: skip
+    *,
+    settings: Mapping[str, Any],
+) -> None:
     """Continue a text.
 
     On a terminal the canvas is drawn while it is denoised. Into a pipe or file goes the text alone.
@@ -93,17 +77,12 @@ def generate(
     """
     if echo and as_json:
         raise InvalidRequest("--echo is for text, and --json prints one object without the prompt; leave one out")
-    if logprobs is not None and not as_json:
+    if "logprobs" in settings and not as_json:
         raise InvalidRequest("--logprobs is printed with --json alone; add --json, or leave it out")
     text = read_prompt(prompt, file)
     console = error_console()
+    config = o.generation_config(settings)
     llm = load_llm(model, dtype, device, console)
-    config = o.generation_config(
-        max_new_tokens=max_new_tokens, seed=seed, temperature=temperature, steps=steps,
-        positions_per_pass=positions_per_pass, entropy_bound=entropy_bound,
-        confidence=confidence, canvas_length=canvas_length, budget=budget, best_of=best_of, revisions=revisions,
-        prefer=prefer, stop=stop, ignore_eos=ignore_eos, decoder=decoder, top_k=top_k, top_p=top_p, logprobs=logprobs,
-    )  # fmt: skip
     live = can_draw(console) and not no_live and not as_json
     if suffix is None and repair is None:
         request = llm.text_request(text, config)

@@ -1,14 +1,17 @@
-"""Options that several commands share, and the GenerationConfig they make."""
+"""Options that several commands share: the model's, the screen's, and one a setting, from the table of settings."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from scumble.settings import GenerationConfig
+from scumble.errors import InvalidRequest
+from scumble.settings import SETTINGS, GenerationConfig, OneOf, Real, Setting, Texts, Whole, YesNo
 
 SAMPLING = "Sampling"
 MODEL = "Model"
@@ -20,66 +23,6 @@ Model = Annotated[
 ]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, int8 or int4.", rich_help_panel=MODEL)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MODEL)]
-
-MaxNewTokens = Annotated[
-    int | None, typer.Option("--max-new-tokens", "-n", help="Tokens to write at most.", rich_help_panel=SAMPLING)
-]
-Seed = Annotated[int | None, typer.Option(help="Same seed, same text. 0 when left out.", rich_help_panel=SAMPLING)]
-Temperature = Annotated[
-    float | None,
-    typer.Option(
-        help="Scales the model's own schedule; 1 leaves it, 0 takes the best token.", rich_help_panel=SAMPLING
-    ),
-]
-Steps = Annotated[int | None, typer.Option(help="Denoising passes a canvas at most.", rich_help_panel=SAMPLING)]
-PositionsPerPass = Annotated[
-    int | None,
-    typer.Option(help="At most one pass for so many positions of a canvas.", rich_help_panel=SAMPLING),
-]
-EntropyBound = Annotated[
-    float | None, typer.Option(help="Uncertainty that one pass may accept, in nats.", rich_help_panel=SAMPLING)
-]
-Confidence = Annotated[
-    float | None,
-    typer.Option(help="A canvas is done below this mean entropy, in nats; 0: never early.", rich_help_panel=SAMPLING),
-]
-CanvasLength = Annotated[
-    str | None,
-    typer.Option(
-        metavar="<int>|auto",
-        help="Tokens a canvas, up to the model's own; auto: short first.",
-        rich_help_panel=SAMPLING,
-    ),
-]
-Budget = Annotated[
-    str | None,
-    typer.Option(help="What the entropy bound limits: accepted, or changed alone.", rich_help_panel=SAMPLING),
-]
-BestOf = Annotated[
-    int | None,
-    typer.Option(help="Candidates a canvas, side by side; the likeliest is kept.", rich_help_panel=SAMPLING),
-]
-Revisions = Annotated[
-    int | None,
-    typer.Option(help="Rounds in which the causal model corrects a canvas's text.", rich_help_panel=SAMPLING),
-]
-Prefer = Annotated[
-    str | None,
-    typer.Option(help="Which candidates go first: likely, or python (those that parse).", rich_help_panel=SAMPLING),
-]
-Stop = Annotated[
-    list[str] | None, typer.Option(help="End before this text; may be given several times.", rich_help_panel=SAMPLING)
-]
-Decoder = Annotated[
-    str | None, typer.Option(help="diffusion, or autoregressive on the same weights.", rich_help_panel=SAMPLING)
-]
-TopK = Annotated[int | None, typer.Option(help="Autoregressive: only the k best tokens.", rich_help_panel=SAMPLING)]
-TopP = Annotated[
-    float | None, typer.Option(help="Autoregressive: only the best tokens of this total.", rich_help_panel=SAMPLING)
-]
-IgnoreEos = Annotated[
-    bool, typer.Option("--ignore-eos", help="Write on behind the end of the text.", rich_help_panel=SAMPLING)
-]
 NoLive = Annotated[bool, typer.Option("--no-live", help="Do not draw the canvas.", rich_help_panel=SCREEN)]
 Delay = Annotated[
     float,
@@ -87,44 +30,71 @@ Delay = Annotated[
 ]
 
 
-def generation_config(
-    *,
-    steps: int | None = None,
-    confidence: float | None = None,
-    stop: list[str] | None = None,
-    ignore_eos: bool = False,
-    canvas_length: str | None = None,
-    **settings: Any,
-) -> GenerationConfig:
-    """Options by their names on the command line -> a checked GenerationConfig; what was not given stays unset."""
-    from scumble.errors import InvalidRequest
-    from scumble.settings import GenerationConfig
+def setting_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator: the command gets an option for each of these settings (all when none is named), behind its own.
 
-    # Here and not in GenerationConfig: programs hand one configuration to both decoders, people do not.
-    if settings.get("decoder") == "autoregressive":
-        of_canvases = {
-            "--steps": steps, "--confidence": confidence, "--canvas-length": canvas_length,
-            "--entropy-bound": settings.get("entropy_bound"), "--budget": settings.get("budget"),
-            "--positions-per-pass": settings.get("positions_per_pass"),
-        }  # fmt: skip
-        given = [name for name, value in of_canvases.items() if value is not None]
-        if given:
-            raise InvalidRequest(
-                f"{', '.join(given)}: for canvases, without effect on --decoder autoregressive; leave one out"
-            )
-    return GenerationConfig(
-        max_denoising_steps=steps,
-        confidence_threshold=confidence,
-        stop=tuple(stop) if stop else None,
-        ignore_eos=ignore_eos or None,
-        canvas_length=number_or_word(canvas_length),
-        **settings,
+    It receives those that were given as `settings`, a mapping by the names of GenerationConfig.
+    """
+    rows = [SETTINGS[name] for name in names or SETTINGS]
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def run(**given: Any) -> Any:
+            values = {row.name: _value(row, given.pop(row.name)) for row in rows}
+            return command(**given, settings={name: value for name, value in values.items() if value is not None})
+
+        own = inspect.signature(command, eval_str=True).parameters.values()
+        kept = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own if one.name != "settings"]
+        signature = inspect.Signature([*kept, *map(_parameter, rows)])
+        run.__signature__ = signature  # type: ignore[attr-defined]  # typer reads it
+        run.__annotations__ = {one.name: one.annotation for one in signature.parameters.values()}
+        return run
+
+    return decorate
+
+
+def _parameter(row: Setting) -> inspect.Parameter:
+    """The option of one setting, unset by default."""
+    kinds: dict[type, tuple[Any, str | None]] = {
+        Whole: (int, None), Real: (float, None), YesNo: (bool, None), Texts: (list[str], None), OneOf: (str, None),
+    }  # fmt: skip
+    kind, metavar = kinds[type(row.values)]
+    if isinstance(row.values, Whole) and row.values.also:
+        kind, metavar = str, f"<int>|{row.values.also}"
+    if isinstance(row.values, OneOf):
+        metavar = "|".join(row.values.names)
+    option = typer.Option(*row.option, help=row.help, metavar=metavar, rich_help_panel=SAMPLING)
+    flag = isinstance(row.values, YesNo)
+    annotation = Annotated[kind if flag else kind | None, option]
+    return inspect.Parameter(
+        row.name, inspect.Parameter.KEYWORD_ONLY, default=False if flag else None, annotation=annotation
     )
 
 
-def number_or_word(text: str | None) -> Any:
+def _value(row: Setting, given: Any) -> Any:
+    """What the command line gave, as GenerationConfig takes it; None where nothing was given."""
+    if isinstance(row.values, YesNo):
+        return given or None
+    if isinstance(row.values, Texts):
+        return tuple(given) if given else None
+    if isinstance(row.values, Whole) and isinstance(given, str):
+        return number_or_word(given)
+    return given
+
+
+def generation_config(settings: Mapping[str, Any]) -> GenerationConfig:
+    """The checked configuration. A setting of the other decoder is refused here, and not by GenerationConfig: programs
+    hand one configuration to both decoders, people do not."""
+    config = GenerationConfig(**settings)
+    if config.decoder == "autoregressive" and (idle := config.without_effect()):
+        options = ", ".join(SETTINGS[name].option[0] for name in idle)
+        raise InvalidRequest(f"{options}: for canvases, without effect on --decoder autoregressive; leave one out")
+    return config
+
+
+def number_or_word(text: str) -> Any:
     """A whole number where the text is one; GenerationConfig judges all else."""
     try:
-        return None if text is None else int(text)
+        return int(text)
     except ValueError:
         return text

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from scumble.diffusion.canvas import Canvas, Proposal
-
-BudgetRule = Literal["accepted", "changed"]
+from scumble.settings import BudgetRule
 
 
 @dataclass(frozen=True)

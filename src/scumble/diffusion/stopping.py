@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from scumble.diffusion.canvas import Canvas, Proposal
-
-CommitRule = Literal["argmax", "sample"]
-StabilityRule = Literal["argmax_history", "argmax_is_canvas"]
+from scumble.settings import CommitRule, StabilityRule
 
 
 @dataclass(frozen=True)

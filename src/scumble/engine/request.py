@@ -12,9 +12,8 @@ from torch import Tensor
 
 from scumble.config import ModelConfig
 from scumble.diffusion import EntropyBound, LinearTemperature, Noise, SeededNoise, StableAndConfident
-from scumble.diffusion.stopping import CommitRule
 from scumble.errors import InvalidRequest, PromptTooLong, shown
-from scumble.settings import RELEASE_DEFAULTS, Decoder, GenerationConfig, Preference
+from scumble.settings import RELEASE_DEFAULTS, CommitRule, Decoder, GenerationConfig, Preference
 
 T = TypeVar("T")
 Check = Callable[[Sequence[int], bool], bool]

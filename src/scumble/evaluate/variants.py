@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 from scumble.errors import InvalidRequest, shown
-from scumble.settings import GenerationConfig
+from scumble.settings import CANVAS_SETTINGS, GenerationConfig
 
 DECODERS = ("diffusion", "autoregressive")
 Grid = Mapping[str, Sequence[Any]]
@@ -17,11 +17,8 @@ GRID: Grid = {
     "temperature": (0.25, 0.5, 1.0),
     "budget": ("accepted", "changed"),
 }
-SWEPT = (
-    "temperature", "entropy_bound", "t_min", "t_max", "max_denoising_steps", "stability_threshold",
-    "confidence_threshold", "positions_per_pass", "canvas_length", "budget", "best_of", "revisions", "prefer",
-    "commit", "stability",
-)  # fmt: skip  # what the diffusion decoder can be asked for; the tasks fix the rest
+# What the diffusion decoder can be asked for; the tasks fix the rest.
+SWEPT = ("temperature", *CANVAS_SETTINGS)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from scumble.errors import (
@@ -22,12 +21,9 @@ from scumble.errors import (
 if TYPE_CHECKING:
     from scumble.events import Committed, Draft, Finished, Generation, TokenLogprobs
     from scumble.llm import LLM
-    from scumble.settings import GenerationConfig
 
-try:
-    __version__ = version("scumble")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+unknown"
+    __version__: str
+    from scumble.settings import GenerationConfig
 
 # Loaded on first use, so that `import scumble` stays quick: torch alone takes a second or two.
 _LAZY = {
@@ -60,8 +56,19 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name in _LAZY:
         from importlib import import_module
 
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'scumble' has no attribute {name!r}")
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("scumble")
+    except PackageNotFoundError:  # a source tree that was never installed
+        return "0+unknown"

@@ -14,7 +14,6 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from scumble import __version__
 from scumble.errors import ScumbleError
 
 INTERRUPTED = 130  # 128 + SIGINT
@@ -89,6 +88,8 @@ Examples:
 
 def _print_version(asked: bool) -> None:
     if asked:
+        from scumble import __version__
+
         print(f"scumble {__version__}")
         raise typer.Exit
 

@@ -41,8 +41,9 @@ def test_both_spellings_of_layer_sizes_mean_the_same():
     text = dict(released["text_config"])
     assert text.pop("global_head_dim") == 16
     assert text.pop("num_global_key_value_heads") == 1
-    text["per_layer_config"] = {"2": {"head_dim": 16, "num_key_value_heads": 1}}
-    assert parse_model_config(released | {"text_config": text}) == parse_model_config(released)
+    for key in ("2", "02", "002"):
+        text["per_layer_config"] = {key: {"head_dim": 16, "num_key_value_heads": 1}}
+        assert parse_model_config(released | {"text_config": text}) == parse_model_config(released)
 
 
 def test_what_a_file_leaves_out_has_the_class_default():
@@ -130,6 +131,15 @@ def test_rope_parameters(rope, says):
         ({"per_layer_config": [1]}, "per_layer_config must be an object"),
         ({"per_layer_config": {"0": 5}}, "0 must be an object"),
         ({"per_layer_config": {"0": {"head_dim": "8"}}}, "layer 0: head_dim must be a whole number"),
+        ({"per_layer_config": {"3": {}}}, "must have layer numbers 0 … 2 as keys, found '3'"),
+        ({"per_layer_config": {"-1": {}}}, "must have layer numbers 0 … 2 as keys, found '-1'"),
+        ({"per_layer_config": {"": {}}}, "must have layer numbers 0 … 2 as keys, found ''"),
+        ({"per_layer_config": {"full_attention": {}}}, "must have layer numbers 0 … 2 as keys, found 'full_attention'"),
+        ({"per_layer_config": {"9" * 5000: {}}}, "must have layer numbers 0 … 2 as keys, found '9999"),
+        ({"per_layer_config": {"²": {}}}, "must have layer numbers 0 … 2 as keys, found '²'"),
+        ({"per_layer_config": {"0": {"head_dim": 8}, "00": {"head_dim": 4}}}, "says two things about layer 0"),
+        ({"per_layer_config": {"1": {"sliding_window": 3}}}, "found sliding_window 3 for layer 1"),
+        ({"per_layer_config": {"01": {"skip": ["mlp"]}}}, "found skip ['mlp'] for layer 1"),
     ],
 )
 def test_what_this_engine_cannot_run(changes, says):

@@ -8,12 +8,12 @@ that `transformers` writes (`per_layer_config`). Values that a file leaves out a
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from scumble.errors import CheckpointError, shown
+from scumble.reading import read_json_file
 
 MODEL_TYPE = "diffusion_gemma"
 LayerKind = Literal["sliding_attention", "full_attention"]
@@ -138,11 +138,10 @@ def _check_real(name: str, value: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; a CheckpointError names the file when it is missing, not JSON or not an object."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json_file(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; a checkpoint folder needs a {path.name}") from None
-    # ValueError: not UTF-8, not JSON, or a whole number of thousands of digits. RecursionError: nested absurdly deep.
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, not JSON, too deep, or thousands of digits
         raise CheckpointError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: must hold a JSON object, found {type(value).__name__}")
@@ -240,17 +239,40 @@ def _layers(text: dict[str, Any], count: int) -> tuple[LayerConfig, ...]:
     kinds = [*kinds[:-1], "full_attention"]
 
     head_dim, kv_heads = text.get("head_dim", 256), text.get("num_key_value_heads", 4)
-    overrides = _object(text, "per_layer_config")
-    if "per_layer_config" not in text:
+    if "per_layer_config" in text:
+        overrides = _layer_overrides(text, count)
+    else:
         full = {"head_dim": text.get("global_head_dim", 512)}
         if text.get("num_global_key_value_heads") is not None:
             full["num_key_value_heads"] = text["num_global_key_value_heads"]
-        overrides = {str(i): full for i, kind in enumerate(kinds) if kind == "full_attention"}
+        overrides = {i: full for i, kind in enumerate(kinds) if kind == "full_attention"}
     layers = []
     for index, kind in enumerate(kinds):
-        own = _object(overrides, str(index))
+        own = overrides.get(index, {})
         layers.append(LayerConfig(kind, own.get("head_dim", head_dim), own.get("num_key_value_heads", kv_heads)))
     return tuple(layers)
+
+
+def _layer_overrides(text: dict[str, Any], count: int) -> dict[int, dict[str, Any]]:
+    """`per_layer_config` by layer. Keys are layer numbers; `transformers` pads them with zeros to one width ("05")."""
+    raw = _object(text, "per_layer_config")
+    out: dict[int, dict[str, Any]] = {}
+    for key in raw:
+        index = int(key) if key.isascii() and key.isdigit() and len(key) <= 10 else count
+        if index >= count:
+            raise CheckpointError(
+                f"config.json: per_layer_config must have layer numbers 0 … {count - 1} as keys, found {shown(key)}"
+            )
+        own = _object(raw, key)
+        if out.setdefault(index, own) != own:
+            raise CheckpointError(f"config.json: per_layer_config says two things about layer {index}")
+        for name, value in own.items():
+            if name not in ("head_dim", "num_key_value_heads") and value != text.get(name):
+                raise CheckpointError(
+                    f"config.json: per_layer_config may change head_dim and num_key_value_heads of a layer, "
+                    f"found {name} {shown(value)} for layer {index}; Scumble has no other layers that differ"
+                )
+    return out
 
 
 def write_model_config(config: ModelConfig, dtype_name: str) -> dict[str, Any]:

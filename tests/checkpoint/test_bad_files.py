@@ -1,7 +1,10 @@
 """Damaged, missing, lying and dangerous checkpoint files: each is refused with one clear line."""
 
+import contextlib
 import json
+import os
 import pickle
+import socket
 import struct
 import time
 from pathlib import Path
@@ -84,6 +87,46 @@ def test_a_folder_where_the_weights_should_be(folder):
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").mkdir()
     assert "model.safetensors" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "model.safetensors", "hf_quant_config.json"])
+@pytest.mark.parametrize("kind", ["named pipe", "device", "folder", "socket", "loop of links", "link to nothing"])
+def test_what_is_no_file_is_refused_at_once(folder, name, kind):
+    place = folder / name
+    place.unlink(missing_ok=True)
+    if kind == "named pipe":
+        os.mkfifo(place)
+    elif kind == "device":
+        place.symlink_to("/dev/zero")
+    elif kind == "folder":
+        place.mkdir()
+    elif kind == "socket":
+        with contextlib.chdir(folder), socket.socket(socket.AF_UNIX) as listener:  # its path may not be long
+            listener.bind(name)
+    else:
+        place.symlink_to(place if kind == "loop of links" else folder / "nothing")
+    message = refusal(folder)
+    assert name in message
+    assert kind not in ("named pipe", "device", "folder", "socket") or f"is a {kind}, not a regular file" in message
+
+
+def test_a_shard_that_is_a_pipe(folder):
+    shards_of(folder)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    os.mkfifo(folder / "model-00002-of-00002.safetensors")
+    assert "is a named pipe, not a regular file" in refusal(folder)
+
+
+def test_a_file_of_a_terabyte_is_refused_unread(folder):
+    with (folder / "config.json").open("wb") as stream:
+        stream.truncate(2**40)
+    assert "1,099,511,627,776 bytes; a file of this kind may have" in refusal(folder)
+
+
+@pytest.mark.parametrize("path", ["a\0b", "x" * 5000, "loop"])
+def test_a_path_that_cannot_be(tmp_path, path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert "cannot be opened" in refusal(tmp_path / path)
 
 
 # --- pickles ----------------------------------------------------------------------------------------------------------
@@ -199,6 +242,84 @@ def test_a_weight_that_is_no_number_is_named_where_rounding_would_hide_it(folder
     edit_tensors(folder, lambda tensors: tensors[KEY].view(-1)[3].fill_(bad))
     message = refusal(folder, lambda path: load_checkpoint(path, form))
     assert f"model.safetensors: {KEY} must hold finite numbers, found NaN or infinity" in message
+
+
+# --- quantized weights ------------------------------------------------------------------------------------------------
+
+SCHEMES = {
+    "compressed-tensors, nvfp4-pack-quantized": {
+        "quant_method": "compressed-tensors",
+        "format": "nvfp4-pack-quantized",
+    },
+    "compressed-tensors, float-quantized": {"quant_method": "compressed-tensors", "format": "float-quantized"},
+    "modelopt, NVFP4, group_size 16": {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16},
+    "auto-round, bits 4, group_size 64": {"quant_method": "auto-round", "bits": 4, "group_size": 64},
+    "bitsandbytes": {"quant_method": "bitsandbytes", "load_in_4bit": True},
+    "something-of-tomorrow": {"quant_method": "something-of-tomorrow"},
+    "quantization_config": {"strange": 1},
+}
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("inside", [False, True], ids=["at the top", "in text_config"])
+def test_a_quantized_folder_is_refused_by_its_scheme(folder, name, inside):
+    raw = json.loads((folder / "config.json").read_text())
+    (raw["text_config"] if inside else raw)["quantization_config"] = SCHEMES[name]
+    (folder / "config.json").write_text(json.dumps(raw))
+    (folder / "model.safetensors").unlink()  # it is said before the weights are looked for
+    assert f"config.json: the weights are quantized ({name}), which Scumble cannot read" in refusal(folder)
+
+
+def test_other_places_where_a_scheme_is_declared(folder):
+    rewrite_json(folder / "config.json", quantization={"group_size": 64, "bits": 4})
+    assert "quantized (MLX, bits 4, group_size 64)" in refusal(folder)
+    rewrite_json(folder / "config.json", quantization=None)
+    load_checkpoint(folder)
+    declared = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}}
+    (folder / "hf_quant_config.json").write_text(json.dumps(declared))
+    assert "hf_quant_config.json: the weights are quantized (modelopt, FP8)" in refusal(folder)
+
+
+@pytest.mark.parametrize("nothing", [None, {}])
+def test_an_empty_quantization_config_means_nothing(folder, nothing):
+    rewrite_json(folder / "config.json", quantization_config=nothing)
+    load_checkpoint(folder)
+
+
+PART = "model.decoder.layers.0.mlp.gate_proj."
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["weight_scale", "weight_scale_inv", "weight_scale_2", "weight_global_scale", "input_scale", "weight_zero_point",
+     "weight_packed", "weight_shape", "qweight", "qzeros", "scales", "biases", "g_idx", "weight.absmax", "SCB",
+     "weight.quant_state.bitsandbytes__nf4", "weight_blocks", "weight_qdata", "weight._data", "codebooks"],
+)  # fmt: skip
+def test_a_scale_or_a_packed_weight_is_never_ignored(folder, name):
+    edit_tensors(folder, lambda tensors: tensors.update({PART + name: torch.ones(3)}))
+    message = refusal(folder)
+    assert f"looks quantized, but no file of the folder says how: found '{PART + name}' (F32)" in message
+
+
+def test_scales_outside_the_known_prefixes_and_numbers_of_other_formats(folder):
+    edit_tensors(folder, lambda tensors: tensors.update({"layers.0.k_scale": torch.ones(1)}))
+    assert "looks quantized" in refusal(folder)
+    edit_tensors(
+        folder, lambda tensors: [tensors.pop("layers.0.k_scale"), tensors.update({PART + "x": torch.ones(1).char()})]
+    )
+    assert f"looks quantized, but no file of the folder says how: found '{PART}x' (I8)" in refusal(folder)
+
+
+def test_the_vision_tower_may_have_scales(folder):
+    edit_tensors(folder, lambda tensors: tensors.update({"model.encoder.vision_tower.a.weight_scale": torch.ones(1)}))
+    assert load_checkpoint(folder).load_report.vision_tensors == 1
+
+
+@pytest.mark.parametrize("name", ["q_proj.bias", "q_proj.lora_A.weight", "q_proj.lora_B.default.weight"])
+def test_adapters_and_biases_are_never_ignored(folder, name):
+    key = "model.decoder.layers.0.self_attn." + name
+    edit_tensors(folder, lambda tensors: tensors.update({key: torch.ones(3)}))
+    assert f"found '{key}' (F32), which would change what the model computes" in refusal(folder)
 
 
 # --- shards -----------------------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def test_what_is_left_out_or_assumed_is_reported(tmp_path):
     tensors = load_file(tmp_path / "model.safetensors")
     tensors = {key: t for key, t in tensors.items() if not key.startswith("model.encoder.")}
     tensors["model.encoder.vision_tower.patch.weight"] = torch.zeros(4, 4)
-    tensors["model.encoder.language_model.norm.weight"] = torch.ones(32)
+    tensors["model.encoder.language_model.norm.weight"] = tensors["model.decoder.norm.weight"].clone()
     tensors["something.else"] = torch.zeros(2)
     save_file(tensors, tmp_path / "model.safetensors")
     report = load_checkpoint(tmp_path).load_report
@@ -75,6 +75,7 @@ def test_what_is_left_out_or_assumed_is_reported(tmp_path):
     text = " ".join(report.lines())
     assert "left out the vision tower" in text
     assert "something.else" in text
+    assert "left out 1 tied copies, which equal the weights that they repeat" in text
 
 
 # --- saving that fails ------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 
 from oracle import DECODER, ENCODER_TEXT, VISION, Oracle, RecordedNoise, Settings, Shape, build_oracle, stored_names
-from scumble import LLM, GenerationConfig
+from scumble import LLM, CheckpointError, GenerationConfig
 from scumble.checkpoint import load_checkpoint, save_checkpoint
 from scumble.config import ModelConfig
 from scumble.model import Transformer
@@ -67,6 +67,43 @@ WAYS = {
 def test_reads(oracle: Oracle, tmp_path: Path, way: str):
     folder = oracle.save(tmp_path, **WAYS[way])
     assert_close(numbers_of(load_checkpoint(folder, dtype=torch.float32)), numbers_of(oracle))
+
+
+def unpad(folder: Path) -> None:
+    """Write the keys of per_layer_config without the zeros that `transformers` puts in front of them."""
+    raw = json.loads((folder / "config.json").read_text())
+    layers = raw["text_config"]["per_layer_config"]
+    raw["text_config"]["per_layer_config"] = {str(int(key)): value for key, value in layers.items()}
+    (folder / "config.json").write_text(json.dumps(raw))
+
+
+@torch.no_grad()
+def calm(oracle: Oracle) -> None:
+    """Let each layer add little: a hundred random layers would turn the last bit of a number into another model."""
+    encoder, decoder = oracle.model.model.encoder.language_model, oracle.model.model.decoder
+    for layer in decoder.layers:
+        layer.post_attention_layernorm.weight.mul_(0.2)
+        layer.post_feedforward_layernorm.weight.mul_(0.2)
+    for layer in (*decoder.layers, *encoder.layers):
+        layer.layer_scalar.pow_(0.1)
+
+
+@pytest.mark.parametrize("count", [10, 11, 12, 30, 101])
+def test_reads_any_number_of_layers(tmp_path: Path, count: int):
+    """`transformers` pads the keys of per_layer_config to one width: eleven layers end with "09" and "10"."""
+    shape = Shape(layers="".join("f" if (i + 1) % 6 == 0 else "s" for i in range(count)), hidden_size=32)
+    oracle = build_oracle(shape, seed=count)
+    calm(oracle)
+    folder = oracle.save(tmp_path)
+    keys = json.loads((folder / "config.json").read_text())["text_config"]["per_layer_config"]
+    assert {len(key) for key in keys} == {len(str(count - 1))}  # what this test is about
+    padded = load_checkpoint(folder, dtype=torch.float32)
+    assert [layer.head_dim for layer in padded.config.layers] == [
+        16 if k == "f" else 8 for k in shape.layers[:-1] + "f"
+    ]
+    assert_close(numbers_of(padded), numbers_of(oracle))
+    unpad(folder)
+    assert load_checkpoint(folder).config == padded.config
 
 
 def test_both_spellings_are_the_same_config(oracle: Oracle, tmp_path: Path):
@@ -122,6 +159,62 @@ def test_tied_copies_are_counted_and_not_kept(oracle: Oracle, tmp_path: Path):
     assert copies.load_report.tied_copies == len(stored) > 0
     assert copies.load_report.unknown == ()
     assert copies.load_report.weight_bytes == plain.load_report.weight_bytes
+
+
+def add_tensor(folder: Path, key: str, change) -> None:
+    """Store a changed copy of the weight that this key is tied to."""
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    tied_to = DECODER + ("embed_tokens.weight" if key == "lm_head.weight" else key.removeprefix(ENCODER_TEXT))
+    tensors[key] = change(tensors[tied_to].clone())
+    safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def nudged(tensor: torch.Tensor) -> torch.Tensor:
+    tensor.view(-1)[-1] += 0.5
+    return tensor
+
+
+COPIES = [
+    "lm_head.weight",
+    ENCODER_TEXT + "embed_tokens.weight",
+    ENCODER_TEXT + "norm.weight",
+    ENCODER_TEXT + "layers.1.self_attn.q_proj.weight",
+    ENCODER_TEXT + "layers.2.experts.gate_up_proj",
+    ENCODER_TEXT + "layers.3.router.per_expert_scale",
+]
+
+
+@pytest.mark.parametrize("key", COPIES)
+def test_a_tied_copy_that_differs_is_refused_by_name(oracle: Oracle, tmp_path: Path, key: str):
+    """`transformers` keeps both and computes with both, so whichever Scumble took, its logits would be others."""
+    folder = oracle.save(tmp_path)
+    add_tensor(folder, key, lambda tensor: tensor)
+    assert load_checkpoint(folder).load_report.tied_copies == 1
+    assert_close(numbers_of(load_checkpoint(folder)), numbers_of(oracle))
+    add_tensor(folder, key, lambda tensor: tensor * torch.linspace(0.5, 1.5, tensor.shape[-1]))
+    theirs = zip(numbers_of(Oracle.load(folder, SHAPE)), numbers_of(oracle), strict=True)
+    assert max((one - other).abs().max() for one, other in theirs) > TOLERANCE
+    add_tensor(folder, key, nudged)  # one number of all, the last
+    for dtype in (None, torch.float32, torch.bfloat16, "int8"):
+        with pytest.raises(CheckpointError, match=r"must equal .*, to which it is tied, and differs") as caught:
+            load_checkpoint(folder, dtype)
+        assert key in str(caught.value)
+
+
+def test_a_tied_copy_is_compared_in_the_format_that_is_loaded(oracle: Oracle, tmp_path: Path):
+    """As in `transformers`, which converts first: a bfloat16 copy of a float32 weight equals it in bfloat16 only."""
+    folder = oracle.save(tmp_path)
+    add_tensor(folder, "lm_head.weight", lambda tensor: tensor.to(torch.bfloat16))
+    assert load_checkpoint(folder, torch.bfloat16).load_report.tied_copies == 1
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight must equal"):
+        load_checkpoint(folder, torch.float32)
+
+
+def test_a_tied_copy_of_another_shape_is_refused(oracle: Oracle, tmp_path: Path):
+    folder = oracle.save(tmp_path)
+    add_tensor(folder, "lm_head.weight", lambda tensor: tensor[:-1])
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight must equal"):
+        load_checkpoint(folder)
 
 
 def test_encoder_copies_may_stand_in_for_the_decoders(oracle: Oracle, tmp_path: Path):

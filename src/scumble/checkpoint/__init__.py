@@ -1,6 +1,21 @@
 """Checkpoint folders in the released format: load, save. Weights come from safetensors only."""
 
-from scumble.checkpoint.load import LoadReport, load_checkpoint, load_config, read_generation_config
+from scumble.checkpoint.load import (
+    Contents,
+    LoadReport,
+    load_checkpoint,
+    load_config,
+    read_contents,
+    read_generation_config,
+)
 from scumble.checkpoint.save import save_checkpoint
 
-__all__ = ["LoadReport", "load_checkpoint", "load_config", "read_generation_config", "save_checkpoint"]
+__all__ = [
+    "Contents",
+    "LoadReport",
+    "load_checkpoint",
+    "load_config",
+    "read_contents",
+    "read_generation_config",
+    "save_checkpoint",
+]

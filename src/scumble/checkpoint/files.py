@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import os
+import stat
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,10 +17,11 @@ from torch import Tensor
 
 from scumble.config import read_json
 from scumble.errors import CheckpointError, shown
+from scumble.reading import check_regular, is_there, open_regular, parse_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-BUFFER = 8 * 2**20  # bytes read at a time where tensors are converted
+PIECE = 2**21  # numbers read at a time where tensors are converted or compared
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -49,16 +51,31 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
     return out
 
 
-def weight_files(folder: Path) -> list[Path]:
-    if not folder.exists():
-        raise CheckpointError(f"{folder}: no such folder; give a checkpoint folder with config.json and {WEIGHTS}")
-    if folder.is_file():
+def check_folder(folder: Path) -> None:
+    """Raises CheckpointError where there is no such folder, or it cannot be entered."""
+    try:
+        kind = folder.stat().st_mode
+        listed = os.access(folder, os.R_OK | os.X_OK)
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(
+            f"{folder}: no such folder; give a checkpoint folder with config.json and {WEIGHTS}"
+        ) from None
+    except (OSError, ValueError) as error:  # a loop of links, a name too long, no permission; a null character
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{shown(str(folder))}: cannot be opened: {reason}") from None
+    if not stat.S_ISDIR(kind):
         if folder.suffix in PICKLES:
             raise CheckpointError(_refusal(folder))
         raise CheckpointError(f"{folder}: is a file; give the checkpoint folder that holds config.json and {WEIGHTS}")
-    if (folder / WEIGHTS).exists():
+    if not listed:
+        raise CheckpointError(f"{folder}: may not be read by this user; change its permissions")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    check_folder(folder)
+    if is_there(folder / WEIGHTS):
         return [folder / WEIGHTS]
-    if (folder / INDEX).exists():
+    if is_there(folder / INDEX):
         weight_map = read_json(folder / INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{folder / INDEX}: weight_map must be an object of key → file name, found none")
@@ -70,7 +87,7 @@ def weight_files(folder: Path) -> list[Path]:
                 raise CheckpointError(
                     f"{folder / INDEX}: must name .safetensors files inside its own folder, found {shown(name)}"
                 )
-        missing = [name for name in names if not (folder / name).exists()]
+        missing = [name for name in names if not is_there(folder / name)]
         if missing:
             raise CheckpointError(
                 f"{folder}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing[:5])}"
@@ -93,6 +110,7 @@ def _refusal(path: Path) -> str:
 def open_weights(file: Path) -> Iterator[safe_open]:
     """A memory-mapped safetensors file. The library checks header, offsets and length, so nothing overlaps or lacks."""
     try:
+        check_regular(file)  # the library would wait for ever for the other end of a pipe
         with safe_open(str(file), framework="pt", device="cpu") as handle:
             yield handle
     except SafetensorError as error:
@@ -109,9 +127,9 @@ def read_header(file: Path) -> dict[str, Stored]:
     with open_weights(file):
         pass
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length))
+            header = parse_json(stream.read(length))
     except (OSError, ValueError, struct.error) as error:
         raise CheckpointError(f"{file}: cannot be read: {error}") from None
     out = {}
@@ -129,23 +147,31 @@ def read_mapped(file: Path, tensors: Sequence[Stored]) -> list[Tensor]:
 
 
 def read_converted(stored: Stored, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """One tensor in another number format or on another device, read piece by piece through a small buffer.
+    """One tensor in another number format or on another device, read piece by piece through a small buffer."""
+    out = torch.empty(stored.shape, dtype=dtype, device=device)
+    begin = 0
+    for piece in pieces(stored):
+        out.view(-1)[begin : begin + piece.numel()].copy_(piece)
+        begin += piece.numel()
+    return out
+
+
+def pieces(stored: Stored) -> Iterator[Tensor]:
+    """The numbers of one tensor in order, PIECE of them at a time, in a buffer that the next piece overwrites.
 
     Not through a map: its pages would count as resident memory until the whole file is closed.
     """
     source = DTYPES[stored.dtype]
-    out = torch.empty(stored.shape, dtype=dtype, device=device)
-    buffer = bytearray(min(BUFFER, stored.nbytes))
+    buffer = bytearray(min(PIECE * source.itemsize, stored.nbytes))
     try:
         with stored.file.open("rb", buffering=0) as stream:
             stream.seek(stored.begin)
-            for piece in out.view(-1).split(BUFFER // source.itemsize):
-                view = memoryview(buffer)[: piece.numel() * source.itemsize]
+            for begin in range(0, stored.nbytes, PIECE * source.itemsize):
+                view = memoryview(buffer)[: min(len(buffer), stored.nbytes - begin)]
                 _fill(stream, view)
-                piece.copy_(torch.frombuffer(view, dtype=source))
+                yield torch.frombuffer(view, dtype=source)
     except OSError as error:
         raise CheckpointError(f"{stored.file}: cannot be read: {error}") from None
-    return out
 
 
 def _fill(stream: RawIOBase, view: memoryview) -> None:

@@ -14,13 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scumble.checkpoint.files import DTYPES, Stored, find_tensors, read_converted, read_mapped
-from scumble.checkpoint.names import ENCODER, HEAD, VISION, candidates
+from scumble.checkpoint.copies import check_copies, find_copies
+from scumble.checkpoint.files import DTYPES, Stored, check_folder, find_tensors, read_converted, read_mapped
+from scumble.checkpoint.names import VISION, candidates
+from scumble.checkpoint.quantized import declared_scheme, refuse_parts, refuse_scheme
 from scumble.config import ModelConfig, parse_model_config, read_json
 from scumble.errors import CheckpointError, InvalidRequest, shown
-from scumble.model import Transformer
+from scumble.model import Transformer, weight_shapes
 from scumble.quant import Format, quantize_part
 from scumble.quant.sizes import weight_bytes
+from scumble.reading import is_there
 from scumble.settings import RELEASE_DEFAULTS, SETTINGS, GenerationConfig
 
 log = logging.getLogger("scumble")
@@ -31,7 +34,7 @@ class LoadReport:
     """What loading left out or made up. Bytes as stored.
 
     vision_tensors, vision_bytes: the vision tower, which a text model does not use.
-    tied_copies: keys that repeat a weight that was loaded under another key.
+    tied_copies: keys that repeat a weight that was loaded under another key; they were compared, and are equal.
     unknown: keys that this architecture does not have; ignored.
     assumed: weights that the file lacks and that were set from others (see the key's name).
     """
@@ -53,6 +56,8 @@ class LoadReport:
             )
         if self.assumed:
             out.append(f"not in the file, set equal to their denoise counterparts: {', '.join(self.assumed[:4])} …")
+        if self.tied_copies:
+            out.append(f"left out {self.tied_copies} tied copies, which equal the weights that they repeat")
         if self.unknown:
             out.append(f"ignored {len(self.unknown)} unknown tensors: {', '.join(self.unknown[:4])}")
         return out
@@ -60,9 +65,10 @@ class LoadReport:
 
 def load_config(path: str | Path) -> ModelConfig:
     """The ModelConfig of a checkpoint folder, without its weights. A CheckpointError names the file at fault."""
+    check_folder(Path(path))
     file, generation = Path(path) / "config.json", Path(path) / "generation_config.json"
     raw, eos = read_json(file), None
-    if generation.exists():  # it decides how answers end, as in `transformers`; the release keeps its list there
+    if is_there(generation):  # it decides how answers end, as in `transformers`; the release keeps its list there
         eos = read_json(generation).get("eos_token_id")
         if eos is not None:
             raw = {**raw, "eos_token_id": eos}
@@ -81,7 +87,7 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     release's values for what is unset.
     """
     path = folder / "generation_config.json"
-    if not path.exists():
+    if not is_there(path):
         return {}
     raw = read_json(path)
     out = {}
@@ -104,6 +110,49 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     return out
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint folder holds, by its config and the headers of its files; no weight has been read.
+
+    shapes: of every weight of the model, by its name in the model. plan: which stored tensor serves it.
+    assumed: weights that the files lack and that another one's tensor serves. copies: (served, its tied copy).
+    """
+
+    config: ModelConfig
+    tensors: dict[str, Stored]
+    shapes: dict[str, tuple[int, ...]]
+    plan: dict[str, Stored]
+    assumed: tuple[str, ...]
+    copies: list[tuple[Stored, Stored]]
+
+    def report(self, weight_bytes: int) -> LoadReport:
+        named = {stored.key for stored in self.plan.values()} | {copy.key for _, copy in self.copies}
+        vision = [stored for stored in self.tensors.values() if stored.key.startswith(VISION)]
+        return LoadReport(
+            weight_bytes=weight_bytes,
+            vision_tensors=len(vision),
+            vision_bytes=sum(stored.nbytes for stored in vision),
+            tied_copies=len(self.copies),
+            unknown=tuple(sorted(key for key in self.tensors if key not in named and not key.startswith(VISION))),
+            assumed=self.assumed,
+        )
+
+
+def read_contents(folder: Path) -> Contents:
+    """Check a folder as far as that goes without reading weights. Raises CheckpointError where loading would."""
+    config = load_config(folder)
+    if (scheme := declared_scheme(folder, config.source)) is not None:
+        refuse_scheme(scheme)
+    tensors = find_tensors(folder)
+    shapes = weight_shapes(config)
+    refuse_parts(tensors.values(), {key for name in shapes for key in candidates(name)})
+    plan, assumed = _plan(shapes, tensors, folder)
+    copies = find_copies(plan, tensors)
+    for name in assumed:
+        plan[name] = plan[name.replace("encode_layer_scalar", "layer_scalar")]
+    return Contents(config, tensors, shapes, plan, tuple(assumed), copies)
+
+
 def load_checkpoint(
     path: str | Path, dtype: torch.dtype | Format | None = None, device: torch.device | str = "cpu"
 ) -> Transformer:
@@ -116,23 +165,21 @@ def load_checkpoint(
     The result has `.config` (ModelConfig) and `.load_report` (LoadReport).
     """
     folder = Path(path)
-    tensors = find_tensors(folder)
-    config = load_config(folder)
+    found = read_contents(folder)
+    plan = found.plan
+    whole = torch.bfloat16 if isinstance(dtype, str) else dtype or _main_dtype(plan)
+    check_copies(found.copies, whole, folder)
     with torch.device("meta"):
-        model = Transformer(config)
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    plan, assumed = _plan(wanted, tensors, folder)
-    for name in assumed:
-        plan[name] = plan[name.replace("encode_layer_scalar", "layer_scalar")]
+        model = Transformer(found.config)
     if isinstance(dtype, str):
-        kept_bytes = weight_bytes(wanted, dtype)
+        kept_bytes = weight_bytes(found.shapes, dtype)
         _load_quantized(model, plan, dtype, torch.device(device))
     else:
-        weights = _read(plan, dtype or _main_dtype(plan), torch.device(device))
+        weights = _read(plan, whole, torch.device(device))
         kept_bytes = sum(tensor.nbytes for tensor in weights.values())
         model.load_state_dict(weights, assign=True)
     model.eval().requires_grad_(False)
-    model.load_report = _report(plan, tensors, assumed, kept_bytes)
+    model.load_report = found.report(kept_bytes)
     for line in model.load_report.lines():
         log.info("%s: %s", folder.name, line)
     return model
@@ -214,20 +261,3 @@ def _read(plan: dict[str, Stored], dtype: torch.dtype, device: torch.device) -> 
     for file, names in mapped.items():
         out.update(zip(names, read_mapped(file, [plan[name] for name in names]), strict=True))
     return out
-
-
-def _report(plan: dict[str, Stored], tensors: dict[str, Stored], assumed: list[str], weight_bytes: int) -> LoadReport:
-    used = {stored.key for stored in plan.values()}
-    known = {key for name in plan for key in candidates(name)}
-    left = [stored for key, stored in tensors.items() if key not in used]
-    vision = [stored for stored in left if stored.key.startswith(VISION)]
-    copies = [stored for stored in left if stored.key in known or stored.key in (HEAD, ENCODER + "norm.weight")]
-    named = {stored.key for stored in [*vision, *copies]}
-    return LoadReport(
-        weight_bytes=weight_bytes,
-        vision_tensors=len(vision),
-        vision_bytes=sum(stored.nbytes for stored in vision),
-        tied_copies=len(copies),
-        unknown=tuple(sorted(stored.key for stored in left if stored.key not in named)),
-        assumed=tuple(assumed),
-    )

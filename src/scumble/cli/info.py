@@ -44,19 +44,15 @@ def info(
 
 def gather(path: Path | None) -> dict[str, Any]:
     """Everything `info` knows about a folder, as JSON values. Sizes in bytes."""
-    from scumble.checkpoint import load_config, read_generation_config
-    from scumble.checkpoint.files import find_tensors
+    from scumble.checkpoint import read_contents, read_generation_config
     from scumble.llm import embedded_path
-    from scumble.model import weight_shapes
     from scumble.quant.sizes import FORMATS, weight_bytes
 
     if path is None and not embedded_path().is_dir():
         raise CheckpointError("this installation has no embedded model; name a checkpoint folder: scumble info PATH")
     folder = embedded_path() if path is None else path
-    tensors = find_tensors(folder)
-    config = load_config(folder)
-    shapes = weight_shapes(config)
-    check(shapes, tensors, folder)
+    found = read_contents(folder)
+    tensors, config, shapes = found.tensors, found.config, found.shapes
     return {
         "path": str(folder),
         "architecture": architecture(config),
@@ -111,27 +107,6 @@ def architecture(config: ModelConfig) -> dict[str, Any]:
         "canvas_length": config.canvas_length,
         "eos_token_ids": list(config.eos_token_ids),
     }
-
-
-def check(shapes: dict[str, tuple[int, ...]], tensors: dict[str, Stored], folder: Path) -> None:
-    """Numbers about a checkpoint that cannot be loaded would mislead: find missing and misshapen weights now."""
-    from scumble.checkpoint.names import candidates
-
-    missing = []
-    for name, shape in shapes.items():
-        found = next((tensors[key] for key in candidates(name) if key in tensors), None)
-        if found is None and not name.endswith(".encode_layer_scalar"):
-            missing.append(candidates(name)[0])
-        elif found is not None and found.shape != shape:
-            raise CheckpointError(
-                f"{folder}: {found.key} has the wrong shape: expected {list(shape)} by config.json, "
-                f"found {list(found.shape)}"
-            )
-    if missing:
-        raise CheckpointError(
-            f"{folder}: {len(missing)} of {len(shapes)} weights are missing: {', '.join(missing[:5])}"
-            f"{' …' if len(missing) > 5 else ''}"
-        )
 
 
 def parameters(config: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:

@@ -1,0 +1,60 @@
+"""`scumble serve`: a model over HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scumble.cli import options as o
+from scumble.cli.loading import load_llm
+from scumble.cli.terminal import error_console
+from scumble.errors import InvalidRequest
+
+EPILOG = """\
+Examples:
+
+  scumble serve
+
+  scumble serve path/to/checkpoint --host 0.0.0.0 --api-key-file keys.txt --tls-cert cert.pem --tls-key key.pem
+
+  curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' -d '{"prompt": "def mean(values):"}'
+"""
+NEEDS_EXTRA = "the server needs more packages: pip install 'scumble[serve]'"
+
+
+def serve(
+    model: Annotated[Path | None, typer.Argument(help="Checkpoint folder; nothing: the embedded model.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0: any free one.")] = 8000,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    served_model_name: Annotated[
+        list[str] | None, typer.Option(help="What clients call the model; may be given several times.")
+    ] = None,
+    max_running: Annotated[int, typer.Option(help="Answers in the making at the same time.")] = 8,
+    max_waiting: Annotated[int, typer.Option(help="Answers that may wait; more are refused with 429.")] = 64,
+    max_body_bytes: Annotated[int, typer.Option(help="Largest request body.")] = 8 * 2**20,
+    drain_seconds: Annotated[float, typer.Option(help="Time for requests in flight after SIGTERM.")] = 30.0,
+    allowed_host: Annotated[
+        list[str] | None, typer.Option(help="Host header to answer besides the address; * for any.")
+    ] = None,
+    allowed_origin: Annotated[
+        list[str] | None, typer.Option(help="Web page elsewhere that may call, e.g. https://chat.example.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate file (PEM); then it is HTTPS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The certificate's key file (PEM).")] = None,
+) -> None:
+    """Serve a model over HTTP, in the forms of OpenAI's and Anthropic's APIs."""
+    try:
+        from scumble.serve.run import serve as run
+        from scumble.serve.settings import ServeSettings
+    except ImportError as error:
+        raise InvalidRequest(f"{NEEDS_EXTRA} ({error.name} is missing)") from None
+    settings = ServeSettings(
+        host=host, port=port, names=tuple(served_model_name or ()), max_running=max_running, max_waiting=max_waiting,
+        max_body_bytes=max_body_bytes, drain_seconds=drain_seconds, hosts=tuple(allowed_host or ()),
+        origins=tuple(allowed_origin or ()), tls_cert=tls_cert, tls_key=tls_key,
+    )  # fmt: skip
+    run(load_llm(model, dtype, device, error_console()), settings)

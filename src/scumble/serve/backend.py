@@ -1,0 +1,270 @@
+"""The server's only view of LLM: requests in, events out. Everything else in this package knows no model.
+
+The model works in threads; events reach the event loop through a queue. A reader who leaves ends the work after the
+present pass, and the slot is free when the work has really ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from scumble.errors import InvalidRequest, PromptTooLong
+from scumble.generation import Committed, Draft, Finished, Generation, GenerationConfig, TokenLogprobs
+from scumble.llm import LLM, TextRequest
+from scumble.serve.errors import ApiError
+from scumble.serve.slots import Slots
+from scumble.text import CHANNEL_CLOSE, CHANNEL_OPEN, Tokenizer, split_thinking_ids
+from scumble.text.infill import can_infill, can_repair
+
+T = TypeVar("T")
+StreamEvent = Draft | Committed | Finished
+SCORE_CHUNK = 256  # positions whose logits [n, V] are held at a time while a prompt is scored
+
+
+@dataclass(frozen=True)
+class Job:
+    """One answer to be made. prompt: token ids; typed: what its first token repeats of the prompt (see LLM.generate);
+    notes: what of the request did not apply, by name."""
+
+    prompt: tuple[int, ...]
+    config: GenerationConfig
+    draft: tuple[int, ...] | None = None
+    typed: str = ""
+    notes: tuple[str, ...] = ()
+
+
+class Backend:
+    """An LLM behind slots. names: what clients call the model."""
+
+    def __init__(self, llm: LLM, names: Sequence[str], slots: Slots) -> None:
+        self.llm = llm
+        self.names = tuple(names)
+        self.slots = slots
+        self.created = int(time.time())
+        self.digest = "unknown"
+        self.failures = 0  # answers that ended in an error that nobody foresaw
+        self._workers = ThreadPoolExecutor(slots.max_running, "scumble-answer")
+        self._helpers = ThreadPoolExecutor(4, "scumble-prepare")
+
+    # --- facts ----------------------------------------------------------------------------------------------------
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and answer may have together."""
+        return self.llm.model.config.max_position_embeddings
+
+    @property
+    def folder(self) -> str | None:
+        return None if self.llm.folder is None else str(self.llm.folder)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        if self.llm.tokenizer is None:
+            raise ApiError(400, "this model has no tokenizer; only prompts as token ids work", code="no_tokenizer")
+        return self.llm.tokenizer
+
+    @property
+    def can_fill(self) -> bool:
+        return can_infill(self.llm.tokenizer)
+
+    @property
+    def can_edit(self) -> bool:
+        return can_repair(self.llm.tokenizer)
+
+    def can_constrain(self, name: str) -> bool:
+        """Whether GenerationConfig has this setting, e.g. json_schema."""
+        return name in {field.name for field in fields(GenerationConfig)}
+
+    def measure_digest(self) -> str:
+        """SHA-256 over the checkpoint's files, in the order of their names: what the audit log calls the model."""
+        digest = hashlib.sha256()
+        folder = self.llm.folder
+        for path in sorted(Path(folder).glob("*")) if folder is not None else ():
+            if path.is_file() and path.suffix in (".json", ".safetensors", ".jinja", ".gguf"):
+                digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+                with path.open("rb") as file:
+                    while block := file.read(2**20):
+                        digest.update(block)
+        self.digest = digest.hexdigest()
+        return self.digest
+
+    # --- requests -------------------------------------------------------------------------------------------------
+
+    async def prepare(self, make: Callable[[], T]) -> T:
+        """Run something that tokenizes or renders, away from the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._helpers, make)
+
+    def text(self, prompt: str, config: GenerationConfig) -> Job:
+        return self._fitted(_job(self.llm.text_request(prompt, config)))
+
+    def ids(self, prompt: Sequence[int], config: GenerationConfig) -> Job:
+        vocab = self.llm.model.config.vocab_size
+        for token in prompt:
+            if not 0 <= token < vocab:
+                raise InvalidRequest(f"prompt ids must lie in 0 … {vocab - 1} (the vocabulary), found {token}")
+        return self._fitted(Job(tuple(prompt), config))
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], config: GenerationConfig, template: Mapping[str, Any]) -> Job:
+        return self._fitted(Job(tuple(self.encode_chat(messages, template)), config))
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], template: Mapping[str, Any]) -> list[int]:
+        taken = {*self.tokenizer.token_names, "messages", "tools", "add_generation_prompt", "raise_exception"}
+        for name in template.get("chat_template_kwargs") or {}:
+            if name in taken or not name.isidentifier() or name.startswith("_"):
+                raise InvalidRequest(f"chat_template_kwargs may not set {name!r}, which belongs to the server")
+        given = {**(template.get("chat_template_kwargs") or {})}
+        given |= {name: value for name, value in template.items() if name != "chat_template_kwargs"}
+        return self.llm.encode_chat(messages, **given)
+
+    def fill(self, prefix: str, suffix: str, config: GenerationConfig, damaged: str | None = None) -> Job:
+        if not (self.can_fill if damaged is None else self.can_edit):
+            what = "fill in the middle" if damaged is None else "edit a text in place"
+            raise ApiError(400, f"this model cannot {what}: its tokenizer lacks the markers", code="unsupported")
+        return self._fitted(_job(self.llm.fill_request(prefix, suffix, config, damaged)))
+
+    def with_draft(self, job: Job, text: str) -> Job:
+        """The job, its canvas starting from a predicted text: the text, an end, and pads."""
+        shape, ids = self.llm.model.config, self.tokenizer.encode(text)
+        if shape.eos_token_ids:
+            end = shape.eos_token_ids[0]
+            ids = [*ids, end, *[end if shape.pad_token_id is None else shape.pad_token_id] * shape.canvas_length]
+        return replace(job, draft=tuple(ids))
+
+    def _fitted(self, job: Job) -> Job:
+        """The job with its answer cut to what the context has room for, and top_p left out where it cannot apply."""
+        room, config, notes = self.context - len(job.prompt), job.config, []
+        if room < 1:
+            raise PromptTooLong(
+                f"the prompt has {len(job.prompt)} tokens; this model's context holds {self.context}, and at least one "
+                "is needed for the answer; shorten the prompt"
+            )
+        if config.max_new_tokens is not None and config.max_new_tokens > room:
+            config = replace_settings(config, max_new_tokens=room)
+            notes.append(f"max_tokens cut to {room}")
+        decoder = config.merged(self.llm.defaults).decoder or "diffusion"
+        if decoder == "diffusion" and (config.top_p is not None or config.top_k is not None):
+            notes += [f"{name} not applied" for name in ("top_p", "top_k") if getattr(config, name) is not None]
+            config = replace_settings(config, top_p=None, top_k=None)
+        return replace(job, config=config, notes=(*job.notes, *notes))
+
+    # --- answers --------------------------------------------------------------------------------------------------
+
+    async def answer(self, job: Job) -> Generation:
+        """The whole answer."""
+        async for event in self.events(job):
+            if isinstance(event, Finished):
+                return event.generation
+        raise RuntimeError("a stream ends with Finished")
+
+    async def events(self, job: Job, drafts: bool = False) -> AsyncGenerator[StreamEvent, None]:
+        """The answer as it comes; drafts only where they are wanted. Closing it ends the work."""
+        await self.slots.acquire()
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[StreamEvent | BaseException] = asyncio.Queue()
+        left = threading.Event()
+        started = time.perf_counter()
+
+        def put(item: StreamEvent | BaseException) -> None:
+            loop.call_soon_threadsafe(queue.put_nowait, item)
+
+        def work() -> None:
+            try:
+                stream = self._start(job)
+                try:
+                    for event in stream:
+                        if left.is_set():
+                            return
+                        if drafts or not isinstance(event, Draft):
+                            put(event)
+                finally:
+                    stream.close()  # type: ignore[attr-defined]  # a generator
+            except BaseException as error:
+                put(error)
+
+        future = loop.run_in_executor(self._workers, work)
+        future.add_done_callback(lambda _: self.slots.release(time.perf_counter() - started))
+        try:
+            while True:
+                item = await queue.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+                if isinstance(item, Finished):
+                    return
+        finally:
+            left.set()
+
+    def _start(self, job: Job) -> Iterator[StreamEvent]:
+        return self.llm.stream_request(TextRequest(job.prompt, job.config, job.draft, job.typed))
+
+    def check(self, job: Job) -> None:
+        """Refuse at once what the engine would refuse, so that a stream does not have to begin in order to fail."""
+        self._start(job).close()  # type: ignore[attr-defined]  # a generator that was never advanced
+
+    async def warm_up(self) -> None:
+        """One short answer: kernels are compiled, buffers allocated."""
+        config = GenerationConfig(max_new_tokens=2, max_denoising_steps=2)
+        first = 2 if self.llm.model.config.vocab_size > 2 else 0
+        await self.answer(Job((first,), config))
+
+    # --- texts and tokens -----------------------------------------------------------------------------------------
+
+    def token_text(self, token: int) -> str:
+        return "" if self.llm.tokenizer is None else self.llm.tokenizer.decode([token], skip_special=False)
+
+    def reasoning_tokens(self, generation: Generation) -> int:
+        """How many of an answer's tokens are thinking."""
+        if generation.thinking is None or self.llm.tokenizer is None:
+            return 0
+        marks = self.llm.tokenizer.token_id(CHANNEL_OPEN), self.llm.tokenizer.token_id(CHANNEL_CLOSE)
+        if marks[0] is None or marks[1] is None:
+            return 0
+        return len(split_thinking_ids(generation.token_ids, marks[0], marks[1])[0] or ())
+
+    async def scored(self, ids: Sequence[int], top: int) -> list[TokenLogprobs]:
+        """`score`, in a slot, as the model's other work is."""
+        await self.slots.acquire()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._workers, self.score, ids, top)
+        finally:
+            self.slots.release()
+
+    def score(self, ids: Sequence[int], top: int) -> list[TokenLogprobs]:
+        """Log-probabilities, under the causal model, of ids[1:] given what stands before each, with `top` others."""
+        model = self.llm.model
+        with torch.inference_mode():
+            tokens = torch.tensor(ids, device=model.device)
+            hidden = model.encode(tokens, model.new_cache())  # [n, D]
+            scores: list[TokenLogprobs] = []
+            for start in range(0, len(ids) - 1, SCORE_CHUNK):
+                stop = min(start + SCORE_CHUNK, len(ids) - 1)
+                logs = torch.log_softmax(model.logits(hidden[start:stop]).float(), dim=-1)  # [n, V]
+                own = logs.gather(1, tokens[start + 1 : stop + 1, None])[:, 0].tolist()
+                best = logs.topk(max(top, 1), dim=-1)
+                for row, value in enumerate(own):
+                    pairs = zip(best.indices[row, :top].tolist(), best.values[row, :top].tolist(), strict=True)
+                    scores.append(TokenLogprobs(ids[start + row + 1], value, tuple(pairs)))
+        return scores
+
+    def close(self) -> None:
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        self._helpers.shutdown(wait=False, cancel_futures=True)
+
+
+def replace_settings(config: GenerationConfig, **changes: Any) -> GenerationConfig:
+    """The same settings but for those named; None unsets one."""
+    return GenerationConfig(**{field.name: getattr(config, field.name) for field in fields(config)} | changes)
+
+
+def _job(request: TextRequest) -> Job:
+    return Job(tuple(request.prompt), request.config, request.draft, request.typed)

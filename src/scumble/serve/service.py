@@ -1,0 +1,113 @@
+"""All parts of a running server, in one object that handlers find at `request.app.state.service`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from scumble.generation import Committed, Finished
+from scumble.serve.backend import Backend, Job, StreamEvent
+from scumble.serve.call import Call
+from scumble.serve.errors import ApiError, translated
+from scumble.serve.fields import NOT_APPLIED
+from scumble.serve.log import log_event, log_failure
+from scumble.serve.metrics import Metrics
+from scumble.serve.settings import ServeSettings
+from scumble.serve.stream import data_event, woven
+
+
+@dataclass
+class Service:
+    """ready: the model is warm. draining: no new requests, those in flight are finished."""
+
+    settings: ServeSettings
+    backend: Backend
+    metrics: Metrics
+    ready: bool = False
+    draining: bool = False
+    fault: str | None = None  # why the server cannot answer at all, in words for the operator
+
+    def is_known_host(self, header: str) -> bool:
+        """Whether a Host header names this server. On loopback only its own names count: a foreign page whose name was
+        pointed at this machine (DNS rebinding) cannot call it."""
+        hosts = self.settings.hosts
+        if "*" in hosts or (not hosts and not self.settings.is_local):
+            return True
+        name = header.rsplit(":", 1)[0] if not header.endswith("]") else header
+        return name.lower() in {"localhost", "127.0.0.1", "[::1]", self.settings.host, *hosts}
+
+    async def let_in(self, call: Call, request: Request) -> None:
+        """Check the key, its scope and its limits."""
+
+    async def record(self, call: Call) -> None:
+        """Write the end of a call to the audit log."""
+
+    def check_model(self, name: str | None) -> str:
+        """The name that answers carry. Raises 404 for a model that is not served."""
+        if name is None:
+            return self.backend.names[0]
+        if name not in self.backend.names:
+            raise ApiError(
+                404, f"there is no model of that name here; served: {', '.join(self.backend.names)}",
+                code="model_not_found", param="model",
+            )  # fmt: skip
+        return name
+
+    async def admit(self, call: Call, jobs: Sequence[Job]) -> dict[str, str]:
+        """Check jobs before anything is sent; returns the headers that say what did not apply."""
+        if not self.ready:
+            raise ApiError(503, "the model is not ready yet", code="not_ready", headers={"retry-after": "2"})
+        if len(jobs) > self.settings.max_choices:
+            raise ApiError(400, f"one request may ask for {self.settings.max_choices} answers, found {len(jobs)}")
+        call.prompt_tokens = sum(len(prompt) for prompt in {job.prompt for job in jobs})
+        self.backend.slots.check_room(len(jobs))
+        await self.backend.prepare(lambda: [self.backend.check(job) for job in jobs])
+        notes = [note for job in jobs[:1] for note in job.notes]
+        return {NOT_APPLIED: ", ".join(notes)} if notes else {}
+
+    async def run(
+        self, call: Call, jobs: Sequence[Job], drafts: bool = False
+    ) -> AsyncGenerator[tuple[int, StreamEvent], None]:
+        """Events of several answers, each with the number of its job; the call and the metrics take note."""
+        async with aclosing(woven([self.backend.events(job, drafts) for job in jobs])) as events:
+            async for number, event in events:
+                if isinstance(event, Committed) and event.text:
+                    call.saw_text()
+                elif isinstance(event, Finished):
+                    call.finished(event.generation)
+                    self.metrics.answer(event.generation, len(jobs[number].prompt))
+                yield number, event
+
+    def failed(self, call: Call, error: Exception) -> bytes:
+        """The last event of a stream that cannot go on, in OpenAI's form."""
+        answer = self.note_failure(call, error)
+        return data_event(answer.openai())
+
+    def note_failure(self, call: Call, error: Exception) -> ApiError:
+        """What to tell the client; metrics and log take note."""
+        answer = translated(error, self.backend.folder)
+        call.outcome = answer.code or str(answer.status)
+        if answer.status >= 500 and not isinstance(error, ApiError):
+            self.backend.failures += 1
+            log_failure(call, error)
+        if answer.status in (401, 403, 413, 429, 503):
+            self.metrics.refused.labels(call.outcome).inc()
+        return answer
+
+    async def start(self) -> None:
+        """Warm the model up; then the server is ready."""
+        try:
+            await self.backend.prepare(self.backend.measure_digest)
+            if self.settings.warm_up:
+                await self.backend.warm_up()
+            self.ready = True
+            log_event("ready", model=self.backend.names[0], digest=self.backend.digest)
+        except Exception as error:
+            self.fault = f"{type(error).__name__} during the warm-up"
+            log_failure(Call(route="warm-up"), error)
+
+    def stop(self) -> None:
+        self.backend.close()

@@ -14,9 +14,9 @@ pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 sys.path.insert(0, str(Path(__file__).parent))
 
 import httpx
+from serving import Running, running, tiny_llm
 
 from scumble import LLM
-from serving import Running, running, tiny_llm
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-openai = pytest.importorskip("openai", reason="the OpenAI client is not installed")
+pytest.importorskip("openai", reason="the OpenAI client is not installed")
 
+import openai
 from serving import until
+
 from scumble import GenerationConfig
+from scumble.settings import SETTINGS
 
 MODEL = "tiny"
 USER = [{"role": "user", "content": "paint"}]
@@ -162,7 +165,7 @@ def test_what_cannot_apply_is_named(client):
     assert "user" in named
     assert "max_tokens cut to" in named
     for refused in ({"frequency_penalty": 1.0}, {"logit_bias": {"5": 1}}, {"response_format": {"type": "json_object"}}):
-        if "response_format" in refused and "json_schema" in GenerationConfig.__dataclass_fields__:
+        if "response_format" in refused and "json_schema" in SETTINGS:
             continue
         with pytest.raises(openai.BadRequestError) as error:
             chat(client, **refused)
@@ -232,3 +235,10 @@ def test_health_ready_metrics_version(http):
     assert 'model_name="tiny"' in text
     assert http.get("/version").json()["version"]
     assert "/v1/chat/completions" in http.get("/openapi.json").json()["paths"]
+
+
+def test_every_setting_can_be_asked_for():
+    """The settings table is the API's too: a new row of a simple kind is a field of every request."""
+    from scumble.serve.chat import ChatRequest
+
+    assert {"entropy_bound", "max_denoising_steps", "canvas_length", "decoder"} <= set(ChatRequest.model_fields)

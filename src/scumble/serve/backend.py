@@ -12,22 +12,22 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from scumble.errors import InvalidRequest, PromptTooLong
-from scumble.generation import Committed, Draft, Finished, Generation, GenerationConfig, TokenLogprobs
+from scumble.events import Draft, Finished, Generation, StreamEvent, TokenLogprobs
 from scumble.llm import LLM, TextRequest
 from scumble.serve.errors import ApiError
 from scumble.serve.slots import Slots
+from scumble.settings import SETTINGS, GenerationConfig
 from scumble.text import CHANNEL_CLOSE, CHANNEL_OPEN, Tokenizer, split_thinking_ids
 from scumble.text.infill import can_infill, can_repair
 
 T = TypeVar("T")
-StreamEvent = Draft | Committed | Finished
 SCORE_CHUNK = 256  # positions whose logits [n, V] are held at a time while a prompt is scored
 
 
@@ -83,7 +83,7 @@ class Backend:
 
     def can_constrain(self, name: str) -> bool:
         """Whether GenerationConfig has this setting, e.g. json_schema."""
-        return name in {field.name for field in fields(GenerationConfig)}
+        return name in SETTINGS
 
     def measure_digest(self) -> str:
         """SHA-256 over the checkpoint's files, in the order of their names: what the audit log calls the model."""
@@ -141,7 +141,7 @@ class Backend:
         return replace(job, draft=tuple(ids))
 
     def _fitted(self, job: Job) -> Job:
-        """The job with its answer cut to what the context has room for, and top_p left out where it cannot apply."""
+        """The job with its answer cut to what the context has room for, and settings of the other decoder left out."""
         room, config, notes = self.context - len(job.prompt), job.config, []
         if room < 1:
             raise PromptTooLong(
@@ -151,10 +151,10 @@ class Backend:
         if config.max_new_tokens is not None and config.max_new_tokens > room:
             config = replace_settings(config, max_new_tokens=room)
             notes.append(f"max_tokens cut to {room}")
-        decoder = config.merged(self.llm.defaults).decoder or "diffusion"
-        if decoder == "diffusion" and (config.top_p is not None or config.top_k is not None):
-            notes += [f"{name} not applied" for name in ("top_p", "top_k") if getattr(config, name) is not None]
-            config = replace_settings(config, top_p=None, top_k=None)
+        decoder = config.merged({"decoder": self.llm.defaults.get("decoder", "diffusion")})
+        idle = decoder.without_effect()  # of the other decoder: ordinary clients send top_p without a thought
+        notes += [f"{name} not applied" for name in idle]
+        config = replace_settings(config, **dict.fromkeys(idle))
         return replace(job, config=config, notes=(*job.notes, *notes))
 
     # --- answers --------------------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ class Backend:
 
 def replace_settings(config: GenerationConfig, **changes: Any) -> GenerationConfig:
     """The same settings but for those named; None unsets one."""
-    return GenerationConfig(**{field.name: getattr(config, field.name) for field in fields(config)} | changes)
+    return GenerationConfig(**{name: getattr(config, name) for name in SETTINGS} | changes)
 
 
 def _job(request: TextRequest) -> Job:

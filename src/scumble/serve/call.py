@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
 
-from scumble.generation import Generation
+from scumble.events import Generation
 
 if TYPE_CHECKING:
     from scumble.serve.service import Service

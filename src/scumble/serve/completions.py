@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
-from scumble.generation import Committed, Finished, Generation, TokenLogprobs
+from scumble.events import Committed, Finished, Generation, TokenLogprobs
 from scumble.serve.backend import Backend, Job, replace_settings
 from scumble.serve.call import Call, call_of, service_of
 from scumble.serve.errors import ApiError

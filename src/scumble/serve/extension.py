@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scumble.generation import Draft, Generation
+from scumble.events import Draft, Generation
 from scumble.serve.backend import Backend, Job
 
 

@@ -8,13 +8,12 @@ by name, or, where it asks for nothing that would change the text, accepted and 
 from __future__ import annotations
 
 import secrets
-from dataclasses import fields as dataclass_fields
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from scumble.generation import GenerationConfig
 from scumble.serve.errors import ApiError
+from scumble.settings import SETTINGS, GenerationConfig, OneOf, Real, Values, Whole, YesNo
 
 MAX_STOPS = 16
 MAX_SEED = 2**64 - 1
@@ -27,35 +26,36 @@ class Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
-class Sampler(Body):
-    """Scumble's own settings, under the names of GenerationConfig, which checks their ranges."""
+# Names of GenerationConfig for which the APIs have words of their own.
+OWN_WORDS = ("max_new_tokens", "seed", "temperature", "top_p", "stop", "logprobs")
 
-    entropy_bound: float | None = None
-    t_min: float | None = None
-    t_max: float | None = None
-    max_denoising_steps: int | None = None
-    positions_per_pass: int | None = None
-    stability_threshold: int | None = None
-    confidence_threshold: float | None = None
-    canvas_length: int | Literal["auto"] | None = None
-    ignore_eos: bool | None = None
-    decoder: Literal["diffusion", "autoregressive"] | None = None
-    best_of: int | None = None
-    revisions: int | None = None
-    prefer: Literal["likely", "python"] | None = None
-    top_k: int | None = None
-    budget: Literal["accepted", "changed"] | None = None
-    commit: Literal["argmax", "sample"] | None = None
-    stability: Literal["argmax_history", "argmax_is_canvas"] | None = None
+
+def _type_of(values: Values) -> Any:
+    """A setting's JSON type; its range is GenerationConfig's business. None: the API does not offer it."""
+    if isinstance(values, Whole):
+        return int if values.also is None else int | Literal[values.also]  # type: ignore[valid-type]
+    if isinstance(values, OneOf):
+        return Literal[values.names]  # type: ignore[valid-type]
+    return {Real: float, YesNo: bool}.get(type(values))
+
+
+SAMPLER_TYPES = {
+    name: one for name, row in SETTINGS.items() if name not in OWN_WORDS and (one := _type_of(row.values)) is not None
+}
+_FIELDS: dict[str, Any] = {
+    name: (kind | None, Field(None, description=SETTINGS[name].help)) for name, kind in SAMPLER_TYPES.items()
+}
+_Sampler: Any = create_model("_Sampler", __base__=Body, **_FIELDS)
+
+
+class Sampler(_Sampler):
+    """Scumble's own settings, one field a row of the settings table."""
+
     drafts: bool = Field(False, description="Stream the canvas after every pass, in an extension field.")
 
     def sampler_settings(self) -> dict[str, Any]:
         """What was set, by GenerationConfig's names."""
-        return {name: getattr(self, name) for name in SAMPLER_NAMES if getattr(self, name) is not None}
-
-
-SAMPLER_NAMES = tuple(name for name in Sampler.model_fields if name != "drafts")
-CONFIG_NAMES = frozenset(field.name for field in dataclass_fields(GenerationConfig))
+        return {name: value for name in SAMPLER_TYPES if (value := getattr(self, name)) is not None}
 
 
 class StreamOptions(Body):

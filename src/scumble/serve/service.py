@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
-from scumble.generation import Committed, Finished
+from scumble.events import Committed, Finished
 from scumble.serve.backend import Backend, Job, StreamEvent
 from scumble.serve.call import Call
 from scumble.serve.errors import ApiError, translated

@@ -64,3 +64,11 @@ def shown(value: object) -> str:
         return f"a {type(value).__name__} of too many digits to print"
     text = " ".join(text.split())
     return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def size(count: int) -> str:
+    """Bytes as a message shows them, in powers of a thousand: 35,024,896 -> "35.0 MB"."""
+    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= limit:
+            return f"{count / limit:.1f} {unit}"
+    return f"{count} B"

@@ -14,7 +14,7 @@ from typing import Any, cast, overload
 
 import torch
 
-from scumble.checkpoint import load_checkpoint, read_generation_config
+from scumble.checkpoint import load_checkpoint, load_config, read_generation_config
 from scumble.diffusion import Noise
 from scumble.engine import Answer, PassDone, Request, TokensCommitted, generate, make_request, run
 from scumble.engine.request import Check, Settings
@@ -22,9 +22,11 @@ from scumble.errors import InvalidRequest, TemplateError, TokenizerError, shown
 from scumble.events import Finished, Generation, StreamEvent
 from scumble.model import Transformer
 from scumble.placement import choose_device, choose_dtype
+from scumble.reading import is_there
 from scumble.row import Row
 from scumble.settings import GenerationConfig
 from scumble.text import ChatTemplate, Message, Tokenizer
+from scumble.text.chat import find_sources
 from scumble.text.healing import beginning_with, take_back
 from scumble.text.infill import encode_infill
 from scumble.text.python import python_check
@@ -89,13 +91,9 @@ class LLM:
         """
         folder = embedded_path() if path is None else Path(path)
         where = choose_device(device)
-        model = load_checkpoint(folder, choose_dtype(dtype, where), where)
-        tokenizer = Tokenizer.from_folder(folder) if (folder / "tokenizer.json").exists() else None
-        if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
-            raise TokenizerError(
-                f"{folder}: tokenizer.json has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}"
-            )
-        defaults = read_generation_config(folder)
+        form = choose_dtype(dtype, where)
+        tokenizer, defaults = _read_small_files(folder)  # a mistake there shows before minutes of reading weights
+        model = load_checkpoint(folder, form, where)
         return cls(model, tokenizer, folder=folder, defaults=defaults, batch_invariant=batch_invariant)
 
     # --- text ---------------------------------------------------------------------------------------------------
@@ -334,6 +332,20 @@ class LLM:
                     yield from row.finish(Answer("stop", tuple(row.passes), row.evaluations))
             else:
                 yield from row.finish(event)
+
+
+def _read_small_files(folder: Path) -> tuple[Tokenizer | None, dict[str, Any]]:
+    """The tokenizer and the generation settings of a folder. Raises for any file beside the weights that is damaged."""
+    config, defaults = load_config(folder), read_generation_config(folder)
+    if not is_there(folder / "tokenizer.json"):
+        return None, defaults
+    tokenizer = Tokenizer.from_folder(folder)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise TokenizerError(
+            f"{folder}: tokenizer.json has {tokenizer.vocab_size} tokens, the model only {config.vocab_size}"
+        )
+    find_sources(folder)
+    return tokenizer, defaults
 
 
 def _last(events: Iterator[StreamEvent]) -> list[Generation]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from scumble import LLM, CheckpointError, TokenizerError
+from scumble import LLM, CheckpointError, ScumbleError, TemplateError, TokenizerError
 from scumble.checkpoint import load_checkpoint, load_config, read_generation_config
 from tiny import save_folder, tiny_model
 
@@ -455,4 +455,52 @@ def test_a_folder_without_tokenizer_works_on_ids_only(folder):
 def test_a_tokenizer_larger_than_the_vocabulary(tmp_path):
     folder = save_folder(tmp_path / "t", tiny_model(), tokenizer=True)
     with pytest.raises(TokenizerError, match="tokens, the model only 97"):
+        LLM.load(folder)
+
+
+SMALL = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json"]
+DEEP = b'{"chat_template": ' + b"[" * 900 + b"]" * 900 + b"}"  # Python's own parser takes this
+
+
+def make_pipe(file: Path) -> None:
+    file.unlink(missing_ok=True)
+    os.mkfifo(file)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        make_pipe,
+        lambda file: [file.unlink(missing_ok=True), file.mkdir()],
+        lambda file: [file.unlink(missing_ok=True), file.symlink_to("/dev/zero")],
+        lambda file: [file.unlink(missing_ok=True), file.symlink_to(file.name)],
+        lambda file: [file.unlink(missing_ok=True), file.symlink_to("nothing")],
+        lambda file: file.write_bytes(b"\xff\xfe{"),
+        lambda file: file.write_bytes(DEEP if file.suffix == ".json" else b"\xff"),
+        lambda file: file.write_bytes(b'{"a": ' * 100_000 if file.suffix == ".json" else b"\xff"),
+        lambda file: os.truncate(file if file.exists() else file.write_bytes(b"") or file, 2**40),
+    ],
+    ids=["pipe", "folder", "device", "loop", "link to nothing", "not UTF-8", "deep", "deeper", "a terabyte"],
+)
+def test_small_files_are_refused_at_once_and_before_the_weights(tmp_path, monkeypatch, name, spoil):
+    folder = save_folder(tmp_path / "t", tiny_model(vocab_size=320), tokenizer=True)
+    LLM.load(folder)
+    monkeypatch.setattr("scumble.llm.load_checkpoint", lambda *_: pytest.fail("weights were read"))
+    spoil(folder / name)
+    with pytest.raises(ScumbleError) as caught:
+        LLM.load(folder)
+    assert name in str(caught.value)
+    assert len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize("template", [{}, {"a": 1}, 5, [5], [{"name": "default"}], [{"name": [], "template": ""}],
+                                      [{"name": 1, "template": "x"}, {"name": "y", "template": "x"}]])  # fmt: skip
+def test_a_chat_template_of_a_strange_shape(tmp_path, template):
+    folder = save_folder(tmp_path / "t", tiny_model(vocab_size=320), tokenizer=True)
+    rewrite_json(folder / "tokenizer_config.json", chat_template=template)
+    if template:
+        with pytest.raises(TemplateError, match="chat_template in"):
+            LLM.load(folder)
+    else:
         LLM.load(folder)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from scumble.checkpoint.copies import check_copies, find_copies
 from scumble.checkpoint.files import DTYPES, Stored, check_folder, find_tensors, read_converted, read_mapped
+from scumble.checkpoint.memory import check_memory
 from scumble.checkpoint.names import VISION, candidates
 from scumble.checkpoint.quantized import declared_scheme, refuse_parts, refuse_scheme
 from scumble.config import ModelConfig, parse_model_config, read_json
@@ -161,13 +162,15 @@ def load_checkpoint(
     Weights that need no conversion stay memory-mapped: their pages are the only copy. Others are converted piece by
     piece. A file of several formats becomes the one that most of its bytes have, unless dtype says otherwise.
     dtype "int8" or "int4": bfloat16, then linear layers and experts in that format (see quant/).
-    Raises CheckpointError, with the key, what was expected and what was found.
+    Raises CheckpointError, with the key, what was expected and what was found; also where the memory does not suffice
+    (SCUMBLE_MEMORY_CHECK=0 in the environment: try all the same).
     The result has `.config` (ModelConfig) and `.load_report` (LoadReport).
     """
     folder = Path(path)
     found = read_contents(folder)
     plan = found.plan
     whole = torch.bfloat16 if isinstance(dtype, str) else dtype or _main_dtype(plan)
+    check_memory(found.config, found.shapes, dtype if isinstance(dtype, str) else whole, torch.device(device), folder)
     check_copies(found.copies, whole, folder)
     with torch.device("meta"):
         model = Transformer(found.config)

@@ -10,6 +10,7 @@ import typer
 
 from scumble.cli.terminal import error_console, spinner
 from scumble.errors import CheckpointError
+from scumble.reading import is_there
 
 if TYPE_CHECKING:
     from scumble.checkpoint.files import Stored
@@ -45,7 +46,9 @@ def info(
 def gather(path: Path | None) -> dict[str, Any]:
     """Everything `info` knows about a folder, as JSON values. Sizes in bytes."""
     from scumble.checkpoint import read_contents, read_generation_config
+    from scumble.checkpoint.memory import available, needed
     from scumble.llm import embedded_path
+    from scumble.placement import choose_device
     from scumble.quant.sizes import FORMATS, weight_bytes
 
     if path is None and not embedded_path().is_dir():
@@ -53,12 +56,15 @@ def gather(path: Path | None) -> dict[str, Any]:
     folder = embedded_path() if path is None else path
     found = read_contents(folder)
     tensors, config, shapes = found.tensors, found.config, found.shapes
+    room = available(choose_device("auto"))
     return {
         "path": str(folder),
         "architecture": architecture(config),
         "generation": read_generation_config(folder),
         "parameters": parameters(config, shapes),
         "memory": {name: weight_bytes(shapes, name) for name in FORMATS},
+        "fits": {name: room is None or needed(config, shapes, name) <= room.bytes for name in FORMATS},
+        "memory_available": None if room is None else {"bytes": room.bytes, "limit": room.limit},
         "kv_cache": {name: kv_cache(config, each) for name, each in CACHE_BYTES.items()},
         "files": stored(tensors),
         "left_out": left_out(tensors),
@@ -72,7 +78,7 @@ def text_side(folder: Path) -> dict[str, Any]:
     from scumble.text import ChatTemplate, Tokenizer
     from scumble.text.chat import BUILT_IN_TEMPLATE
 
-    if not (folder / "tokenizer.json").is_file():
+    if not is_there(folder / "tokenizer.json"):
         return {"tokenizer_tokens": None, "chat_template": None}
     tokenizer = Tokenizer.from_folder(folder)
     try:
@@ -124,19 +130,17 @@ def parameters(config: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> dict[
     }
 
 
-def kv_cache(config: ModelConfig, size: int) -> dict[str, int]:
-    """Bytes at `size` bytes a number. Full layers grow with the context; sliding ones stop at their window."""
+def kv_cache(config: ModelConfig, bytes_each: int) -> dict[str, int]:
+    """Bytes at so many a number. Full layers grow with the context; sliding ones stop at their window."""
+    from scumble.checkpoint.memory import kv_bytes
+
     sliding = [layer for layer in config.layers if layer.is_sliding]
     full = [layer for layer in config.layers if not layer.is_sliding]
-    full_token = sum(2 * layer.num_key_value_heads * layer.head_dim for layer in full) * size
-    sliding_token = sum(2 * layer.num_key_value_heads * layer.head_dim for layer in sliding) * size
-    window = config.sliding_window - 1
     return {
-        "full_layers_per_1000_tokens": full_token * CONTEXT_UNIT,
-        "sliding_layers_at_most": sliding_token * window,
-        "at_1000_tokens": full_token * CONTEXT_UNIT + sliding_token * min(window, CONTEXT_UNIT),
-        "at_full_context": full_token * config.max_position_embeddings
-        + sliding_token * min(window, config.max_position_embeddings),
+        "full_layers_per_1000_tokens": kv_bytes(config, CONTEXT_UNIT, bytes_each, full),
+        "sliding_layers_at_most": kv_bytes(config, config.sliding_window, bytes_each, sliding),
+        "at_1000_tokens": kv_bytes(config, CONTEXT_UNIT, bytes_each),
+        "at_full_context": kv_bytes(config, config.max_position_embeddings, bytes_each),
     }
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scumble.cli.terminal import visible
+from scumble.errors import size
 
 
 def print_facts(facts: dict[str, Any]) -> None:
@@ -68,7 +69,13 @@ def _parameters(facts: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def _memory(facts: dict[str, Any]) -> list[tuple[str, ...]]:
     notes = {"int8": "scales and the head's own copy included", "int4": "scales included; the embedding stays bfloat16"}
-    return [(name, size(count), notes.get(name, "")) for name, count in facts["memory"].items()]
+    rows = []
+    for name, count in facts["memory"].items():
+        fits = facts["fits"].get(name)
+        said = [notes.get(name, ""), {True: "", False: "does not fit here", None: ""}[fits]]
+        rows.append((name, size(count), "; ".join(part for part in said if part)))
+    room = facts["memory_available"]
+    return [*rows, ("available here", size(room["bytes"]), room["limit"])] if room else rows
 
 
 def _kv_cache(facts: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -102,11 +109,3 @@ def short(count: int) -> str:
         if count >= limit:
             return f"{count / limit:.1f} {unit}"
     return str(count)
-
-
-def size(count: int) -> str:
-    """Bytes in powers of a thousand: 35,024,896 -> "35.0 MB"."""
-    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= limit:
-            return f"{count / limit:.1f} {unit}"
-    return f"{count} B"

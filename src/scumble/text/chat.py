@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scumble.errors import InvalidRequest, TemplateError
+from scumble.reading import is_there, read_json_file, read_text
 from scumble.text.messages import Message, check_messages, join_text_parts
 from scumble.text.provenance import Marks
 from scumble.text.renderer import RENDER_SECONDS, SHARED
@@ -52,7 +53,7 @@ class ChatTemplate:
                 or the file is damaged. A mistake inside a template shows when it first renders.
         """
         folder = Path(path)
-        sources = _find_sources(folder)
+        sources = find_sources(folder)
         if "default" in sources:
             return cls(sources["default"], tool_source=sources.get("tool_use"), token_names=tokenizer.token_names)
         if sources:
@@ -146,14 +147,14 @@ class ChatTemplate:
         return SHARED.render(self._pick(variables), everything, seconds=self._seconds)
 
 
-def _find_sources(folder: Path) -> dict[str, str]:
-    """{name: jinja2 source} of a checkpoint folder; empty where it has none."""
+def find_sources(folder: Path) -> dict[str, str]:
+    """{name: jinja2 source} of a checkpoint folder; empty where it has none. Raises TemplateError for damaged files."""
     file = folder / "chat_template.jinja"
     try:
-        if file.is_file():
-            return {"default": file.read_text(encoding="utf-8")}
+        if is_there(file):
+            return {"default": read_text(file)}
         file = folder / "chat_template.json"  # as multimodal processors used to write it
-        found = json.loads(file.read_text(encoding="utf-8")).get("chat_template") if file.is_file() else None
+        found = read_json_file(file).get("chat_template") if is_there(file) else None
     except (OSError, ValueError, AttributeError) as error:
         raise TemplateError(f"{file} cannot be read: {error}") from error
     found = found or read_tokenizer_config(folder).get("chat_template")
@@ -165,6 +166,6 @@ def _find_sources(folder: Path) -> dict[str, str]:
         sources = {entry["name"]: entry["template"] for entry in found}
     except (TypeError, KeyError) as error:
         raise TemplateError(f"chat_template in {folder} must be a str or a list of {{name, template}}") from error
-    if not all(isinstance(source, str) for source in sources.values()):
-        raise TemplateError(f"chat_template in {folder}: every template must be a str")
+    if not all(isinstance(text, str) for text in (*sources, *sources.values())):
+        raise TemplateError(f"chat_template in {folder}: every name and every template must be a str")
     return sources

@@ -20,6 +20,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from scumble.errors import InvalidRequest, TokenizerError
+from scumble.reading import MOST_TOKENIZER, is_there, read_bytes, read_json_file
 
 # Names tried, in this order, where no tokenizer_config.json says which token begins a text.
 _USUAL_BOS = ("<bos>", "<s>", "<|begin_of_text|>")
@@ -64,10 +65,10 @@ class Tokenizer:
         """
         folder = Path(path)
         file = folder / "tokenizer.json"
-        if not file.is_file():
+        if not is_there(file):
             raise TokenizerError(f"no tokenizer.json in {folder}; text needs one, or work on token ids (generate_ids)")
         try:
-            backend = Backend.from_file(str(file))
+            backend = Backend.from_buffer(read_bytes(file, MOST_TOKENIZER))
         except Exception as error:  # the library raises plain Exception
             raise TokenizerError(f"{file} cannot be read as a tokenizer ({error}); fetch the file again") from error
         config = read_tokenizer_config(folder)
@@ -183,10 +184,10 @@ def require_unicode(text: str, what: str = "the text") -> None:
 def read_tokenizer_config(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json as a dict; empty where there is none. Raises TokenizerError where it is damaged."""
     file = folder / "tokenizer_config.json"
-    if not file.is_file():
+    if not is_there(file):
         return {}
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = read_json_file(file)
     except (OSError, ValueError) as error:
         raise TokenizerError(f"{file} is not readable JSON ({error}); fetch it again or remove it") from error
     if not isinstance(config, dict):

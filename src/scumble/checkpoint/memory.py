@@ -1,0 +1,161 @@
+"""How much memory a model needs, how much there is, and a refusal before a load that would end in a killed process.
+
+Counted are the weights in the format that they are loaded in, what converting them holds for a while, and the KV cache
+of CONTEXT tokens. Weights that are mapped from a file count too: without room for them, every pass reads the disk.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from scumble.config import LayerConfig, ModelConfig
+from scumble.errors import CheckpointError, size
+from scumble.quant.sizes import FORMATS, PLAIN_BYTES, weight_bytes
+
+SWITCH = "SCUMBLE_MEMORY_CHECK"  # this environment variable set to 0: load in spite of everything
+CONTEXT = 1000  # tokens
+UNLIMITED = 2**60  # cgroup v1 says "no limit" with a number near 2**63
+
+
+@dataclass(frozen=True)
+class Available:
+    """Bytes that this process may still take, and what sets that limit, for people."""
+
+    bytes: int
+    limit: str
+
+
+def needed(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], form: str | torch.dtype) -> int:
+    """Bytes for a model of these weights in a format, ready to work on CONTEXT tokens."""
+    name = str(form).removeprefix("torch.")
+    if name not in FORMATS:
+        bytes_each = torch.zeros(0, dtype=getattr(torch, name)).element_size()
+        return sum(math.prod(shape) for shape in shapes.values()) * bytes_each + kv_bytes(config, CONTEXT, bytes_each)
+    staging = 0 if name in PLAIN_BYTES else _largest_layer(shapes) * PLAIN_BYTES["bfloat16"]
+    return weight_bytes(shapes, name) + staging + kv_bytes(config, CONTEXT, PLAIN_BYTES.get(name, 2))
+
+
+def _largest_layer(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Numbers of the largest layer: it is there in bfloat16 while it is quantized."""
+    layers: dict[str, int] = defaultdict(int)
+    for name, shape in shapes.items():
+        if name.startswith("layers."):
+            layers[name.split(".")[1]] += math.prod(shape)
+    return max(layers.values())
+
+
+def kv_bytes(config: ModelConfig, tokens: int, bytes_each: int, layers: Sequence[LayerConfig] | None = None) -> int:
+    """Bytes of the KV cache of one text of so many tokens, in all layers or in some. Sliding ones keep their window."""
+    kept = min(tokens, config.sliding_window - 1)
+    return bytes_each * sum(
+        2 * layer.num_key_value_heads * layer.head_dim * (kept if layer.is_sliding else tokens)
+        for layer in (config.layers if layers is None else layers)
+    )
+
+
+def check_memory(
+    config: ModelConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    form: str | torch.dtype,
+    device: torch.device,
+    folder: Path,
+) -> None:
+    """Raises CheckpointError where a model does not fit: what it needs, what there is, and which format would fit."""
+    if os.environ.get(SWITCH) == "0":
+        return
+    room = available(device)
+    wanted = needed(config, shapes, form)
+    if room is None or wanted <= room.bytes:
+        return
+    forms = FORMATS if device.type == "cpu" else tuple(PLAIN_BYTES)
+    sizes = {name: needed(config, shapes, name) for name in forms}
+    fitting = [f"{name} ({size(count)})" for name, count in sizes.items() if count <= room.bytes]
+    if fitting:
+        advice = f"would fit: dtype {' or '.join(fitting)}"
+    else:
+        least = min(sizes, key=lambda name: sizes[name])
+        advice = f"no format would fit: {least}, the smallest, needs {size(sizes[least])}"
+    raise CheckpointError(
+        f"{folder}: needs {size(wanted)} of memory in {str(form).removeprefix('torch.')}, and {size(room.bytes)} are "
+        f"available ({room.limit}); {advice}; to load it all the same set {SWITCH}=0"
+    )
+
+
+def available(device: torch.device) -> Available | None:
+    """What a process may still take on a device; None where the system does not say."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, unused
+        return Available(free + reserved, f"free on {device}")
+    return available_here() if device.type == "cpu" else None
+
+
+def available_here(root: Path = Path("/")) -> Available | None:
+    """The least of what the machine has free and what each control group above this process allows it. Linux only."""
+    found = [Available(count, "free on this machine") for count in _machine(root)]
+    found += [Available(count, "left by this process's memory limit") for count in _groups(root)]
+    return min(found, key=lambda one: one.bytes, default=None)
+
+
+def _machine(root: Path) -> list[int]:
+    """MemAvailable, which counts file pages that can be dropped, in bytes."""
+    for line in _read(root / "proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            return [int(line.split()[1]) * 1024]
+    return []
+
+
+def _groups(root: Path) -> list[int]:
+    """What is left below each memory limit, of this process's control group and of those above it. Both versions:
+
+    2: one tree; `0::/path` in /proc/self/cgroup. 1: a tree of its own for memory; `4:memory:/path`.
+    """
+    out = []
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            out += _walk(root / "sys/fs/cgroup", path, "memory.max", "memory.current", "")
+        elif "memory" in controllers.split(","):
+            out += _walk(
+                root / "sys/fs/cgroup/memory", path, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
+            )
+    return out
+
+
+def _walk(top: Path, path: str, limit_file: str, used_file: str, prefix: str) -> list[int]:
+    """Bytes left in each group from the top down to `path`, which is often not there in a container: the top is."""
+    out = []
+    parts = [part for part in path.split("/") if part not in ("", "..")]
+    for depth in range(len(parts) + 1):
+        group = top.joinpath(*parts[:depth])
+        limit, used = _number(group / limit_file), _number(group / used_file)
+        if limit is not None and used is not None and limit < UNLIMITED:
+            out.append(max(0, limit - used + _droppable(group / "memory.stat", prefix)))
+    return out
+
+
+def _droppable(file: Path, prefix: str) -> int:
+    """Bytes of file pages that count as used and that the system drops when memory is short."""
+    names = (f"{prefix}inactive_file", f"{prefix}active_file")
+    lines = [line.split() for line in _read(file).splitlines()]
+    return sum(int(words[1]) for words in lines if len(words) == 2 and words[0] in names and words[1].isdigit())
+
+
+def _number(file: Path) -> int | None:
+    """The number in a file; None for no file, or "max"."""
+    text = _read(file).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text()
+    except (OSError, ValueError):
+        return ""

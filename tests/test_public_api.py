@@ -21,7 +21,7 @@ def parameters(function) -> list[str]:
 
 def test_exported_names():
     assert set(scumble.__all__) == {
-        "LLM", "GenerationConfig", "Generation", "TokenLogprobs", "Draft", "Committed", "Finished",
+        "LLM", "GenerationConfig", "Generation", "TokenLogprobs", "ToolCall", "Draft", "Committed", "Finished",
         "ScumbleError", "InvalidRequest", "PromptTooLong", "CheckpointError", "TemplateError", "TokenizerError",
         "DataError", "__version__",
     }  # fmt: skip

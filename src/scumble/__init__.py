@@ -19,7 +19,7 @@ from scumble.errors import (
 )
 
 if TYPE_CHECKING:
-    from scumble.events import Committed, Draft, Finished, Generation, TokenLogprobs
+    from scumble.events import Committed, Draft, Finished, Generation, TokenLogprobs, ToolCall
     from scumble.llm import LLM
 
     __version__: str
@@ -34,6 +34,7 @@ _LAZY = {
     "Generation": "scumble.events",
     "GenerationConfig": "scumble.settings",
     "TokenLogprobs": "scumble.events",
+    "ToolCall": "scumble.events",
 }
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "TemplateError",
     "TokenLogprobs",
     "TokenizerError",
+    "ToolCall",
     "__version__",
 ]
 

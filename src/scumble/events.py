@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 FinishReason = Literal["stop", "length"]
 
@@ -18,17 +19,33 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A function that the model asks for. arguments: JSON values by name. id: to name it by in a tool's message; the
+    same request gets the same ids."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    id: str
+
+
+@dataclass(frozen=True)
 class Generation:
     """A finished answer.
 
-    text: decoded answer without special tokens, cut before a stop string; "" when the model has no tokenizer.
-    token_ids: the ids, including the end-of-sequence id that ended them, nothing after it. The first one may begin with
-        white space that ended the prompt; `text` leaves that out.
-    finish_reason: "stop" (end-of-sequence id or stop string) or "length".
+    text: decoded answer without thinking, tool calls and control tokens, cut before a stop string; "" when the model
+        has no tokenizer.
+    token_ids: the ids, including the end-of-sequence id that ended them, nothing after it, no pads behind it. The first
+        one may begin with white space that ended the prompt; `text` leaves that out.
+    finish_reason: "stop" (the model came to its end, or to a stop string) or "length".
     passes: denoising passes, one number a canvas; of the autoregressive decoder: forward passes, one number in all.
     evaluations: how often a canvas went through the model: sum(passes), but each candidate counts for itself.
     reads: how often the causal model read finished texts to choose or to correct one, all of a canvas's at once.
     seconds: wall time from request to end; first_text_seconds: to the first committed token.
+    thinking: what the model wrote in its thought channel, wherever that was opened, in the answer or at the prompt's
+        end; None where there was no such channel. thinking_closed: False where the answer ended inside it.
+    tool_calls: the functions that the model asks for, in order.
+    malformed_tool_calls: what stands between the markers of a call and is none, or breaks off at the token limit, as it
+        was written, markers included. The same stands in `text`, without markers.
     """
 
     text: str
@@ -42,6 +59,9 @@ class Generation:
     first_text_seconds: float
     logprobs: tuple[TokenLogprobs, ...] | None = None
     thinking: str | None = None
+    thinking_closed: bool = True
+    tool_calls: tuple[ToolCall, ...] = ()
+    malformed_tool_calls: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,12 +85,18 @@ class Draft:
 
 @dataclass(frozen=True)
 class Committed:
-    """New tokens that will not change. text: the new characters, never half a one (it may lag behind the ids)."""
+    """New tokens that will not change.
+
+    text: the new characters of the answer, never half a one (it may lag behind the ids). thinking: those of the thought
+    channel. tool_calls: the calls that came to their end.
+    """
 
     token_ids: tuple[int, ...]
     text: str
     canvas: int
     row: int = 0
+    thinking: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True)

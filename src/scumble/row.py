@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from scumble.answer import AnswerText
 from scumble.engine import Answer, PassDone, Request, TokensCommitted
 from scumble.events import Committed, Draft, Finished, Generation, StreamEvent, TokenLogprobs
-from scumble.text import Tokenizer
+from scumble.text import AnswerText, Tokenizer
 
 
 class Row:
@@ -20,7 +19,11 @@ class Row:
     def __init__(self, tokenizer: Tokenizer | None, request: Request, number: int, started: float, typed: str = ""):
         self.number = number
         self.request = request
-        self.answer = AnswerText(tokenizer, request.settings.stop, typed)
+        settings = request.settings
+        pads = frozenset() if settings.pad_id is None else {settings.pad_id}
+        self.answer = AnswerText(
+            tokenizer, settings.stop, typed, prompt=request.prompt.tolist(), ends=settings.silent_ids, pads=pads
+        )
         self._typed = typed
         self.passes: list[int] = []
         self.evaluations = 0
@@ -36,8 +39,10 @@ class Row:
         ids = tuple(event.argmax.tolist())
         text = ""
         if self._tokenizer is not None:
-            ends = [i for i, token in enumerate(ids) if token in self.request.settings.eos_ids]
-            text = self._tokenizer.decode(ids[: ends[0]] if ends else ids)
+            settings = self.request.settings
+            ends = [i for i, token in enumerate(ids) if token in settings.eos_ids]
+            shown = ids[: ends[0]] if ends else ids
+            text = self._tokenizer.decode([token for token in shown if token not in settings.silent_ids])
         typed = self._typed if event.canvas_index == 0 else ""
         accepted = tuple(event.accepted.tolist())
         return Draft(
@@ -52,14 +57,17 @@ class Row:
             self.passes, self.evaluations = [event.canvas_index + 1], event.canvas_index + 1
         self.reads += event.reads
         before = len(self.answer.ids)
-        text = self.answer.feed(event.ids)
+        fresh = self.answer.feed(event.ids)
         self._logprobs += event.logprobs or ()
-        return Committed(tuple(self.answer.ids[before:]), text, event.canvas_index, self.number)
+        ids = tuple(self.answer.ids[before:])
+        return Committed(
+            ids, fresh.text, event.canvas_index, self.number, fresh.thinking, tuple(fresh.tool_calls)
+        )  # fmt: skip
 
     def finish(self, end: Answer) -> Iterator[StreamEvent]:
         rest = self.answer.finish()
-        if rest:
-            yield Committed((), rest, len(end.passes) - 1, self.number)
+        if rest.text or rest.thinking:
+            yield Committed((), rest.text, len(end.passes) - 1, self.number, rest.thinking)
         ids = tuple(self.answer.ids)
         wanted = self.request.settings.logprobs is not None
         seconds = time.perf_counter() - self._started
@@ -75,5 +83,8 @@ class Row:
             first_text_seconds=self._first if self._first is not None else seconds,
             logprobs=tuple(self._logprobs[: len(ids)]) if wanted else None,
             thinking=self.answer.thinking,
+            thinking_closed=self.answer.thinking_closed,
+            tool_calls=tuple(self.answer.tool_calls),
+            malformed_tool_calls=tuple(self.answer.malformed),
         )
         yield Finished(generation, self.number)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scumble.text import CHANNEL_MARKERS, StreamDetokenizer
+from scumble.text import StreamDetokenizer
 
 from .conftest import BUILDERS
 
@@ -71,11 +71,12 @@ def test_an_unfinished_character_is_flushed_at_the_end(tokenizer):
     assert detokenizer.finish() == tokenizer.decode(ids)[1:] != ""
 
 
-def test_special_tokens_are_skipped_unless_kept(tokenizer):
+def test_special_tokens_are_left_out_unless_other_ids_are_named(tokenizer):
     ids = tokenizer.encode("<|channel>thought\nhm<channel|>yes<turn|>", special=True)
     assert StreamDetokenizer(tokenizer).feed(ids) == "thought\nhmyes"
-    assert StreamDetokenizer(tokenizer, keep=CHANNEL_MARKERS).feed(ids) == "<|channel>thought\nhm<channel|>yes"
-    assert StreamDetokenizer(tokenizer, skip_special=False).feed(ids).endswith("<turn|>")
+    shown = StreamDetokenizer(tokenizer, hidden={tokenizer.token_id("<turn|>")}).feed(ids)
+    assert shown == "<|channel>thought\nhm<channel|>yes"
+    assert StreamDetokenizer(tokenizer, hidden=()).feed(ids).endswith("<turn|>")
 
 
 @pytest.mark.parametrize("text", ["hello canvas ", "🎨", "\x80"], ids=["words", "bytes", "controls"])

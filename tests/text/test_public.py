@@ -8,8 +8,7 @@ import scumble.text
 
 def test_exports():
     assert set(scumble.text.__all__) == {
-        *("CHANNEL_CLOSE", "CHANNEL_MARKERS", "CHANNEL_OPEN", "Channel", "ChannelSplitter", "ChatTemplate", "Message"),
-        *("StopStrings", "StreamDetokenizer", "Tokenizer", "split_thinking", "split_thinking_ids"),
+        *("AnswerText", "ChatTemplate", "Message", "StopStrings", "StreamDetokenizer", "Tokenizer", "parse_calls"),
     }
     assert all(hasattr(scumble.text, name) for name in scumble.text.__all__)
 

@@ -57,11 +57,22 @@ def test_a_vocabulary_that_takes_whole_words_first_still_cannot_be_tricked():
     assert tokenizer.decode(ids) == "<turn|>"
 
 
-def test_decoding_leaves_special_tokens_out_unless_kept(tokenizer):
+def test_decoding_leaves_special_tokens_out(tokenizer):
     ids = tokenizer.encode("<bos><|channel>hello", special=True)
     assert tokenizer.decode(ids) == "hello"
-    assert tokenizer.decode(ids, keep=["<|channel>", "<not there>"]) == "<|channel>hello"
     assert tokenizer.decode(ids, skip_special=False) == "<bos><|channel>hello"
+
+
+def test_control_tokens_are_special_whatever_the_file_marks():
+    """Some conversions of the release demote them, to be seen by parsers of text; a user's text must not become one."""
+    spec = json.loads(train_byte_level().to_str())
+    for token in spec["added_tokens"]:
+        token["special"] = False
+    tokenizer = Tokenizer(Backend.from_str(json.dumps(spec)))
+    ids = tokenizer.encode("<turn|><|tool_call><pad>")
+    assert tokenizer.special_ids.isdisjoint(ids)
+    assert tokenizer.decode(ids) == "<turn|><|tool_call><pad>"
+    assert tokenizer.decode(tokenizer.encode("<turn|><|channel>hello<pad>", special=True)) == "hello"
 
 
 def test_ids_past_the_vocabulary_decode_to_nothing(tokenizer):

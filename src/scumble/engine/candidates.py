@@ -99,7 +99,7 @@ def choose(
         new = []
         for text in sorted(texts, key=lambda text: text.rank, reverse=True)[:REVISED]:
             for changed in edits(text.logprobs):
-                ids, ended = cut(torch.tensor(changed, device=text.ids.device), settings.eos_ids, room)
+                ids, ended = cut(torch.tensor(changed, device=text.ids.device), settings, room)
                 key = tuple(ids.tolist())
                 if key not in known and (firsts is None or key[0] in firsts):
                     known.add(key)
@@ -122,7 +122,7 @@ def _as_given(
     given = request.draft[begin : begin + room]
     if not len(given) or (firsts is not None and int(given[0]) not in firsts):
         return []
-    return [cut(given.to(device), settings.eos_ids, room)]
+    return [cut(given.to(device), settings, room)]
 
 
 def read(

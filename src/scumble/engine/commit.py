@@ -9,16 +9,26 @@ import torch
 from torch import Tensor
 
 from scumble.config import ModelConfig
+from scumble.engine.request import Settings
 from scumble.events import TokenLogprobs
 from scumble.kernels import softcap, vocab_head
 
 
-def cut(ids: Tensor, eos_ids: frozenset[int], room: int) -> tuple[Tensor, bool]:
-    """The first `room` ids, ended behind the first end-of-sequence id; and whether there was one."""
+def cut(ids: Tensor, settings: Settings, room: int) -> tuple[Tensor, bool]:
+    """The first `room` ids, up to the end of the answer and including what ends it; and whether there was an end.
+
+    That is an end-of-sequence id. Models also fill the rest of a canvas with pads and leave the end id out: then the
+    first of these pads is the end. One pad alone is not, since a canvas of one or two tokens could be it by chance.
+    """
     kept = ids[:room].tolist()
     for position, token in enumerate(kept):
-        if token in eos_ids:
+        if token in settings.eos_ids:
             return ids[: position + 1], True
+    filled = len(kept)
+    while filled and kept[filled - 1] == settings.pad_id:
+        filled -= 1
+    if len(kept) - filled > 1:
+        return ids[: filled + 1], True
     return ids[:room], False
 
 

@@ -51,7 +51,7 @@ def diffusion(model: Transformer, request: Request) -> Steps:
         passes.append(max(taken for _, taken in finished))
         evaluations += sum(taken for _, taken in finished)
 
-        drafts = [cut(ids, settings.eos_ids, settings.max_new_tokens - len(answer)) for ids, _ in finished]
+        drafts = [cut(ids, settings, settings.max_new_tokens - len(answer)) for ids, _ in finished]
         ids, ended = drafts[0]
         logprobs, reads = None, 0
         if scored:

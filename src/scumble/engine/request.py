@@ -35,7 +35,11 @@ class CanvasLength:
 
 @dataclass(frozen=True)
 class Settings:
-    """A GenerationConfig after every unset name was filled in and every name checked against the model."""
+    """A GenerationConfig after every unset name was filled in and every name checked against the model.
+
+    eos_ids: what ends an answer; none where the request ignores them. pad_id: what stands where a canvas holds nothing;
+    None where it is to count like any id. silent_ids: ends and pads, in any case; nothing of them is text.
+    """
 
     max_new_tokens: int
     canvas_length: CanvasLength
@@ -47,6 +51,8 @@ class Settings:
     stopping: StableAndConfident
     commit: CommitRule
     eos_ids: frozenset[int]
+    pad_id: int | None
+    silent_ids: frozenset[int]
     stop: tuple[str, ...]
     seed: int
     best_of: int
@@ -169,6 +175,8 @@ def resolve(
         ),
         commit=_set(full.commit),
         eos_ids=frozenset() if full.ignore_eos else frozenset(model.eos_token_ids),
+        pad_id=None if full.ignore_eos or model.pad_token_id in model.eos_token_ids else model.pad_token_id,
+        silent_ids=frozenset({*model.eos_token_ids, model.pad_token_id} - {None}),
         stop=_set(full.stop),
         seed=_set(full.seed),
         best_of=_set(full.best_of),

@@ -1,31 +1,19 @@
-"""Text at the edge: tokens, chat templates, streaming. Knows neither torch nor the model."""
+"""Text at the edge: tokens, chat templates, answers as they stream. Knows neither torch nor the model."""
 
+from scumble.text.answer import AnswerText
 from scumble.text.chat import ChatTemplate
 from scumble.text.detokenize import StreamDetokenizer
 from scumble.text.messages import Message
 from scumble.text.stops import StopStrings
-from scumble.text.thinking import (
-    CHANNEL_CLOSE,
-    CHANNEL_MARKERS,
-    CHANNEL_OPEN,
-    Channel,
-    ChannelSplitter,
-    split_thinking,
-    split_thinking_ids,
-)
 from scumble.text.tokenizer import Tokenizer
+from scumble.text.tool_calls import parse_calls
 
 __all__ = [
-    "CHANNEL_CLOSE",
-    "CHANNEL_MARKERS",
-    "CHANNEL_OPEN",
-    "Channel",
-    "ChannelSplitter",
+    "AnswerText",
     "ChatTemplate",
     "Message",
     "StopStrings",
     "StreamDetokenizer",
     "Tokenizer",
-    "split_thinking",
-    "split_thinking_ids",
+    "parse_calls",
 ]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Protocol
 
 from scumble.text.tokenizer import Tokenizer
@@ -30,13 +30,12 @@ class StreamDetokenizer:
 
     Args:
         tokenizer: where the ids come from.
-        skip_special: leave special tokens out, except those in `keep`.
-        keep: special tokens to write out all the same, e.g. thinking.CHANNEL_MARKERS.
+        hidden: ids to leave out; None: the special ones.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True, keep: Iterable[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, hidden: Collection[int] | None = None) -> None:
         self._tokenizer = tokenizer
-        self._hidden = tokenizer.hidden_ids(keep) if skip_special else frozenset()
+        self._hidden = tokenizer.special_ids if hidden is None else frozenset(hidden)
         spec = tokenizer.decoder_spec
         self._window: _Window = _ByteWindow() if spec and spec["type"] == "ByteLevel" else _TokenWindow(tokenizer, spec)
 
@@ -46,7 +45,7 @@ class StreamDetokenizer:
         return self._window.feed([(id, token) for id, token in tokens if token is not None])
 
     def finish(self) -> str:
-        """The stream is over: the rest, where an unfinished character becomes U+FFFD."""
+        """A character ends here, finished or not: the rest, where an unfinished one becomes U+FFFD. More may follow."""
         return self._window.finish()
 
 

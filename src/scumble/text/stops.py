@@ -31,7 +31,7 @@ class StopStrings:
         for stop in stops:
             if not isinstance(stop, str) or not stop:
                 raise InvalidRequest(f"a stop string must be a non-empty str; got {stop!r}")
-        self._stops = tuple(dict.fromkeys(stops))
+        self.stops = tuple(dict.fromkeys(stops))
         self._held = ""
         self.matched: str | None = None  # the stop string that ended the stream
 
@@ -45,7 +45,7 @@ class StopStrings:
             start, self.matched = match
             self._held = ""
             return text[:start], True
-        border = open_suffix(text, self._stops)
+        border = open_suffix(text, self.stops)
         self._held = text[border:]
         return text[:border], False
 
@@ -55,7 +55,7 @@ class StopStrings:
         return held
 
     def _first_complete(self, text: str) -> tuple[int, str] | None:
-        found = ((text.find(stop), stop) for stop in self._stops)
+        found = ((text.find(stop), stop) for stop in self.stops)
         ends = [(start + len(stop), start, stop) for start, stop in found if start >= 0]
         return min(ends)[1:] if ends else None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +21,7 @@ from tokenizers import Tokenizer as Backend
 
 from scumble.errors import InvalidRequest, TokenizerError
 from scumble.reading import MOST_TOKENIZER, is_there, read_bytes, read_json_file
+from scumble.text.markers import CONTROL_TOKENS
 
 # Names tried, in this order, where no tokenizer_config.json says which token begins a text.
 _USUAL_BOS = ("<bos>", "<s>", "<|begin_of_text|>")
@@ -33,7 +34,8 @@ class Tokenizer:
         backend: the `tokenizers` object. Its truncation, padding and post-processor are not used: ids come out as the
             text has them, without an automatic BOS (templates write their own).
         token_names: what tokenizer_config.json calls its tokens: {"bos_token": "<bos>", "soc_token": "<|channel>", …}.
-            Those that exist in the vocabulary are treated as special even where tokenizer.json does not mark them so.
+            Those that exist in the vocabulary are treated as special even where tokenizer.json does not mark them so,
+            and so are the model family's control tokens (markers.py).
     """
 
     def __init__(self, backend: Backend, *, token_names: Mapping[str, str] | None = None) -> None:
@@ -41,7 +43,8 @@ class Tokenizer:
         backend.no_padding()
         backend.encode_special_tokens = False
         names = dict(token_names or {})
-        backend.add_special_tokens([text for text in names.values() if backend.token_to_id(text) is not None])
+        reserved = (*names.values(), *CONTROL_TOKENS)
+        backend.add_special_tokens([text for text in reserved if backend.token_to_id(text) is not None])
         if "bos_token" not in names:
             usual = next((text for text in _USUAL_BOS if backend.token_to_id(text) is not None), None)
             if usual is not None:
@@ -92,17 +95,15 @@ class Tokenizer:
             return ids
         return self._encode_literally(text)
 
-    def decode(self, ids: Sequence[int], *, skip_special: bool = True, keep: Iterable[str] = ()) -> str:
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Text of token ids. Ids outside the vocabulary decode to nothing (a model may have padding rows past it).
 
         Args:
             ids: token ids, each at least 0.
-            skip_special: leave out special tokens, except those named in `keep`.
-            keep: special tokens to write out all the same, e.g. ("<|channel>", "<channel|>").
+            skip_special: leave out special tokens.
         """
         if skip_special:
-            hidden = self.hidden_ids(keep)
-            ids = [id for id in ids if id not in hidden]
+            ids = [id for id in ids if id not in self.special_ids]
         try:
             return self._backend.decode(ids, skip_special_tokens=False)
         except OverflowError as error:
@@ -115,10 +116,6 @@ class Tokenizer:
     def token(self, id: int) -> str | None:
         """The token with this id as written in the vocabulary (byte-level and ▁ spellings kept), or None."""
         return self._backend.id_to_token(id) if 0 <= id < 2**32 else None
-
-    def hidden_ids(self, keep: Iterable[str] = ()) -> frozenset[int]:
-        """The special ids that decoding leaves out when the tokens in `keep` are to be seen."""
-        return self.special_ids - {self.special_tokens[text] for text in keep if text in self.special_tokens}
 
     @property
     def vocab_size(self) -> int:

@@ -99,7 +99,8 @@ def test_a_thought_that_never_closes_can_be_told(tokenizer, prompt, text, thinki
         ("<|tool_call>call:now{}<tool_call|>", [("now", {})], ""),
         ("Let me look. <|tool_call>call:a{}<tool_call|> And: <|tool_call>call:b{}<tool_call|>",
          [("a", {}), ("b", {})], "Let me look.  And: "),
-        ("<|tool_call>call:a{}<tool_call|><|tool_call>call:b{}<tool_call|><|tool_response>", [("a", {}), ("b", {})], ""),
+        ("<|tool_call>call:a{}<tool_call|><|tool_call>call:b{}<tool_call|><|tool_response>",
+         [("a", {}), ("b", {})], ""),
         ("<|channel>thought\nI need a<channel|><|tool_call>call:a{}<tool_call|>", [("a", {})], ""),
         ("<|channel>thought\nI need a<|tool_call>call:a{}<tool_call|>done", [("a", {})], "done"),
         # The closing marker is missing, but something else says that the call is whole.
@@ -135,7 +136,7 @@ def test_markers_that_are_only_spelled_are_text(tokenizer):
     ("text", "answer", "malformed"),
     [
         ('<|tool_call>call:w{city:<|"|>New', 'call:w{city:"New', '<|tool_call>call:w{city:<|"|>New'),
-        ("<|tool_call>call:w{}", "call:w{}", "<|tool_call>call:w{}"),  # a marker might have followed, or more of the call
+        ("<|tool_call>call:w{}", "call:w{}", "<|tool_call>call:w{}"),  # who knows what would have followed
         ("a<|tool_call>weather<tool_call|>b", "aweatherb", "<|tool_call>weather<tool_call|>"),
         ("<|tool_call>call:w{a:<turn|>", "call:w{a:", "<|tool_call>call:w{a:<turn|>"),
     ],
@@ -198,12 +199,12 @@ def test_without_a_tokenizer_there_are_ids_only():
 
 
 fragments = [
-    *("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>', "<|turn>", "<turn|>", "<pad>", "<|tool_response>"),
-    *("thought\n", "thought", "final", "call:f{", "a:", "1", "}", ",", "[", "hello", "\n", " ", "é", "絵"),
+    *("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>', "<|turn>", "<turn|>", "<|tool_response>"),
+    *("<pad>", "thought\n", "thought", "final", "call:f{", "a:", "1", "}", ",", "[", "hello", "\n", " ", "é", "絵"),
 ]
 
 
-@given(parts=st.lists(st.sampled_from(fragments), max_size=14), cuts=st.lists(st.integers(1, 5), max_size=20), data=st.data())
+@given(st.lists(st.sampled_from(fragments), max_size=14), st.lists(st.integers(1, 5), max_size=20), st.data())
 def test_pieces_make_no_difference_and_no_marker_is_ever_seen(tokenizers, parts, cuts, data):
     for name in ("byte-level", "byte-fallback"):
         tokenizer = tokenizers[name]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from scumble.cli.follow import Outcome
     from scumble.cli.screen import Screen
     from scumble.engine.request import Settings
-    from scumble.events import TokenLogprobs
+    from scumble.events import Generation, TokenLogprobs
     from scumble.llm import LLM, TextRequest
     from scumble.settings import GenerationConfig
 
@@ -149,13 +149,25 @@ def describe(
         "first_text_seconds": None if done is None else done.first_text_seconds,
         "tokens_per_second": len(outcome.token_ids) / seconds if seconds > 0 else None,
         "logprobs": logprobs,
-        "thinking": None if done is None else done.thinking,
+        **_marked(done),
         "model": {
             "path": str(llm.folder),
             "dtype": str(llm.model.dtype).removeprefix("torch."),
             "device": str(llm.model.device),
         },
         "config": used_config(llm, settings, config),
+    }
+
+
+def _marked(done: Generation | None) -> dict[str, Any]:
+    """What an answer holds beside its text."""
+    if done is None:
+        return {"thinking": None, "thinking_closed": None, "tool_calls": [], "malformed_tool_calls": []}
+    return {
+        "thinking": done.thinking,
+        "thinking_closed": done.thinking_closed,
+        "tool_calls": [{"id": call.id, "name": call.name, "arguments": call.arguments} for call in done.tool_calls],
+        "malformed_tool_calls": list(done.malformed_tool_calls),
     }
 
 

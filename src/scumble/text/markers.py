@@ -1,4 +1,4 @@
-"""The control tokens of the model family's chat format (docs/thinking_and_tools.md), by their spelling in the vocabulary."""
+"""The control tokens of the model family's chat format, by their spelling in the vocabulary."""
 
 from __future__ import annotations
 

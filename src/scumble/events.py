@@ -42,7 +42,8 @@ class Generation:
     reads: how often the causal model read finished texts to choose or to correct one, all of a canvas's at once.
     seconds: wall time from request to end; first_text_seconds: to the first committed token.
     thinking: what the model wrote in its thought channel, wherever that was opened, in the answer or at the prompt's
-        end; None where there was no such channel. thinking_closed: False where the answer ended inside it.
+        end; None where there was no such channel. thinking_tokens: how many of token_ids it took, its name included.
+        thinking_closed: False where the answer ended inside it.
     tool_calls: the functions that the model asks for, in order.
     malformed_tool_calls: what stands between the markers of a call and is none, or breaks off at the token limit, as it
         was written, markers included. The same stands in `text`, without markers.
@@ -59,6 +60,7 @@ class Generation:
     first_text_seconds: float
     logprobs: tuple[TokenLogprobs, ...] | None = None
     thinking: str | None = None
+    thinking_tokens: int = 0
     thinking_closed: bool = True
     tool_calls: tuple[ToolCall, ...] = ()
     malformed_tool_calls: tuple[str, ...] = ()

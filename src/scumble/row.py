@@ -83,6 +83,7 @@ class Row:
             first_text_seconds=self._first if self._first is not None else seconds,
             logprobs=tuple(self._logprobs[: len(ids)]) if wanted else None,
             thinking=self.answer.thinking,
+            thinking_tokens=self.answer.thinking_tokens,
             thinking_closed=self.answer.thinking_closed,
             tool_calls=tuple(self.answer.tool_calls),
             malformed_tool_calls=tuple(self.answer.malformed),

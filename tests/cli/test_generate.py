@@ -78,7 +78,7 @@ def test_json_holds_everything(capfd: pytest.CaptureFixture[str], folder: Path, 
     found = json.loads(out)
     assert set(found) == {
         "text", "token_ids", "finish_reason", "prompt_tokens", "passes", "evaluations", "reads", "seconds",
-        "first_text_seconds", "tokens_per_second", "logprobs", "thinking", "thinking_closed",
+        "first_text_seconds", "tokens_per_second", "logprobs", "thinking", "thinking_tokens", "thinking_closed",
         "tool_calls", "malformed_tool_calls", "model", "config",
     }  # fmt: skip
     assert found["finish_reason"] in ("stop", "length")

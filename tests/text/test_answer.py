@@ -191,6 +191,13 @@ def test_streaming(tokenizer):
     assert [call for part in parts for call in part.tool_calls] == answer.tool_calls
 
 
+def test_thinking_tokens_are_counted(tokenizer):
+    thought = len(tokenizer.encode("thought\n")) + len(tokenizer.encode("hello canvas"))
+    assert read(tokenizer, "<|channel>thought\nhello canvas<channel|>yes").thinking_tokens == thought
+    assert read(tokenizer, "hello canvas", OPEN).thinking_tokens == len(tokenizer.encode("hello canvas"))
+    assert read(tokenizer, "yes").thinking_tokens == 0
+
+
 def test_without_a_tokenizer_there_are_ids_only():
     answer = AnswerText(None, prompt=[1, 2], ends={1}, pads={0})
     answer.feed([5, 6, 0, 0])

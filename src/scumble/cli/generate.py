@@ -162,9 +162,16 @@ def describe(
 def _marked(done: Generation | None) -> dict[str, Any]:
     """What an answer holds beside its text."""
     if done is None:
-        return {"thinking": None, "thinking_closed": None, "tool_calls": [], "malformed_tool_calls": []}
+        return {
+            "thinking": None,
+            "thinking_tokens": 0,
+            "thinking_closed": None,
+            "tool_calls": [],
+            "malformed_tool_calls": [],
+        }
     return {
         "thinking": done.thinking,
+        "thinking_tokens": done.thinking_tokens,
         "thinking_closed": done.thinking_closed,
         "tool_calls": [{"id": call.id, "name": call.name, "arguments": call.arguments} for call in done.tool_calls],
         "malformed_tool_calls": list(done.malformed_tool_calls),

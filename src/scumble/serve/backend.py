@@ -24,7 +24,7 @@ from scumble.llm import LLM, TextRequest
 from scumble.serve.errors import ApiError
 from scumble.serve.slots import Slots
 from scumble.settings import SETTINGS, GenerationConfig
-from scumble.text import CHANNEL_CLOSE, CHANNEL_OPEN, Tokenizer, split_thinking_ids
+from scumble.text import Tokenizer
 from scumble.text.infill import can_infill, can_repair
 
 T = TypeVar("T")
@@ -224,12 +224,7 @@ class Backend:
 
     def reasoning_tokens(self, generation: Generation) -> int:
         """How many of an answer's tokens are thinking."""
-        if generation.thinking is None or self.llm.tokenizer is None:
-            return 0
-        marks = self.llm.tokenizer.token_id(CHANNEL_OPEN), self.llm.tokenizer.token_id(CHANNEL_CLOSE)
-        if marks[0] is None or marks[1] is None:
-            return 0
-        return len(split_thinking_ids(generation.token_ids, marks[0], marks[1])[0] or ())
+        return generation.thinking_tokens
 
     async def scored(self, ids: Sequence[int], top: int) -> list[TokenLogprobs]:
         """`score`, in a slot, as the model's other work is."""

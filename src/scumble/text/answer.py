@@ -65,6 +65,7 @@ class AnswerText:
         self.ids: list[int] = []
         self.text = ""
         self.thinking: str | None = None
+        self.thinking_tokens = 0
         self.tool_calls: list[ToolCall] = []
         self.malformed: list[str] = []
         self.stopped = False
@@ -136,6 +137,7 @@ class AnswerText:
                 self._write(self._stream.finish())
                 if self.thinking is not None:
                     self.thinking = ""
+                self.thinking_tokens = 0
                 self.text, self.stopped, self._stops = "", False, StopStrings(self._stops.stops)
                 self._given = len(self._call)
                 return
@@ -145,6 +147,7 @@ class AnswerText:
             self._call_ids.append(token)
         marker = self._markers.get(token)
         if marker is None and token not in self._ends:
+            self.thinking_tokens += not self.thinking_closed
             self._write(self._stream.feed([token]))
             return
         self._write(self._stream.finish())

@@ -247,13 +247,6 @@ def test_a_weight_that_is_no_number_is_named_where_rounding_would_hide_it(folder
 # --- quantized weights ------------------------------------------------------------------------------------------------
 
 SCHEMES = {
-    "compressed-tensors, nvfp4-pack-quantized": {
-        "quant_method": "compressed-tensors",
-        "format": "nvfp4-pack-quantized",
-    },
-    "compressed-tensors, float-quantized": {"quant_method": "compressed-tensors", "format": "float-quantized"},
-    "modelopt, NVFP4, group_size 16": {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16},
-    "auto-round, bits 4, group_size 64": {"quant_method": "auto-round", "bits": 4, "group_size": 64},
     "bitsandbytes": {"quant_method": "bitsandbytes", "load_in_4bit": True},
     "something-of-tomorrow": {"quant_method": "something-of-tomorrow"},
     "quantization_config": {"strange": 1},
@@ -275,9 +268,9 @@ def test_other_places_where_a_scheme_is_declared(folder):
     assert "quantized (MLX, bits 4, group_size 64)" in refusal(folder)
     rewrite_json(folder / "config.json", quantization=None)
     load_checkpoint(folder)
-    declared = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}}
+    declared = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "INT3", "kv_cache_quant_algo": "FP8"}}
     (folder / "hf_quant_config.json").write_text(json.dumps(declared))
-    assert "hf_quant_config.json: the weights are quantized (modelopt, FP8)" in refusal(folder)
+    assert "hf_quant_config.json: quant_algo 'INT3' is not read" in refusal(folder)
 
 
 @pytest.mark.parametrize("nothing", [None, {}])

@@ -13,10 +13,11 @@ import torch
 
 from scumble.checkpoint.files import Stored, pieces
 from scumble.checkpoint.names import candidates
+from scumble.checkpoint.schemes import Entry, read_entry
 from scumble.errors import CheckpointError
 
 
-def find_copies(plan: Mapping[str, Stored], tensors: Mapping[str, Stored]) -> list[tuple[Stored, Stored]]:
+def find_copies(plan: Mapping[str, Entry], tensors: Mapping[str, Entry]) -> list[tuple[Entry, Entry]]:
     """(the tensor that is loaded, a copy of it), for every tied copy that the files hold."""
     return [
         (used, tensors[key])
@@ -26,7 +27,7 @@ def find_copies(plan: Mapping[str, Stored], tensors: Mapping[str, Stored]) -> li
     ]
 
 
-def check_copies(copies: list[tuple[Stored, Stored]], dtype: torch.dtype, folder: Path) -> None:
+def check_copies(copies: list[tuple[Entry, Entry]], dtype: torch.dtype, folder: Path) -> None:
     """Raises CheckpointError, naming them, where copies differ in shape, or in value once both are in `dtype`.
 
     Reads both through small buffers, so that no more than a few megabytes are held.
@@ -41,9 +42,12 @@ def check_copies(copies: list[tuple[Stored, Stored]], dtype: torch.dtype, folder
         )
 
 
-def _equal(used: Stored, copy: Stored, dtype: torch.dtype) -> bool:
+def _equal(used: Entry, copy: Entry, dtype: torch.dtype) -> bool:
     if used.shape != copy.shape:
         return False
+    if not isinstance(used, Stored) or not isinstance(copy, Stored):
+        device = torch.device("cpu")
+        return torch.equal(read_entry(used, dtype, device), read_entry(copy, dtype, device))
     same_format = used.dtype == copy.dtype
     for one, other in zip(pieces(used), pieces(copy), strict=True):
         if same_format and torch.equal(one.view(torch.uint8), other.view(torch.uint8)):  # NaN equals itself here

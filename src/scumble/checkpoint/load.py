@@ -1,4 +1,4 @@
-"""Load a DiffusionGemma checkpoint folder: the text model only, from safetensors only, one tensor at a time."""
+"""Load a DiffusionGemma checkpoint: the text model only, from safetensors or GGUF only, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -15,10 +15,15 @@ import torch
 from torch import Tensor
 
 from scumble.checkpoint.copies import check_copies, find_copies
-from scumble.checkpoint.files import DTYPES, Stored, check_folder, find_tensors, read_converted, read_mapped
+from scumble.checkpoint.files import DTYPES, Stored, check_folder, find_tensors, read_mapped
+from scumble.checkpoint.gguf.blocks import BY_NAME
+from scumble.checkpoint.gguf.model import config_json, generation_json, is_gguf, weight_entries
+from scumble.checkpoint.gguf.reader import read_gguf
 from scumble.checkpoint.memory import check_memory
 from scumble.checkpoint.names import VISION, candidates
-from scumble.checkpoint.quantized import declared_scheme, refuse_parts, refuse_scheme
+from scumble.checkpoint.quantized import declared_scheme, refuse_parts
+from scumble.checkpoint.raw import map_stored
+from scumble.checkpoint.schemes import Assembled, Entry, assemble, parse_quantization, read_entry, scheme_counts
 from scumble.config import ModelConfig, parse_model_config, read_json
 from scumble.errors import CheckpointError, InvalidRequest, shown
 from scumble.model import Transformer, weight_shapes
@@ -38,6 +43,8 @@ class LoadReport:
     tied_copies: keys that repeat a weight that was loaded under another key; they were compared, and are equal.
     unknown: keys that this architecture does not have; ignored.
     assumed: weights that the file lacks and that were set from others (see the key's name).
+    schemes: how the quantized weights are stored, and how many modules each.
+    unused_scales: scales of activations and caches, for GPUs; not needed here.
     """
 
     weight_bytes: int
@@ -46,6 +53,8 @@ class LoadReport:
     tied_copies: int = 0
     unknown: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
+    schemes: tuple[str, ...] = ()
+    unused_scales: int = 0
 
     def lines(self) -> list[str]:
         """What a person should know, one sentence a line; empty when there is nothing to say."""
@@ -59,13 +68,22 @@ class LoadReport:
             out.append(f"not in the file, set equal to their denoise counterparts: {', '.join(self.assumed[:4])} …")
         if self.tied_copies:
             out.append(f"left out {self.tied_copies} tied copies, which equal the weights that they repeat")
+        if self.schemes:
+            out.append(f"stored in few bits: {'; '.join(self.schemes)}")
+        if self.unused_scales:
+            out.append(f"not needed: {self.unused_scales} scales of activations or caches")
         if self.unknown:
             out.append(f"ignored {len(self.unknown)} unknown tensors: {', '.join(self.unknown[:4])}")
         return out
 
 
 def load_config(path: str | Path) -> ModelConfig:
-    """The ModelConfig of a checkpoint folder, without its weights. A CheckpointError names the file at fault."""
+    """The ModelConfig of a checkpoint folder or GGUF file, without its weights. Errors name the file at fault."""
+    if is_gguf(Path(path)):
+        try:
+            return parse_model_config(config_json(read_gguf(Path(path))))
+        except CheckpointError as error:
+            raise CheckpointError(str(error).replace("config.json", f"{path}, metadata", 1)) from None
     check_folder(Path(path))
     file, generation = Path(path) / "config.json", Path(path) / "generation_config.json"
     raw, eos = read_json(file), None
@@ -87,10 +105,13 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     Raises CheckpointError, with the file, for values out of range, beyond the model's canvas, or at odds with the
     release's values for what is unset.
     """
-    path = folder / "generation_config.json"
-    if not is_there(path):
-        return {}
-    raw = read_json(path)
+    if is_gguf(folder):
+        path, raw = folder, generation_json(read_gguf(folder))
+    else:
+        path = folder / "generation_config.json"
+        if not is_there(path):
+            return {}
+        raw = read_json(path)
     out = {}
     for name, row in SETTINGS.items():
         *groups, last = row.stored or ("",)
@@ -115,43 +136,55 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
 class Contents:
     """What a checkpoint folder holds, by its config and the headers of its files; no weight has been read.
 
-    shapes: of every weight of the model, by its name in the model. plan: which stored tensor serves it.
+    tensors: as the files have them. found: the same, with quantized modules and un-fused experts put together.
+    shapes: of every weight of the model, by its name in the model. plan: which entry serves it.
     assumed: weights that the files lack and that another one's tensor serves. copies: (served, its tied copy).
     """
 
     config: ModelConfig
     tensors: dict[str, Stored]
+    found: Assembled
     shapes: dict[str, tuple[int, ...]]
-    plan: dict[str, Stored]
+    plan: dict[str, Entry]
     assumed: tuple[str, ...]
-    copies: list[tuple[Stored, Stored]]
+    copies: list[tuple[Entry, Entry]]
 
     def report(self, weight_bytes: int) -> LoadReport:
         named = {stored.key for stored in self.plan.values()} | {copy.key for _, copy in self.copies}
+        others = [key for key in self.found.entries if key not in named and not key.startswith(VISION)]
         vision = [stored for stored in self.tensors.values() if stored.key.startswith(VISION)]
         return LoadReport(
             weight_bytes=weight_bytes,
             vision_tensors=len(vision),
             vision_bytes=sum(stored.nbytes for stored in vision),
             tied_copies=len(self.copies),
-            unknown=tuple(sorted(key for key in self.tensors if key not in named and not key.startswith(VISION))),
+            unknown=tuple(sorted(others)),
             assumed=self.assumed,
+            schemes=scheme_counts(self.plan.values()),
+            unused_scales=len(self.found.unused),
         )
 
 
 def read_contents(folder: Path) -> Contents:
     """Check a folder as far as that goes without reading weights. Raises CheckpointError where loading would."""
     config = load_config(folder)
-    if (scheme := declared_scheme(folder, config.source)) is not None:
-        refuse_scheme(scheme)
-    tensors = find_tensors(folder)
+    if is_gguf(folder):
+        gguf = read_gguf(folder)
+        tensors, found = gguf.tensors, Assembled(weight_entries(gguf))
+    else:
+        scheme = declared_scheme(folder, config.source)
+        quantization = None if scheme is None else parse_quantization(scheme)
+        tensors = find_tensors(folder)
+        found = assemble(tensors, quantization)
     shapes = weight_shapes(config)
-    refuse_parts(tensors.values(), {key for name in shapes for key in candidates(name)})
-    plan, assumed = _plan(shapes, tensors, folder)
-    copies = find_copies(plan, tensors)
+    plain = [entry for entry in found.entries.values() if isinstance(entry, Stored)]
+    if not is_gguf(folder):
+        refuse_parts(plain, {key for name in shapes for key in candidates(name)})
+    plan, assumed = _plan(shapes, found.entries, folder)
+    copies = find_copies(plan, found.entries)
     for name in assumed:
         plan[name] = plan[name.replace("encode_layer_scalar", "layer_scalar")]
-    return Contents(config, tensors, shapes, plan, tuple(assumed), copies)
+    return Contents(config, tensors, found, shapes, plan, tuple(assumed), copies)
 
 
 def load_checkpoint(
@@ -188,7 +221,7 @@ def load_checkpoint(
     return model
 
 
-def _load_quantized(model: Transformer, plan: dict[str, Stored], form: Format, device: torch.device) -> None:
+def _load_quantized(model: Transformer, plan: dict[str, Entry], form: Format, device: torch.device) -> None:
     """Read and quantize layer by layer, so that no more than one layer is there in bfloat16."""
     if device.type != "cpu":
         raise InvalidRequest(f"dtype {form} runs on the CPU, found device {device}; use bfloat16 there")
@@ -196,7 +229,7 @@ def _load_quantized(model: Transformer, plan: dict[str, Stored], form: Format, d
     for name in plan:
         parts[".".join(name.split(".")[:2]) if name.startswith("layers.") else ""].append(name)
     for prefix, names in sorted(parts.items(), reverse=True):  # what is outside the layers comes last
-        read = {name: read_converted(plan[name], torch.bfloat16, device) for name in names}
+        read = {name: read_entry(plan[name], torch.bfloat16, device) for name in names}
         for name, weight in read.items():  # rounding would hide it from the engine, which finds it in float formats
             if not math.isfinite(float(weight.sum())):
                 raise CheckpointError(
@@ -216,10 +249,10 @@ def _give_back() -> None:
 
 
 def _plan(
-    wanted: dict[str, tuple[int, ...]], tensors: dict[str, Stored], folder: Path
-) -> tuple[dict[str, Stored], list[str]]:
+    wanted: dict[str, tuple[int, ...]], tensors: dict[str, Entry], folder: Path
+) -> tuple[dict[str, Entry], list[str]]:
     """Which stored tensor serves which weight; raises for what is missing or has the wrong shape or format."""
-    plan: dict[str, Stored] = {}
+    plan: dict[str, Entry] = {}
     assumed, missing = [], []
     for name, shape in wanted.items():
         stored = next((tensors[key] for key in candidates(name) if key in tensors), None)
@@ -231,7 +264,7 @@ def _plan(
                 f"{folder}: {stored.key} has the wrong shape: expected {list(shape)} by config.json, "
                 f"found {list(stored.shape)}"
             )
-        if stored.dtype not in DTYPES:
+        if isinstance(stored, Stored) and stored.dtype not in (BY_NAME if is_gguf(folder) else DTYPES):
             raise CheckpointError(
                 f"{folder}: {stored.key} has number format {stored.dtype}; expected one of {', '.join(DTYPES)}"
             )
@@ -244,23 +277,27 @@ def _plan(
     return plan, assumed
 
 
-def _main_dtype(plan: dict[str, Stored]) -> torch.dtype:
-    """The number format that most bytes of the weights are stored in."""
+def _main_dtype(plan: dict[str, Entry]) -> torch.dtype:
+    """The number format that most bytes of the weights are stored in; bfloat16 where those are in few bits."""
     counts: Counter[str] = Counter()
     for stored in plan.values():
         counts[stored.dtype] += stored.nbytes
-    return DTYPES[counts.most_common(1)[0][0]]
+    return DTYPES.get(counts.most_common(1)[0][0], torch.bfloat16)
 
 
-def _read(plan: dict[str, Stored], dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+def _read(plan: dict[str, Entry], dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
     """Tensors by weight name: mapped where the file already holds what is wanted, else converted."""
     out: dict[str, Tensor] = {}
-    mapped: dict[Path, list[str]] = defaultdict(list)
+    mapped: dict[Path, list[tuple[str, Stored]]] = defaultdict(list)
     for name, stored in plan.items():
-        if device.type == "cpu" and DTYPES[stored.dtype] == dtype:
-            mapped[stored.file].append(name)
+        if device.type == "cpu" and isinstance(stored, Stored) and DTYPES.get(stored.dtype) == dtype:
+            mapped[stored.file].append((name, stored))
         else:
-            out[name] = read_converted(stored, dtype, device)
-    for file, names in mapped.items():
-        out.update(zip(names, read_mapped(file, [plan[name] for name in names]), strict=True))
+            out[name] = read_entry(stored, dtype, device)
+    for file, stored in mapped.items():
+        if is_gguf(file):
+            out.update((name, map_stored(one)) for name, one in stored)
+            continue
+        weights = read_mapped(file, [one for _, one in stored])
+        out.update(zip((name for name, _ in stored), weights, strict=True))
     return out

@@ -1,11 +1,8 @@
 """Whether a checkpoint's weights are quantized, by what its JSON files say and by what its tensors look like.
 
 Quantized weights are numbers without a meaning until their scales are applied: read as they are, they make a model that
-writes nonsense. So a scheme that Scumble cannot read is refused by its name, before anything else is looked at, and a
-tensor that looks like a part of one is never ignored.
-
-**To support a scheme:** `declared_scheme` says which one a folder has. Load it where `load_checkpoint` calls
-`refuse_scheme`, and leave `refuse_parts` for the folders that declare nothing.
+writes nonsense. `schemes/` reads the schemes that Scumble knows; another one is refused by its name, before anything
+else is looked at, and a tensor that looks like a part of one is never ignored.
 """
 
 from __future__ import annotations
@@ -73,13 +70,6 @@ def _name(settings: dict[str, Any], field: str) -> str:
         words = ["MLX"]
     numbers = [f"{key} {settings[key]}" for key in ("bits", "group_size") if settings.get(key)]
     return shown(", ".join(words + numbers) or field).strip("'\"")
-
-
-def refuse_scheme(scheme: Scheme) -> None:
-    raise CheckpointError(
-        f"{scheme.file}: the weights are quantized ({scheme.name}), which Scumble cannot read; get the checkpoint in "
-        "bfloat16, and load it with dtype int8 or int4 to save memory"
-    )
 
 
 def refuse_parts(tensors: Iterable[Stored], known: set[str]) -> None:

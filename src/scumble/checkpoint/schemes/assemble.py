@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scumble.checkpoint.files import Stored
+from scumble.checkpoint.names import VISION
 from scumble.checkpoint.schemes.module import ACTIVATION_SCALES, PARTS, StoredModule, checked_module
 from scumble.checkpoint.schemes.scheme import Quantization
 from scumble.errors import CheckpointError
@@ -92,10 +93,16 @@ def assemble(tensors: Mapping[str, Stored], quantization: Quantization | None) -
     """Every weight of a folder by its key, quantized modules and experts put together and checked."""
     modules: dict[str, dict[str, Stored]] = defaultdict(dict)
     entries: dict[str, Entry] = {}
+    if quantization is None:
+        entries.update(tensors)
+        _fuse_experts(entries)
+        return Assembled(entries)
     unused = []
     for key, stored in tensors.items():
         module, _, part = key.rpartition(".")
-        if part in ACTIVATION_SCALES and not key.endswith("router.scale"):
+        if key.startswith(VISION):
+            entries[key] = stored
+        elif part in ACTIVATION_SCALES:
             unused.append(key)
         elif part in PARTS:
             modules[module][part] = stored
@@ -103,18 +110,11 @@ def assemble(tensors: Mapping[str, Stored], quantization: Quantization | None) -
             entries[key] = stored
     plain = []
     for name, parts in modules.items():
-        scheme = quantization.scheme(name) if quantization is not None else None
-        weight = parts.get("weight")
+        scheme, weight = quantization.scheme(name), parts.get("weight")
         if set(parts) == {"weight"} and weight is not None and weight.dtype in FLOAT_CODES:
             entries[weight.key] = weight
             if scheme is not None and len(weight.shape) == 2:
                 plain.append(name)
-        elif quantization is None:
-            raise CheckpointError(
-                f"{weight.file if weight else next(iter(parts.values())).file}: {name} is stored in few bits "
-                f"({', '.join(sorted(parts))}), but config.json has no quantization_config; get the folder again, "
-                "with its own config.json"
-            )
         elif scheme is None:
             raise CheckpointError(
                 f"{quantization.file}: {name} is among the modules left as they are, but is stored in few bits "

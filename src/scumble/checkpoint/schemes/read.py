@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -51,6 +52,16 @@ def _decode_into(stored: Stored, out: Tensor) -> None:
         count = min(step, len(out) - begin)
         data = read_bytes(stored, begin // block.size * block.nbytes, count // block.size * block.nbytes)
         out[begin : begin + count] = decode(stored.dtype, data, (count,))
+
+
+def scheme_counts(entries: Iterable[Entry]) -> tuple[str, ...]:
+    """What quantized weights are stored as, the most frequent first: "384 × int4, groups of 32"."""
+    counts: Counter[str] = Counter()
+    for entry in entries:
+        if isinstance(entry, Stored) and entry.dtype in BY_NAME and entry.dtype not in DTYPES:
+            counts[entry.dtype] += 1
+        counts.update(module.scheme.name for module in modules_of(entry))
+    return tuple(f"{count} × {name}" for name, count in counts.most_common())
 
 
 def modules_of(entry: Entry) -> Iterator[StoredModule]:

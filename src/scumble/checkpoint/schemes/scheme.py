@@ -9,11 +9,11 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from scumble.config import read_json
+from scumble.checkpoint.quantized import Scheme as Declared
 from scumble.errors import CheckpointError, shown
 
 Layout = Literal["packed", "int8", "fp8", "nvfp4", "modelopt-nvfp4", "gptq", "awq"]
@@ -65,38 +65,20 @@ class Rule:
 
 @dataclass(frozen=True)
 class Quantization:
-    """method: the tool's name. rules: the first that matches a module's name decides. file: where it was read."""
+    """method: the tool's name. file: where it was read. rules: the first that matches a module's name decides."""
 
     method: str
     file: Path
-    rules: tuple[Rule, ...] = ()
-    kv_cache: bool = False
-    notes: tuple[str, ...] = field(default=())
+    rules: tuple[Rule, ...]
 
     def scheme(self, module: str) -> Scheme | None:
         """Of the linear layer of this name (`model.decoder.layers.0.mlp.up_proj`); None: it is not quantized."""
         return next((rule.scheme for rule in self.rules if rule.matches(module)), None)
 
 
-def read_quantization(folder: Path) -> Quantization | None:
-    """What the folder's config.json or hf_quant_config.json says; None for a checkpoint that is not quantized."""
-    file, separate = folder / "config.json", folder / "hf_quant_config.json"
-    raw = read_json(file)
-    text = raw.get("text_config")
-    found = raw.get("quantization_config") or (text.get("quantization_config") if isinstance(text, dict) else None)
-    if found is None and raw.get("quantization") is not None:
-        raise CheckpointError(f"{file}: quantization is in MLX's format, which is not read; {_advice()}")
-    if found is None and separate.exists():
-        found, file = read_json(separate), separate
-    if found is None:
-        return None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{file}: quantization_config must be an object, found {shown(found)}")
-    return parse_quantization(found, file)
-
-
-def parse_quantization(raw: Mapping[str, Any], file: Path) -> Quantization:
-    """The object of `quantization_config`, or the whole of hf_quant_config.json -> Quantization."""
+def parse_quantization(declared: Declared) -> Quantization:
+    """What a folder declares (see quantized.py), module by module. Raises CheckpointError for what is not read."""
+    raw, file = declared.settings, declared.file
     if isinstance(raw.get("quantization"), dict):  # hf_quant_config.json wraps it
         raw = {"quant_method": "modelopt", **raw["quantization"]}
     method = raw.get("quant_method")
@@ -110,7 +92,9 @@ def parse_quantization(raw: Mapping[str, Any], file: Path) -> Quantization:
         "fp8": _fp8,
     }
     if method not in parsers:
-        raise CheckpointError(f"{file}: quant_method {shown(method)} is not read; {_advice()}")
+        raise CheckpointError(
+            f"{file}: the weights are quantized ({declared.name}), which Scumble cannot read; {_advice()}"
+        )
     return parsers[method](raw, file)
 
 
@@ -147,8 +131,7 @@ def _compressed_tensors(raw: Mapping[str, Any], file: Path) -> Quantization:
             by_name.append(Rule(scheme, _names(named, file)))
         if not targets:
             raise CheckpointError(f"{file}, config group {label}: targets must name modules or 'Linear', found none")
-    kv = raw.get("kv_cache_scheme") is not None
-    return Quantization("compressed-tensors", file, (*rules, *by_name, *by_class), kv)
+    return Quantization("compressed-tensors", file, (*rules, *by_name, *by_class))
 
 
 def _group_scheme(group: Mapping[str, Any], top_format: Any, where: str) -> Scheme:
@@ -227,8 +210,7 @@ def _modelopt(raw: Mapping[str, Any], file: Path) -> Quantization:
             weights = first.get("weights") if isinstance(first, dict) else None
             size = weights.get("group_size") if isinstance(weights, dict) else None
         rules.append(Rule(_modelopt_scheme(algorithm, {"group_size": size}, str(file)), lambda _: True))
-    kv = raw.get("kv_cache_quant_algo") is not None or raw.get("kv_cache_scheme") is not None
-    return Quantization("modelopt", file, tuple(rules), kv)
+    return Quantization("modelopt", file, tuple(rules))
 
 
 def _modelopt_scheme(algorithm: Any, entry: Mapping[str, Any], where: str) -> Scheme:

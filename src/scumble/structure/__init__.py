@@ -1,0 +1,23 @@
+"""Structure that is guaranteed: languages become automata over tokens, and a canvas is drawn from what they allow.
+
+    languages     what a caller asks for: JsonSchema, Regex, Choices, Grammar
+    tree          regular languages as trees        <- pattern, numbers, formats, grammar, schemas -> shapes -> lower
+    automaton     trees to minimal automata over bytes
+    vocabulary    a tokenizer's tokens as a trie of bytes
+    classes       tokens that an automaton cannot tell apart; fewest tokens to the end
+    law           the exact law of a canvas under an automaton
+    compiled      all of that, cached
+
+A leaf: ids and bytes in, no model, no torch.
+"""
+
+from scumble.structure.automaton import Limits
+from scumble.structure.compiled import Compiled, compiled
+from scumble.structure.languages import Choices, Grammar, JsonSchema, Language, Regex
+from scumble.structure.tree import StructureError
+from scumble.structure.vocabulary import Vocabulary
+
+__all__ = [
+    "Choices", "Compiled", "Grammar", "JsonSchema", "Language", "Limits", "Regex", "StructureError", "Vocabulary",
+    "compiled",
+]  # fmt: skip

@@ -1,0 +1,153 @@
+"""What a caller may ask of an answer: a JSON Schema, a pattern, one of some texts, a grammar. Each is a value that can
+be compared, named by a digest, and compiled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from scumble.errors import shown
+from scumble.structure import tree
+from scumble.structure.automaton import Automaton, Budget, compile_tree
+from scumble.structure.grammar import compile_grammar
+from scumble.structure.lower import compile_schema
+from scumble.structure.pattern import parse_pattern
+from scumble.structure.tree import Node, StructureError
+
+LARGEST_SCHEMA = 4_000_000  # bytes of JSON
+MOST_CHOICES = 10_000
+
+
+class Language(Protocol):
+    """A set of texts."""
+
+    @property
+    def key(self) -> str:
+        """Two languages with the same key are the same."""
+        ...
+
+    def automaton(self, budget: Budget) -> Automaton:
+        """Raises StructureError: unsupported, contradictory, too large."""
+        ...
+
+    def parse(self, text: str) -> Any:
+        """What a text of the language means: the value of JSON, else the text."""
+        ...
+
+
+@dataclass(frozen=True)
+class JsonSchema:
+    """JSON that satisfies a schema. source: the schema as JSON."""
+
+    source: str
+
+    @staticmethod
+    def of(schema: Any) -> JsonSchema:
+        """From a dict, a bool, JSON text, or a pydantic model's class. Raises StructureError."""
+        if hasattr(schema, "model_json_schema"):
+            schema = schema.model_json_schema()
+        if isinstance(schema, str | bytes):
+            if len(schema) > LARGEST_SCHEMA:
+                raise StructureError(f"the schema has {len(schema)} bytes; the limit is {LARGEST_SCHEMA}")
+            try:
+                schema = json.loads(schema)
+            except (ValueError, RecursionError) as error:
+                raise StructureError(f"the schema is not JSON: {error}") from None
+        if not isinstance(schema, dict | bool):
+            raise StructureError(f"a JSON Schema must be an object or a boolean, found {shown(schema)}")
+        try:
+            source = json.dumps(schema, ensure_ascii=True, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise StructureError(f"the schema cannot be written as JSON: {error}") from None
+        if len(source) > LARGEST_SCHEMA:
+            raise StructureError(f"the schema has {len(source)} bytes; the limit is {LARGEST_SCHEMA}")
+        return JsonSchema(source)
+
+    @property
+    def key(self) -> str:
+        return "json_schema " + self.source
+
+    def automaton(self, budget: Budget) -> Automaton:
+        return compile_schema(json.loads(self.source), budget)
+
+    def parse(self, text: str) -> Any:
+        return json.loads(text)
+
+
+@dataclass(frozen=True)
+class Regex:
+    """Texts that a pattern matches from their first to their last character."""
+
+    pattern: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.pattern, str):
+            raise StructureError(f"regex must be a string, found {shown(self.pattern)}")
+
+    @property
+    def key(self) -> str:
+        return "regex " + self.pattern
+
+    def automaton(self, budget: Budget) -> Automaton:
+        return _checked(parse_pattern(self.pattern), budget, f"the pattern {shown(self.pattern)} matches no text")
+
+    def parse(self, text: str) -> str:
+        return text
+
+
+@dataclass(frozen=True)
+class Choices:
+    """One of some texts."""
+
+    texts: tuple[str, ...]
+
+    @staticmethod
+    def of(texts: Sequence[str]) -> Choices:
+        if isinstance(texts, str) or not isinstance(texts, Sequence) or not texts:
+            raise StructureError(f"choices must be a list of at least one text, found {shown(texts)}")
+        if len(texts) > MOST_CHOICES:
+            raise StructureError(f"there are {len(texts)} choices; the limit is {MOST_CHOICES}")
+        for text in texts:
+            if not isinstance(text, str):
+                raise StructureError(f"a choice must be a text, found {shown(text)}")
+        return Choices(tuple(dict.fromkeys(texts)))
+
+    @property
+    def key(self) -> str:
+        return "choices " + json.dumps(self.texts)
+
+    def automaton(self, budget: Budget) -> Automaton:
+        return _checked(tree.alt(*map(tree.text, self.texts)), budget, "there is no choice")
+
+    def parse(self, text: str) -> str:
+        return text
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """Texts of an EBNF grammar, see `structure.grammar`."""
+
+    source: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.source, str):
+            raise StructureError(f"grammar must be a string, found {shown(self.source)}")
+
+    @property
+    def key(self) -> str:
+        return "grammar " + self.source
+
+    def automaton(self, budget: Budget) -> Automaton:
+        return compile_grammar(self.source, budget)
+
+    def parse(self, text: str) -> str:
+        return text
+
+
+def _checked(node: Node, budget: Budget, empty: str) -> Automaton:
+    machine = compile_tree(node, budget)
+    if machine.is_empty:
+        raise StructureError(empty)
+    return machine

@@ -1,0 +1,242 @@
+"""The law of a canvas under a structure: independent positions, given that the text is valid so far and able to end.
+
+The denoiser gives each position i its own distribution p_i over ids. The product of them, conditioned on the event
+
+    "the ids up to the first end id are a text of the language; or there is no end id yet, and the state that the ids
+     lead to can end within the `room` tokens that are left behind this canvas"
+
+is the law that a constrained canvas is drawn from. It is exact over the whole vocabulary, because tokens of one class
+lead to the same states: only class masses enter the sums. With w_i(c) = log p_i(c) and edges s -c-> t of the automaton,
+
+    b_L(s) = 0 if distance(s) ≤ room else -∞          b_i(END) = 0 for every i: what stands behind the end is free
+    b_i(s) = log Σ_{s -c-> t} exp(w_i(c) + b_{i+1}(t))                   (log-sum of all ways on)
+    P_i(s → t, c) = exp(w_i(c) + b_{i+1}(t) - b_i(s))                    (the chain to draw from, forwards)
+
+With max in place of Σ, and the best token of each class in place of its mass, the same recursion gives the most
+probable canvas (Viterbi). Sums are in float64, in a fixed order.
+
+Edges that share source and target differ only in class; their classes form a set, and sets repeat all over an
+automaton, so masses are summed once a set and the recursion runs over (source, target) pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from scumble.structure.automaton import DEAD, START
+from scumble.structure.classes import END, Tokens
+
+FINISHED = DEAD  # in a graph no pair leads to the dead state, so its number serves for "the end id has come"
+_NONE = -np.inf
+
+
+@dataclass(frozen=True)
+class Masses:
+    """What the vocabulary operator says of n positions and C classes of ids, each [n, C] float64.
+
+    mass: log of a class's probability, -inf for none. entropy: nats, of the ids inside a class. best: log-probability
+    of the most probable id, and which id that is.
+    """
+
+    mass: np.ndarray
+    entropy: np.ndarray
+    best: np.ndarray
+    best_id: np.ndarray
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Pairs of states that some token leads between, sorted by source; and the sets of classes that do.
+
+    source, target, label [P]; first [S + 1]: where each source's pairs begin. members [M]: classes of the sets, one set
+    after another; label l has members[begin[l] : begin[l + 1]].
+    """
+
+    source: np.ndarray
+    target: np.ndarray
+    label: np.ndarray
+    first: np.ndarray
+    members: np.ndarray
+    begin: np.ndarray
+    distance: np.ndarray
+
+    @property
+    def states(self) -> int:
+        return len(self.first) - 1
+
+    @property
+    def labels(self) -> int:
+        return len(self.begin) - 1
+
+    @staticmethod
+    def of(tokens: Tokens) -> Graph:
+        """All pairs of an automaton. An end id leads from every state where it may come to FINISHED."""
+        states, classes = tokens.step.shape
+        source, kind = np.nonzero(tokens.step)
+        target = tokens.step[source, kind]
+        ends = np.flatnonzero(tokens.ends)
+        source = np.concatenate([source, ends])
+        kind = np.concatenate([kind, np.full(len(ends), END)])
+        target = np.concatenate([target, np.full(len(ends), FINISHED)])
+        code = source.astype(np.int64) * states + target
+        order = np.lexsort((kind, code))
+        code, kind = code[order], kind[order]
+        head = np.flatnonzero(np.concatenate([[True], code[1:] != code[:-1]]))
+        salt = np.random.default_rng(7).integers(1, 2**62, size=classes, dtype=np.int64)
+        _, where, label = np.unique(np.add.reduceat(salt[kind], head), return_index=True, return_inverse=True)
+        sizes = np.diff(np.append(head, len(kind)))
+        members = np.concatenate([kind[head[i] : head[i] + sizes[i]] for i in where])
+        pairs = code[head]
+        first = np.searchsorted(pairs // states, np.arange(states + 1))
+        begin = np.concatenate([[0], np.cumsum(sizes[where])])
+        return Graph(pairs // states, pairs % states, label.reshape(-1), first, members, begin, tokens.distance)
+
+    def sums(self, masses: np.ndarray) -> np.ndarray:
+        """log of the summed probability of every set: [n, C] -> [n, labels]."""
+        rows = masses[:, self.members]
+        peak = np.maximum.reduceat(rows, self.begin[:-1], axis=1)
+        base = np.where(np.isneginf(peak), 0.0, peak)
+        rows = np.exp(rows - np.repeat(base, np.diff(self.begin), axis=1))
+        with np.errstate(divide="ignore"):
+            return base + np.log(np.add.reduceat(rows, self.begin[:-1], axis=1))
+
+    def peaks(self, best: np.ndarray) -> np.ndarray:
+        """The best of every set: [n, C] -> [n, labels]."""
+        return np.maximum.reduceat(best[:, self.members], self.begin[:-1], axis=1)
+
+    def finals(self, room: int) -> np.ndarray:
+        """b_L [S]: 0 where the text is finished or can be within `room` more tokens, else -inf."""
+        found = np.where(self.distance <= room, 0.0, _NONE)
+        found[FINISHED] = 0.0
+        return found
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The law of one canvas, ready to draw from.
+
+    weights [n, labels]: log masses of the class sets. ahead [n + 1, S]: b. steps [n, P]: P_i(pair | its source).
+    """
+
+    graph: Graph
+    masses: Masses
+    weights: np.ndarray
+    ahead: np.ndarray
+    steps: np.ndarray
+    start: int
+
+    @property
+    def log_probability(self) -> float:
+        """Of the event that is conditioned on; -inf where no valid canvas has any probability."""
+        return float(self.ahead[0, self.start])
+
+    def draw(self, uniforms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """One path: the class at each position [n] (0 behind the end), and what is left of each uniform [n].
+
+        A uniform chooses the next state, what is left of it the class, and what is left of that the id in the class.
+        """
+        graph = self.graph
+        classes, rest = np.zeros(len(uniforms), np.int64), np.zeros(len(uniforms))
+        state = self.start
+        for i, uniform in enumerate(uniforms):
+            if state == FINISHED:
+                break
+            pairs = slice(graph.first[state], graph.first[state + 1])
+            pair, left = _choose(self.steps[i, pairs], float(uniform))
+            pair += int(pairs.start)
+            label = graph.label[pair]
+            members = graph.members[graph.begin[label] : graph.begin[label + 1]]
+            place, rest[i] = _choose(np.exp(self.masses.mass[i, members] - self.weights[i, label]), left)
+            classes[i], state = members[place], graph.target[pair]
+        return classes, rest
+
+    def entropies(self) -> np.ndarray:
+        """Of each position's id under the law [n], nats; a position behind the end counts as one known id."""
+        graph, masses = self.graph, self.masses
+        at = np.zeros(graph.states)
+        at[self.start] = 1.0
+        found = np.empty(len(self.steps))
+        owner = np.repeat(np.arange(graph.labels), np.diff(graph.begin))
+        for i, steps in enumerate(self.steps):
+            flow = at[graph.source] * steps
+            by_label = np.bincount(graph.label, weights=flow, minlength=graph.labels)
+            with np.errstate(invalid="ignore"):
+                share = np.exp(masses.mass[i, graph.members] - self.weights[i, owner])
+            share[np.isnan(share)] = 0.0
+            by_class = np.bincount(graph.members, weights=by_label[owner] * share, minlength=masses.mass.shape[1])
+            behind = at[FINISHED]
+            at = np.bincount(graph.target, weights=flow, minlength=graph.states)
+            at[FINISHED] += behind
+            inside = np.where(by_class > 0, by_class * masses.entropy[i], 0.0).sum()
+            found[i] = _plogp(by_class) + _plogp(np.array([behind])) + inside
+        return np.maximum(found, 0.0)
+
+
+def chain(graph: Graph, masses: Masses, start: int, room: int) -> Chain:
+    """The law of a canvas that begins in a state, with `room` tokens left behind it."""
+    weights = graph.sums(masses.mass)
+    n = len(weights)
+    ahead = np.full((n + 1, graph.states), _NONE)
+    ahead[n] = graph.finals(room)
+    steps = np.zeros((n, len(graph.source)))
+    lengths = np.diff(graph.first)
+    live = np.flatnonzero(lengths)
+    heads = graph.first[live]
+    for i in range(n - 1, -1, -1):
+        ways = weights[i, graph.label] + ahead[i + 1, graph.target]
+        peak = np.maximum.reduceat(ways, heads)
+        base = np.repeat(np.where(np.isneginf(peak), 0.0, peak), lengths[live])
+        shares = np.exp(ways - base)
+        total = np.add.reduceat(shares, heads)
+        with np.errstate(divide="ignore"):
+            ahead[i, live] = peak + np.log(np.where(np.isneginf(peak), 1.0, total))
+        steps[i] = shares / np.repeat(np.where(total > 0, total, 1.0), lengths[live])
+        ahead[i, FINISHED] = 0.0
+    return Chain(graph, masses, weights, ahead, steps, start)
+
+
+def most_probable(graph: Graph, masses: Masses, start: int, room: int) -> tuple[np.ndarray, float]:
+    """Viterbi: the class at each position [n] (0 behind the end) of the most probable valid canvas, and the log of its
+    probability. Each class stands for its best id. Of equals the first pair wins, in order of states.
+    """
+    peaks = graph.peaks(masses.best)
+    n = len(peaks)
+    lengths = np.diff(graph.first)
+    live = np.flatnonzero(lengths)
+    heads = graph.first[live]
+    ahead = np.full((n + 1, graph.states), _NONE)
+    ahead[n] = graph.finals(room)
+    for i in range(n - 1, -1, -1):
+        ahead[i, live] = np.maximum.reduceat(peaks[i, graph.label] + ahead[i + 1, graph.target], heads)
+        ahead[i, FINISHED] = 0.0
+    classes, state = np.zeros(n, np.int64), start
+    for i in range(n):
+        if state == FINISHED:
+            break
+        pairs = slice(graph.first[state], graph.first[state + 1])
+        pair = int(np.argmax(peaks[i, graph.label[pairs]] + ahead[i + 1, graph.target[pairs]])) + int(pairs.start)
+        members = graph.members[graph.begin[graph.label[pair]] : graph.begin[graph.label[pair] + 1]]
+        classes[i] = members[int(np.argmax(masses.best[i, members]))]
+        state = graph.target[pair]
+    return classes, float(ahead[0, start])
+
+
+def _choose(shares: np.ndarray, uniform: float) -> tuple[int, float]:
+    """Inverse CDF of shares that sum to about 1 -> the index, and the uniform's place inside that share, in [0, 1)."""
+    running = np.cumsum(shares)
+    target = uniform * running[-1]
+    index = int(np.searchsorted(running, target, side="right"))
+    if index >= len(shares) or shares[index] == 0:  # rounding at the far end
+        index = int(np.flatnonzero(shares)[-1])
+    inside = (target - (running[index] - shares[index])) / shares[index]
+    return index, float(min(max(inside, 0.0), np.nextafter(1.0, 0.0)))
+
+
+def _plogp(probabilities: np.ndarray) -> float:
+    kept = probabilities[probabilities > 0]
+    return float(-(kept * np.log(kept)).sum())
+
+
+__all__ = ["END", "FINISHED", "START", "Chain", "Graph", "Masses", "chain", "most_probable"]

@@ -1,14 +1,16 @@
 """What training cannot use is refused before the first step, in one line that says what to do."""
 
 import json
+import os
 import re
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer as Backend
 
-from scumble import DataError
+from scumble import DataError, ScumbleError
 from scumble.train.loop import train
+from scumble.train.pack import open_packed
 from scumble.train.read_config import read_train_config
 
 from .runs import CONFIG, edit, plan, tuning_plan
@@ -113,3 +115,67 @@ def test_broken_training_text_is_named_with_its_line(folder):
     path.write_text(CONFIG.format(out="broken", steps=1).replace('train = "text.jsonl"', 'train = "broken.jsonl"'))
     with pytest.raises(DataError, match="line 2"):
         train(read_train_config(path), lambda report: None)
+
+
+BOMBS = {
+    "a list in a list": "a = " + "[" * 900 + "]" * 900,
+    "far deeper": "a = " + "[" * 100_000,
+    "a table in a table": "[" + "a." * 5000 + "a]",
+    "not closed": "[",
+    "a number of 10,000 digits": "[run]\nsteps = " + "9" * 10_000,
+}
+
+
+@pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS.keys())
+def test_a_configuration_that_is_none(tmp_path, text):
+    (tmp_path / "c.toml").write_text(text)
+    with pytest.raises(DataError) as caught:
+        read_train_config(tmp_path / "c.toml")
+    assert "c.toml" in str(caught.value)
+    assert len(str(caught.value)) < 700
+
+
+def test_pipes_and_folders_are_no_configuration(tmp_path):
+    os.mkfifo(tmp_path / "pipe.toml")
+    (tmp_path / "folder.toml").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(DataError, match="not a regular file"):
+            read_train_config(tmp_path / f"{name}.toml")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [("nope", "line 2: cannot be read"), ("[1]", "line 2: must be an object"), ('{"text": 5}', "line 2: must be"),
+     ('{"text": "x", "a": ' + "[" * 500 + "]" * 500 + "}", "line 2: cannot be read: nested too deep"),
+     ("[" * 100_000, "cannot be read"), ('{"text": "\\ud800"}', "lone surrogate")],
+)  # fmt: skip
+def test_lines_that_are_no_documents(folder, line, says):
+    (folder / "odd.jsonl").write_text('{"text": "def f(): pass"}\n' + line)
+    plan(folder, "odd", 1)
+    with pytest.raises(ScumbleError, match=says):
+        train(edit(folder, "odd", ('train = "text.jsonl"', 'train = "odd.jsonl"')), lambda report: None)
+
+
+def test_a_pipe_as_training_data(folder):
+    os.mkfifo(folder / "pipe.jsonl")
+    os.mkfifo(folder / "pipe.bin")
+    (folder / "pipe.json").write_text('{"documents": 1, "tokens": 1}')
+    plan(folder, "odd", 1)
+    for name in ("pipe.jsonl", "pipe.bin"):
+        with pytest.raises(DataError, match="is a named pipe, not a regular file"):
+            train(edit(folder, "odd", ('train = "text.jsonl"', f'train = "{name}"')), lambda report: None)
+        plan(folder, "odd", 1)
+
+
+@pytest.mark.parametrize(
+    "about", ["[]", "{}", '{"documents": "x", "tokens": 3}', "null", '{"documents": -1, "tokens": 0}']
+)
+def test_packed_tokens_with_a_strange_description(folder, about):
+    np.array([5, 6, 7], "<u2").tofile(folder / "strange.bin")
+    np.array([0, 2, 1, 3], "<i8").tofile(folder / "strange.offsets")
+    (folder / "strange.json").write_text(about)
+    with pytest.raises(DataError, match="packed tokens"):
+        open_packed(folder / "strange")
+    (folder / "strange.json").write_text('{"documents": 3, "tokens": 3}')
+    with pytest.raises(DataError, match="their offsets must rise from 0"):
+        open_packed(folder / "strange")

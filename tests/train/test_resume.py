@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from scumble import DataError
 from scumble.checkpoint import load_checkpoint
 from scumble.text import Tokenizer
+from scumble.train.lock import locked
 from scumble.train.loop import train
 from scumble.train.record import read_metrics
 from scumble.train.setup import make_optimizer, prepare_model
@@ -55,6 +56,44 @@ def test_a_killed_run_goes_on_from_its_last_saved_step(folder):
     assert seen[0].step in (7, 10)  # the last multiple of save_every = 3, and one
     assert seen[-1].step == 12
     assert [line["step"] for line in read_metrics(folder / "killed")] == list(range(1, 13)), "no step is logged twice"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_step_saves_it_and_the_run_goes_on_as_if_there_had_been_none(folder, number):
+    """In the middle of a step some weights are a step ahead of others, so the signal waits for its end."""
+    out = f"signal-{number}"
+    plan(folder, out, 4000)
+    code = "import sys; from scumble.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "train", str(folder / f"{out}.toml"), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if json.loads(line)["step"] == 4:
+                process.send_signal(number)
+                break
+        _, errors = process.communicate()
+    assert process.returncode == 128 + number
+    step = read_progress(folder / out).step
+    assert f"interrupted; the same command goes on from step {step}" in errors
+    assert step >= 4
+    assert [line["step"] for line in read_metrics(folder / out)] == list(range(1, step + 1))
+
+    with pytest.raises(KeyboardInterrupt):  # the same run, stopped behind that step and not within one
+        train(plan(folder, f"{out}-between", 4000), interrupted_at(step, []))
+    ours, theirs = (load_file(folder / name / "state.safetensors") for name in (out, f"{out}-between"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_two_runs_in_one_folder_do_not_mix(folder):
+    config = plan(folder, "locked", 2)
+    (folder / "locked").mkdir()
+    with locked(folder / "locked"):
+        with pytest.raises(DataError, match=rf"another run trains in .*locked \(process {os.getpid()}\)"):
+            train(config, lambda report: None)
+        assert not (folder / "locked" / "state.safetensors").exists()
+    train(config, lambda report: None)
+    train(config, lambda report: None)  # the file of a run that has ended locks nothing
 
 
 def test_a_log_that_a_kill_cut_short_is_cut_back_to_the_saved_step(folder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -42,11 +43,11 @@ def train(
     speaks = os.environ.get("RANK", "0") == "0"  # of several processes that torchrun started, the first
     try:
         folder = run(plan, _Progress(plan.run.steps, as_json))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if speaks:
             step = read_progress(Path(plan.run.out)).step
             typer.echo(f"\ninterrupted; the same command goes on from step {step}", err=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(128 + getattr(interrupt, "signal", signal.SIGINT)) from None
     if not speaks:
         return
     typer.echo(f"step {read_progress(Path(plan.run.out)).step} of {plan.run.steps}; model in {folder}", err=True)

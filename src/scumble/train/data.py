@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from io import TextIOWrapper
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scumble.errors import DataError
+from scumble.reading import open_regular, parse_json, read_text
 from scumble.text import Tokenizer
 from scumble.train.pack import Packed, open_packed
 
@@ -43,15 +44,16 @@ def lengths(documents: Packed) -> NDArray[np.int64]:
 
 def _read_jsonl(path: Path) -> list[str]:
     texts = []
-    with path.open(encoding="utf-8") as lines:
-        try:
+    number = 0
+    try:
+        with TextIOWrapper(open_regular(path), encoding="utf-8", newline="\n") as lines:
             for number, line in enumerate(lines, 1):
-                record = json.loads(line) if line.strip() else {"text": ""}
+                record = parse_json(line) if line.strip() else {"text": ""}
                 if not isinstance(record, dict) or not isinstance(record.get("text"), str):
                     raise DataError(f'{path}, line {number}: must be an object with a string "text"')
                 texts.append(record["text"])
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: cannot be read: {error}") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}, line {number}: cannot be read: {error}") from None
     return texts
 
 
@@ -60,8 +62,8 @@ def _read_files(path: Path) -> list[str]:
     texts = []
     for file in files:
         try:
-            text = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(file, 4 * MAX_DOCUMENT)  # a character has up to four bytes
+        except (OSError, ValueError) as error:
             raise DataError(f"{file}: not readable as UTF-8 text: {error}") from None
         if len(text) > MAX_DOCUMENT:
             raise DataError(f"{file}: {len(text)} characters; a document may have {MAX_DOCUMENT}; split it")

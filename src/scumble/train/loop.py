@@ -19,10 +19,12 @@ from scumble.model import Transformer
 from scumble.train.batches import PLAIN, Batch, Batches, Mix
 from scumble.train.config import TrainConfig
 from scumble.train.distill import distilled, in_bfloat16, open_teacher
+from scumble.train.lock import locked
 from scumble.train.objective import Losses, losses
 from scumble.train.ranks import Ranks, join_ranks
 from scumble.train.record import DEFAULTS, Report, cut_log, export, identity, log
 from scumble.train.setup import make_batches, make_optimizer, open_tokenizer, prepare_model, require_writable
+from scumble.train.signals import between_steps
 from scumble.train.state import Progress, load_state, save_state
 
 VALIDATION_BATCHES = 8
@@ -32,16 +34,23 @@ def train(config: TrainConfig, report: Callable[[Report], None]) -> Path:
     """Train until `run.steps` (or `run.minutes`), from the last saved state if there is one; returns the model folder.
 
     The folder `run.out` gets `state.safetensors` (to resume), `metrics.jsonl` and `model/` (a released-format
-    checkpoint in bfloat16, with the tokenizer). A KeyboardInterrupt saves the state first. A loss, gradient or weight
-    that is not finite raises DataError and saves nothing: the last good state stays.
+    checkpoint in bfloat16, with the tokenizer). Ctrl-C and SIGTERM end the step in progress, save the state and raise
+    KeyboardInterrupt (`Interrupted`); a second Ctrl-C does not wait, and saves nothing. A loss, gradient or weight that
+    is not finite raises DataError and saves nothing: the last good state stays. So does a folder in which another run
+    is at work.
     """
-    run = config.run
-    if run.threads:
-        torch.set_num_threads(run.threads)
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
     device = _device()
     ranks = join_ranks(device)
-    out = Path(run.out)
+    out = Path(config.run.out)
     require_writable(out)
+    with locked(out) if ranks.is_first else nullcontext():
+        return _train(config, report, device, ranks)
+
+
+def _train(config: TrainConfig, report: Callable[[Report], None], device: torch.device, ranks: Ranks) -> Path:
+    run, out = config.run, Path(config.run.out)
     tokenizer = open_tokenizer(config.data.tokenizer)
     settings = read_generation_config(Path(run.init)) if run.init else {}
     model, specials = prepare_model(config, tokenizer)
@@ -61,24 +70,28 @@ def train(config: TrainConfig, report: Callable[[Report], None]) -> Path:
         cut_log(out, progress.step)
     deadline = time.perf_counter() + run.minutes * 60 if run.minutes else math.inf
 
+    is_whole = True  # False while a step changes weight after weight: what is there then is no state to go on from
     try:
-        while progress.step < run.steps and time.perf_counter() < deadline:
-            line = _step(model, optimizer, training, config, progress, ranks, teacher)
-            if every and progress.step % every == 0:
-                teacher = in_bfloat16(model)
-            if progress.step % run.validate_every == 0 or progress.step == run.steps:
-                causal, denoise = validate(model, validation, config)
-                line = replace(line, validation_causal=causal, validation_denoise=denoise)
-            if not ranks.is_first:
-                continue
-            log(out, line)
-            report(line)
-            if progress.step % run.save_every == 0:
-                save_state(out, model, optimizer, progress, about)
+        with between_steps() as end_if_asked:
+            while progress.step < run.steps and time.perf_counter() < deadline:
+                is_whole = False
+                line = _step(model, optimizer, training, config, progress, ranks, teacher)
+                is_whole = True
+                if every and progress.step % every == 0:
+                    teacher = in_bfloat16(model)
+                if progress.step % run.validate_every == 0 or progress.step == run.steps:
+                    causal, denoise = validate(model, validation, config)
+                    line = replace(line, validation_causal=causal, validation_denoise=denoise)
+                if ranks.is_first:
+                    log(out, line)
+                    report(line)
+                    if progress.step % run.save_every == 0:
+                        save_state(out, model, optimizer, progress, about)
+                end_if_asked()
     except DataError:  # not finite, or no room on the disk: what was saved before is the best there is
         raise
     except BaseException:  # Ctrl-C too: nothing done so far is lost
-        if ranks.is_first:
+        if ranks.is_first and is_whole:
             save_state(out, model, optimizer, progress, about)
         raise
     if not ranks.is_first:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from scumble.errors import DataError
+from scumble.reading import check_regular, read_json_file
 from scumble.train.corpus.atomic import atomic_file, write_json
 
 _BATCH = 5_000
@@ -100,18 +101,21 @@ def share_of(text: str) -> float:
 def open_packed(target: Path) -> Packed:
     """Memory-map what `pack_jsonl` wrote. Raises DataError if it is missing or incomplete."""
     try:
-        about = json.loads(target.with_name(target.name + ".json").read_text(encoding="utf-8"))
+        about = read_json_file(target.with_name(target.name + ".json"))
         ids = _map(target.with_name(target.name + ".bin"), "<u2")
         offsets = _map(target.with_name(target.name + ".offsets"), "<i8")
-    except (OSError, ValueError) as error:
+        documents, tokens = int(about["documents"]), int(about["tokens"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"packed tokens {target} are missing or damaged ({error}); pack them again") from error
-    if len(offsets) != about["documents"] + 1 or len(ids) != about["tokens"] or int(offsets[-1]) != len(ids):
-        raise DataError(f"packed tokens {target} are incomplete: {len(ids)} of {about['tokens']} ids; pack them again")
+    if len(offsets) != documents + 1 or len(ids) != tokens or not len(offsets) or int(offsets[-1]) != len(ids):
+        raise DataError(f"packed tokens {target} are incomplete: {len(ids)} of {tokens} ids; pack them again")
+    if offsets[0] != 0 or (np.diff(offsets) < 0).any():
+        raise DataError(f"packed tokens {target} are damaged: their offsets must rise from 0; pack them again")
     return Packed(ids, offsets)
 
 
 def _map(path: Path, dtype: str) -> NDArray:
-    if path.stat().st_size == 0:
+    if check_regular(path) == 0:
         return np.zeros(0, dtype)
     return np.memmap(path, dtype, "r")
 

@@ -9,23 +9,28 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from scumble.config import LARGEST, MOST_LAYERS
-from scumble.errors import DataError
+from scumble.errors import DataError, shown
+from scumble.reading import check_depth, read_text, too_deep
 from scumble.train.config import Data, ModelShape, Objective, Optimizer, Run, TrainConfig
 
 T = TypeVar("T")
+MOST_TOML = 2**20  # bytes
 
 
 def read_train_config(path: Path) -> TrainConfig:
     """Read and check a TOML file; paths in it are relative to the file's folder. Raises DataError."""
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(read_text(path, MOST_TOML))
+        check_depth(raw)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; give a training configuration in TOML") from None
+    except RecursionError:
+        raise DataError(f"{path}: cannot be read as TOML: {too_deep()}") from None
     except (OSError, ValueError) as error:  # not UTF-8, not TOML, or a whole number of thousands of digits
         raise DataError(f"{path}: cannot be read as TOML: {error}") from None
     known = {"model", "data", "objective", "optimizer", "run"}
     if unknown := set(raw) - known:
-        raise DataError(f"{path}: unknown table {sorted(unknown)[0]!r}; known: {', '.join(sorted(known))}")
+        raise DataError(f"{path}: unknown table {shown(sorted(unknown)[0])}; known: {', '.join(sorted(known))}")
     config = TrainConfig(
         model=_table(ModelShape, raw["model"], path, "model") if "model" in raw else None,
         data=_table(Data, raw.get("data", {}), path, "data"),
@@ -58,13 +63,13 @@ def _table(kind: type[T], raw: Any, path: Path, name: str) -> T:
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key, value in raw.items():
         if key not in fields:
-            raise DataError(f"{path}: [{name}] has no {key!r}; known: {', '.join(fields)}")
+            raise DataError(f"{path}: [{name}] has no {shown(key)}; known: {', '.join(fields)}")
         expected = str(fields[key].type)
         accepted = {"int": int, "float": (int, float), "str": str, "bool": bool}[expected]
         if not isinstance(value, accepted) or (isinstance(value, bool) and expected != "bool"):
-            raise DataError(f"{path}: {name}.{key} must be a {expected}, found {value!r}")
+            raise DataError(f"{path}: {name}.{key} must be a {expected}, found {shown(value)}")
         if isinstance(value, float) and not math.isfinite(value):
-            raise DataError(f"{path}: {name}.{key} must be finite, found {value!r}")
+            raise DataError(f"{path}: {name}.{key} must be finite, found {shown(value)}")
     missing = [
         key for key, field in fields.items()
         if key not in raw and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -120,7 +125,7 @@ def _check(config: TrainConfig, path: Path) -> None:
         ranges += _model_ranges(config.model)
     for name, value, low, high in ranges:
         if not low <= value <= high:
-            raise DataError(f"{path}: {name} must lie in {low} … {high}, found {value!r}")
+            raise DataError(f"{path}: {name} must lie in {low} … {high}, found {shown(value)}")
     if config.objective.repair_share and not config.objective.infill_share:
         raise DataError(
             f"{path}: objective.repair_share ({config.objective.repair_share}) is a share of the infill batches and "

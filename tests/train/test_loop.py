@@ -13,6 +13,7 @@ import torch
 from scumble import LLM, GenerationConfig
 from scumble.checkpoint import load_checkpoint, read_generation_config, save_checkpoint
 from scumble.cli.main import main
+from scumble.llm import embedded_path
 from scumble.text import Tokenizer
 from scumble.train import loop
 from scumble.train.loop import train
@@ -132,3 +133,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def test_a_run_on_holes_and_damaged_lines(folder):
+    """Fill-in-the-middle batches, repairs and drafts, in the embedded model's tokens, which have the markers."""
+    plan(folder, "holes", 4)
+    share = "[objective]\ninfill_share = 1.0\nrepair_share = 1.0\ndraft_share = 0.5\n\n[run]"
+    seen = []
+    markers = ('tokenizer = "tokenizer"', f'tokenizer = "{embedded_path()}"')
+    train(edit(folder, "holes", markers, ("[run]", share)), seen.append)
+    assert [report.step for report in seen] == [1, 2, 3, 4]
+    assert all(report.denoise > 0 for report in seen)

@@ -10,6 +10,7 @@ from scumble.train.corrupt import corrupt
 from scumble.train.init import new_model
 from scumble.train.loss import head_loss
 from scumble.train.objective import losses
+from scumble.train.soft import soft_embeddings
 
 SHAPE = ModelShape(
     hidden_size=32, layers=3, heads=4, head_dim=16, kv_heads=2, full_head_dim=32, full_kv_heads=1, mlp=48, experts=4,
@@ -184,3 +185,12 @@ def test_causal_only_leaves_the_canvas_out(model):
     result.total.backward()
     assert result.denoise == 0
     assert model.self_conditioning.gate_proj.weight.grad is None
+
+
+def test_soft_embeddings_are_those_of_the_tempered_distribution(model):
+    generator = torch.Generator().manual_seed(1)
+    hidden, level = torch.randn(24, 32, generator=generator), torch.rand(3, 2, generator=generator)  # canvases of 4
+    heat = (0.4 + 0.4 * level).flatten().repeat_interleave(4)[:, None]
+    shares = torch.softmax(model.logits(hidden) / heat, -1)
+    soft = soft_embeddings(model, hidden, level, 0.4, 0.8)
+    torch.testing.assert_close(soft, shares @ model.embed_tokens.weight, rtol=1e-4, atol=1e-4)

@@ -117,6 +117,15 @@ def test_broken_training_text_is_named_with_its_line(folder):
         train(read_train_config(path), lambda report: None)
 
 
+@pytest.mark.parametrize(
+    ("share", "says"),
+    [(0.5, r"share of the repair rows' canvases and needs .* found 0.0"), (1.5, "draft_share must lie in 0 … 1")],
+)
+def test_a_share_of_nothing(folder, share, says):
+    with pytest.raises(DataError, match=says):
+        plan(folder, "share", 1, f"[objective]\ndraft_share = {share}\n")
+
+
 BOMBS = {
     "a list in a list": "a = " + "[" * 900 + "]" * 900,
     "far deeper": "a = " + "[" * 100_000,

@@ -176,16 +176,31 @@ def test_a_damaged_state_is_named(folder):
         train(config, lambda report: None)
 
 
-def test_a_model_learns_from_its_own_autoregressive_answers_and_resumes(folder):
-    """The teacher is the checkpoint that the run began with, after a resumption too."""
-    first = train(plan(folder, "teacher", 60), lambda report: None)
-    change = ("[run]", "[objective]\ndistill_share = 0.7\ntrajectory_share = 0.5\nself_conditioning = 0.8\n\n[run]")
+def test_a_fine_tuned_model_resumes(folder):
+    first = train(plan(folder, "first", 4), lambda report: None)
     whole, pieces = [], []
     longer = ("steps = 2", "steps = 12")
-    train(tuning_plan(folder, "whole-student", first, change, longer), whole.append)
-    stopped = tuning_plan(folder, "student", first, change, longer)
-
+    train(tuning_plan(folder, "whole-student", first, longer), whole.append)
+    stopped = tuning_plan(folder, "student", first, longer)
     with pytest.raises(KeyboardInterrupt):
         train(stopped, interrupted_at(9, pieces))
     train(stopped, pieces.append)
     assert [(r.step, r.causal, r.denoise) for r in pieces] == [(r.step, r.causal, r.denoise) for r in whole]
+
+
+def test_a_state_of_a_run_with_an_option_that_is_gone_is_not_resumed(folder):
+    config = plan(folder, "gone", 2)
+    train(config, lambda report: None)
+    path = folder / "gone" / "state.safetensors"
+    with safe_open(str(path), "pt") as handle:
+        metadata = handle.metadata()
+    about = json.loads(metadata["about"])
+    save_file(
+        load_file(path), path, metadata=metadata | {"about": json.dumps(about | {"objective.distill_share": 0.0})}
+    )
+    train(config, lambda report: None)
+    save_file(
+        load_file(path), path, metadata=metadata | {"about": json.dumps(about | {"objective.distill_share": 0.5})}
+    )
+    with pytest.raises(DataError, match=r"was made with objective\.distill_share = 0\.5, which is no longer there"):
+        train(config, lambda report: None)

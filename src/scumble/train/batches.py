@@ -26,8 +26,8 @@ class Documents(Protocol):
 class Batch:
     """ids [B, T] int64: bos, document, eos, then pads; lengths [B]: tokens before the pads. prompt: tokens of every
     row that are context only; canvases of `canvas` tokens tile what follows. copies: how often each is noised.
-    taught [B] bool: the rows whose answers a teacher has written; None: none. drafts: of repair rows [B, T - prompt],
-    the damaged text as `LLM.repair` lays it on the canvases: with an end, then pads."""
+    drafts: of repair rows [B, T - prompt], the damaged text as `LLM.repair` lays it on the canvases: with an end, then
+    pads."""
 
     ids: NDArray[np.int64]
     lengths: NDArray[np.int64]
@@ -35,7 +35,6 @@ class Batch:
     canvas: int
     epoch: int
     copies: int = 1
-    taught: NDArray[np.bool_] | None = None
     drafts: NDArray[np.int64] | None = None
 
 

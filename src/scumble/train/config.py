@@ -97,13 +97,7 @@ class Objective:
     body_share: share of the other batches whose canvases begin where a docstring ends.
     copies: noised copies of an infill row's canvases that train on one encoding, at most.
     pad_weight: weight of canvas positions behind a document's end (the recipe's is 1).
-    distill_share: share of the batches with a canvas loss whose answers are what the model of run.init writes behind
-        the prompts, autoregressively and greedily (see train/distill.py); they train the canvas alone.
-    teacher_every: after that many steps the model as it has become takes the teacher's place; 0: never.
-    trajectory_share: share of those, and of repair batches, where self-conditioned, whose second pass looks at the
-        canvases as the sampler, with an entropy bound of trajectory_bound (changes alone), would leave them after the
-        first; but not of rows in them that keep their own text.
-    unbounded_share: share of those second passes whose canvases hold every proposal of the first, without a bound.
+    self_conditioning: probability of a first pass without gradient that supplies the soft embedding.
     t_min, t_max: temperatures of that first pass, at noise levels 0 and 1: the sampler's, as it will be used.
     prompt_share: the prompt is 1 … that share of a row's document, uniformly. causal_weight: of the next-token loss.
     """
@@ -123,11 +117,6 @@ class Objective:
     prompt_share: float = 0.7
     causal_weight: float = 1.0
     self_conditioning: float = 0.5
-    distill_share: float = 0.0
-    teacher_every: int = 0
-    trajectory_share: float = 0.0
-    trajectory_bound: float = 1.0
-    unbounded_share: float = 0.0
     t_min: float = 0.4
     t_max: float = 0.8
     balance_weight: float = 0.01
@@ -153,7 +142,6 @@ class Run:
     """steps: optimizer steps in all; may be changed between pieces, the learning rate then follows the new plan.
     tokens: document tokens a step, about. threads: 0 leaves torch's choice.
     minutes: stop this piece after that long, to be resumed; 0: no limit. init: a checkpoint folder to start from.
-    grow: how many copies of init's last block of layers to put in, silent at first (see train/grow.py).
     """
 
     out: str
@@ -166,7 +154,6 @@ class Run:
     bfloat16: bool = True
     threads: int = 0
     init: str = ""
-    grow: int = 0
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from scumble.errors import DataError
 from scumble.model import Transformer
 from scumble.train.batches import PLAIN, Batch, Batches, Mix
 from scumble.train.config import TrainConfig
-from scumble.train.distill import distilled, in_bfloat16, open_teacher
 from scumble.train.lock import locked
 from scumble.train.objective import Losses, losses
 from scumble.train.ranks import Ranks, join_ranks
@@ -62,10 +61,6 @@ def _train(config: TrainConfig, report: Callable[[Report], None], device: torch.
         make_batches(config, source, tokenizer, specials, model.config, what)
         for source, what in ((config.data.train, "data.train"), (config.data.validation, "data.validation"))
     )
-    teacher = open_teacher(run.init, device) if config.objective.distill_share else None
-    every = config.objective.teacher_every
-    if every and progress.step >= every:  # resumed
-        teacher = in_bfloat16(model)
     if ranks.is_first:
         cut_log(out, progress.step)
     deadline = time.perf_counter() + run.minutes * 60 if run.minutes else math.inf
@@ -75,10 +70,8 @@ def _train(config: TrainConfig, report: Callable[[Report], None], device: torch.
         with between_steps() as end_if_asked:
             while progress.step < run.steps and time.perf_counter() < deadline:
                 is_whole = False
-                line = _step(model, optimizer, training, config, progress, ranks, teacher)
+                line = _step(model, optimizer, training, config, progress, ranks)
                 is_whole = True
-                if every and progress.step % every == 0:
-                    teacher = in_bfloat16(model)
                 if progress.step % run.validate_every == 0 or progress.step == run.steps:
                     causal, denoise = validate(model, validation, config)
                     line = replace(line, validation_causal=causal, validation_denoise=denoise)
@@ -108,18 +101,15 @@ def _device() -> torch.device:
 
 def _step(
     model: Transformer, optimizer: torch.optim.Optimizer, batches: Batches, config: TrainConfig, progress: Progress,
-    ranks: Ranks, teacher: Transformer | None = None,
+    ranks: Ranks,
 ) -> Report:  # fmt: skip
     started = time.perf_counter()
     turn = progress.step * ranks.world + ranks.rank
     own = config.objective
     plain = progress.step < own.causal_first * config.run.steps
     # What a step is of, all ranks agree on: they have the same gradients to share and wait little for each other.
-    causal_only = plain or _draw(config, progress.step, 2) < own.causal_share
+    causal_only = plain or _draw(config, progress.step) < own.causal_share
     batch = batches.batch(turn, PLAIN if plain else task_mix(config))
-    distils = not causal_only and batch.drafts is None  # what was damaged has one right answer, and it is known
-    if teacher is not None and distils and _draw(config, progress.step, 1) < own.distill_share:
-        batch = distilled(batch, teacher, batches.specials)
     rate = learning_rate(progress.step, config)
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -148,9 +138,9 @@ def _step(
     )  # fmt: skip
 
 
-def _draw(config: TrainConfig, step: int, what: int) -> float:
-    """A number in 0 … 1 that depends on the run's seed, the step and what it is for, alone."""
-    return float(np.random.default_rng((config.run.seed, step, what)).random())
+def _draw(config: TrainConfig, step: int) -> float:
+    """A number in 0 … 1 that depends on the run's seed and the step alone."""
+    return float(np.random.default_rng((config.run.seed, step, 2)).random())
 
 
 def task_mix(config: TrainConfig) -> Mix:
@@ -163,17 +153,19 @@ def _losses(model: Transformer, batch: Batch, config: TrainConfig, seed: int, ca
     generator = torch.Generator().manual_seed(seed)
     mixed = torch.autocast(device.type, torch.bfloat16) if config.run.bfloat16 else nullcontext()
     ids, sizes = torch.from_numpy(batch.ids).to(device), torch.from_numpy(batch.lengths).to(device)
-    own = config.objective
     drafts = None if batch.drafts is None else torch.from_numpy(batch.drafts).to(device)
-    followed = None
-    if batch.taught is not None:  # a teacher's text is not what the causal model is to learn
-        own = replace(own, causal_weight=0.0)
-        followed = torch.from_numpy(batch.taught).to(device)
-    elif drafts is None:  # see train/trajectory.py
-        own = replace(own, trajectory_share=0.0)
     with mixed:
         return losses(
-            model, ids, sizes, batch.prompt, batch.canvas, own, generator, causal_only, batch.copies, drafts, followed
+            model,
+            ids,
+            sizes,
+            batch.prompt,
+            batch.canvas,
+            config.objective,
+            generator,
+            causal_only,
+            batch.copies,
+            drafts,
         )
 
 

@@ -11,17 +11,15 @@ uniform random id. The loss is
 With probability `self_conditioning`, a first pass without gradient supplies the soft embedding. What deviates from the
 recipe, so that training sees what use will show: all canvases of a row can train at once (the recipe picks one), since
 they share the encoding, and several times (`copies`); the noise of a canvas may be one span (`span_share`), and a
-canvas of a repair row may hold the damaged text (`draft_share`); that first pass is tempered as the sampler will temper
-it, t_min + (t_max - t_min)·t; and the second pass may look at the canvas that the sampler would make of the first
-(`trajectory_share`, train/trajectory.py) instead of at the same one.
+canvas of a repair row may hold the damaged text (`draft_share`); and that first pass is tempered as the sampler will
+temper it, t_min + (t_max - t_min)·t.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,7 +29,7 @@ from scumble.train.attention import DenoiseCanvases, EncodeRows
 from scumble.train.config import Objective
 from scumble.train.corrupt import Noised, corrupt
 from scumble.train.loss import head_loss
-from scumble.train.trajectory import first_look, sampler_step
+from scumble.train.soft import soft_embeddings
 
 
 @dataclass(frozen=True)
@@ -47,13 +45,11 @@ class Losses:
 def losses(
     model: Transformer, ids: Tensor, lengths: Tensor, prompt: int, canvas: int, objective: Objective,
     generator: torch.Generator, causal_only: bool = False, copies: int = 1, drafts: Tensor | None = None,
-    followed: Tensor | None = None,
 ) -> Losses:  # fmt: skip
     """Losses of a batch: ids [B, prompt + C·canvas], lengths [B] (real tokens, the end id included).
 
     copies: how often each canvas is noised; all copies share the encoding. drafts [B, C·canvas]: what canvases may hold
-    in place of the right text (objective.draft_share). followed [B] bool: the rows that objective.trajectory_share is
-    for; None: all.
+    in place of the right text (objective.draft_share).
     """
     longest = int(lengths.max())  # what is encoded: canvases begin before it, and only pads lie behind it
     encoded = EncodeRows(model.config, ids.shape[0])
@@ -68,9 +64,7 @@ def losses(
             noised = corrupt(
                 ids, prompt, canvas, vocab, generator, objective, copies=copies, lengths=lengths, drafts=drafts
             )
-            denoise = _canvas_loss(
-                model, ids, lengths, noised, canvas, encoded, objective, generator, balance, followed
-            )
+            denoise = _canvas_loss(model, ids, lengths, noised, canvas, encoded, objective, generator, balance)
     weighted = objective.causal_weight * causal + objective.balance_weight * balance.loss(model.config.num_experts)
     return Losses(denoise + weighted, float(causal.detach()), float(denoise.detach()), int(lengths.sum()))
 
@@ -85,28 +79,15 @@ def _causal_loss(model: Transformer, hidden: Tensor, ids: Tensor, lengths: Tenso
 
 def _canvas_loss(
     model: Transformer, ids: Tensor, lengths: Tensor, noised: Noised, length: int, encoded: EncodeRows,
-    objective: Objective, generator: torch.Generator, balance: _Balance, followed: Tensor | None = None,
+    objective: Objective, generator: torch.Generator, balance: _Balance,
 ) -> Tensor:  # fmt: skip
     """Mean loss over every canvas position, pads too: behind the end id the answer is "pad", and must be sure."""
     reader = DenoiseCanvases(model.config, encoded, noised.first, length)
     soft = None
     if float(torch.rand((), generator=generator)) < objective.self_conditioning:
-        follow = (
-            objective.trajectory_share > 0 and float(torch.rand((), generator=generator)) < objective.trajectory_share
-        )
         with torch.no_grad(), balance.paused():
-            look = first_look(
-                model, _denoise(model, noised, reader, None), noised.level, generator if follow else None,
-                objective.t_min, objective.t_max,
-            )  # fmt: skip
-        soft = look.soft
-        if follow:
-            unbounded = float(torch.rand((), generator=generator)) < objective.unbounded_share
-            bound = math.inf if unbounded else objective.trajectory_bound
-            stepped = sampler_step(noised, look, bound, model.config.vocab_size, generator)
-            if followed is not None:
-                stepped = replace(stepped, ids=torch.where(followed[:, None, None], stepped.ids, noised.ids))
-            noised = stepped
+            look = _denoise(model, noised, reader, None)
+            soft = soft_embeddings(model, look, noised.level, objective.t_min, objective.t_max)
     hidden = _denoise(model, noised, reader, soft)
     clean = torch.stack([ids[:, first : first + length] for first in noised.first], dim=1).flatten()
     places = torch.cat([torch.arange(f, f + length, device=ids.device) for f in noised.first])

@@ -97,11 +97,6 @@ def _check(config: TrainConfig, path: Path) -> None:
         ("objective.prompt_share", config.objective.prompt_share, 0, 1),
         ("objective.causal_weight", config.objective.causal_weight, 0, 1000),
         ("objective.self_conditioning", config.objective.self_conditioning, 0, 1),
-        ("objective.distill_share", config.objective.distill_share, 0, 1),
-        ("objective.teacher_every", config.objective.teacher_every, 0, 10**8),
-        ("objective.trajectory_share", config.objective.trajectory_share, 0, 1),
-        ("objective.trajectory_bound", config.objective.trajectory_bound, 1e-6, 1e9),
-        ("objective.unbounded_share", config.objective.unbounded_share, 0, 1),
         ("objective.t_min", config.objective.t_min, 0.0001, 1000),
         ("objective.t_max", config.objective.t_max, config.objective.t_min, 1000),
         ("objective.balance_weight", config.objective.balance_weight, 0, 1000),
@@ -119,7 +114,6 @@ def _check(config: TrainConfig, path: Path) -> None:
         ("run.validate_every", config.run.validate_every, 1, 10**8),
         ("run.minutes", config.run.minutes, 0, 10**6),
         ("run.threads", config.run.threads, 0, 1024),
-        ("run.grow", config.run.grow, 0, 64),
     ]
     if config.model is not None:
         ranges += _model_ranges(config.model)
@@ -131,35 +125,10 @@ def _check(config: TrainConfig, path: Path) -> None:
             f"{path}: objective.repair_share ({config.objective.repair_share}) is a share of the infill batches and "
             f"needs objective.infill_share above 0, found {config.objective.infill_share}"
         )
-    if config.run.grow and not config.run.init:
-        raise DataError(
-            f"{path}: run.grow ({config.run.grow}) deepens a checkpoint; give its folder as run.init, or set "
-            "model.layers for a new model"
-        )
-    if config.objective.distill_share and not config.run.init:
-        raise DataError(
-            f"{path}: objective.distill_share ({config.objective.distill_share}) needs a teacher; give the checkpoint "
-            "folder to start from as run.init"
-        )
-    if config.objective.teacher_every and not config.objective.distill_share:
-        raise DataError(
-            f"{path}: objective.teacher_every ({config.objective.teacher_every}) replaces the teacher of a "
-            "distillation; set objective.distill_share above 0"
-        )
     if config.objective.draft_share and not config.objective.repair_share:
         raise DataError(
             f"{path}: objective.draft_share ({config.objective.draft_share}) is a share of the repair rows' canvases "
             f"and needs objective.repair_share above 0, found {config.objective.repair_share}"
-        )
-    if config.objective.trajectory_share and not (config.objective.distill_share or config.objective.repair_share):
-        raise DataError(
-            f"{path}: objective.trajectory_share ({config.objective.trajectory_share}) is a share of the distilled and "
-            "the repair batches; set objective.distill_share or objective.repair_share above 0"
-        )
-    if config.objective.unbounded_share and not config.objective.trajectory_share:
-        raise DataError(
-            f"{path}: objective.unbounded_share ({config.objective.unbounded_share}) is a share of the sampler's "
-            "canvases; set objective.trajectory_share above 0"
         )
     if config.model is not None:
         _check_heads(config.model, path)

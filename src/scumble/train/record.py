@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from scumble.checkpoint import save_checkpoint
 from scumble.model import Transformer
 from scumble.train.config import Data, ModelShape, Objective, Optimizer, Run, TrainConfig
 from scumble.train.corpus.atomic import atomic_file
-from scumble.train.distill import in_bfloat16
 from scumble.train.state import NO_INIT, SOME_INIT, Progress
 
 
@@ -79,6 +80,15 @@ def export(
         json.dumps({"progress": summary, "config": settings_of(config)}, indent=2) + "\n"
     )
     return folder
+
+
+def in_bfloat16(model: Transformer) -> Transformer:
+    """A copy of a model in training, of its weights as they are now."""
+    state = {name: tensor.detach().to(torch.bfloat16, copy=True) for name, tensor in model.state_dict().items()}
+    with torch.device("meta"):
+        copy = Transformer(model.config)
+    copy.load_state_dict(state, assign=True)
+    return copy.eval().requires_grad_(False)
 
 
 def log(out: Path, line: Report) -> None:

@@ -17,7 +17,6 @@ from scumble.train.batches import Batches, Specials
 from scumble.train.config import TrainConfig
 from scumble.train.data import lengths, read_documents
 from scumble.train.docstring import docstring_finder
-from scumble.train.grow import grow
 from scumble.train.infill import infill_tokens
 from scumble.train.init import new_model
 from scumble.train.muon import Muon
@@ -59,8 +58,6 @@ def prepare_model(config: TrainConfig, tokenizer: Tokenizer) -> tuple[Transforme
                 f"{config.data.tokenizer}: tokenizer.json has {tokenizer.vocab_size} tokens, the model in "
                 f"{config.run.init} only {model.config.vocab_size}; train with that model's own tokenizer"
             )
-        if config.run.grow:
-            model = grow(model, config.run.grow)
         check_fits(config, model.config.canvas_length, model.config.max_position_embeddings, config.run.init)
         return model, Specials(bos, eos[0], pad)
     ids = {name: tokenizer.token_id(f"<{name}>") for name in ("bos", "eos", "pad")}

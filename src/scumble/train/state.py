@@ -20,6 +20,8 @@ from scumble.train.corpus.atomic import atomic_file
 
 NAME = "state.safetensors"
 NO_INIT, SOME_INIT = "", "a checkpoint"  # what is remembered of run.init: folders move between machines
+# What older versions could do; 0 in a state: it did not.
+GONE = ("objective.distill_share", "objective.trajectory_share", "run.grow")
 
 
 @dataclass
@@ -81,6 +83,11 @@ def load_state(
             raise DataError(
                 f"{folder / NAME}: was made with another {different[0]} ({stored.get(different[0])!r}, "
                 f"now {about[different[0]]!r}); change run.out, or put the old value back"
+            )
+        if gone := [name for name in GONE if stored.get(name)]:
+            raise DataError(
+                f"{folder / NAME}: was made with {gone[0]} = {stored[gone[0]]}, which is no longer there; "
+                "change run.out"
             )
         names = set(handle.keys())
         for name, parameter in model.named_parameters():

@@ -1,0 +1,27 @@
+"""The self-conditioning signal of a first pass in training: soft embeddings, tempered as the sampler tempers them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from scumble.kernels import softcap
+from scumble.model import Transformer
+
+ROWS = 1024  # positions whose distributions are held at a time
+
+
+def soft_embeddings(model: Transformer, hidden: Tensor, level: Tensor, t_min: float, t_max: float) -> Tensor:
+    """Probability-weighted means of embeddings [N, D] float32, from the hidden states [N, D] of a first pass.
+
+    level: the noise level of each canvas, 0 … 1; in use a canvas of that much noise has the temperature
+    t_min + (t_max - t_min) · level.
+    """
+    length = hidden.shape[0] // level.numel()
+    temperature = (t_min + (t_max - t_min) * level).flatten().repeat_interleave(length)[:, None]
+    weight = model.embed_tokens.weight
+    soft = []
+    for rows, heat in zip(hidden.split(ROWS), temperature.split(ROWS), strict=True):
+        z = softcap((rows @ weight.T).float(), model.config.final_logit_softcapping) / heat
+        soft.append((torch.log_softmax(z, dim=-1).exp().to(rows.dtype) @ weight).float())
+    return torch.cat(soft)

@@ -62,6 +62,8 @@ def shown(value: object) -> str:
         text = repr(value)
     except ValueError:  # Python refuses to print whole numbers of more than some thousand digits
         return f"a {type(value).__name__} of too many digits to print"
+    except RecursionError:
+        return f"a {type(value).__name__} nested too deep to print"
     text = " ".join(text.split())
     return text if len(text) <= 80 else f"{text[:77]}…"
 

@@ -45,16 +45,6 @@ def test_earlier_thinking_is_left_out(built_in):
     assert "<|turn>model\nyes<turn|>" in built_in.render([*HELLO, past, *HELLO])
 
 
-def test_tool_calls_and_responses(built_in):
-    arguments = {"city": "Bern", "days": 2, "units": ["C", True, None]}
-    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "w", "arguments": arguments}}]}
-    rendered = built_in.render([*HELLO, call, {"role": "tool", "name": "w", "content": "sunny"}])
-    assert '<|tool_call>call:w{city:<|"|>Bern<|"|>,days:2,units:[<|"|>C<|"|>,true,null]}<tool_call|>' in rendered
-    assert '<|turn>tool\n<|tool_response>response:w{value:<|"|>sunny<|"|>}<tool_response|><turn|>' in rendered
-    with pytest.raises(TemplateError, match="declares no tools"):
-        built_in.render(HELLO, tools=[{"type": "function"}])
-
-
 def test_unknown_roles_are_refused(built_in):
     with pytest.raises(TemplateError, match="unknown role pirate"):
         built_in.render([{"role": "pirate", "content": "arr"}])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
@@ -75,11 +74,8 @@ def plain_text(content: str | Sequence[TextPart] | None) -> str:
 
 
 def _call_for_template(call: ToolCallIn) -> dict[str, Any]:
-    try:
-        arguments = json.loads(call.function.arguments or "{}")
-    except ValueError:
-        arguments = call.function.arguments
-    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+    function = {"name": call.function.name, "arguments": call.function.arguments}  # text/messages.py reads the JSON
+    return {"id": call.id, "type": "function", "function": function}
 
 
 class Prediction(Body):

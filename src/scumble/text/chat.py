@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scumble.errors import InvalidRequest, TemplateError
-from scumble.reading import is_there, read_json_file, read_text
+from scumble.errors import InvalidRequest, TemplateError, shown
+from scumble.reading import is_there, parse_json, read_json_file, read_text
 from scumble.text.messages import Message, check_messages, join_text_parts
 from scumble.text.provenance import Marks
 from scumble.text.renderer import RENDER_SECONDS, SHARED
@@ -127,17 +127,19 @@ class ChatTemplate:
         extra: Mapping[str, Any],
     ) -> dict[str, Any]:
         """Everything that comes from outside and so is not to be trusted, as plain JSON values."""
-        variables = {**extra, "messages": check_messages(messages), "tools": list(tools) if tools else None}
+        variables = {**extra, "messages": check_messages(messages), "tools": _check_tools(tools)}
         if enable_thinking is not None:
             variables["enable_thinking"] = enable_thinking
         if not _KNOWS_PARTS.search(self._pick(variables)):
             variables["messages"] = join_text_parts(variables["messages"])
         try:
-            text = json.dumps(variables, ensure_ascii=False)
+            text = json.dumps(variables, ensure_ascii=False, allow_nan=False)
+            require_unicode(text, "the conversation")
+            return parse_json(text)
+        except InvalidRequest:
+            raise
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidRequest(f"messages, tools and template options must be JSON values: {error}") from error
-        require_unicode(text, "the conversation")
-        return json.loads(text)
 
     def _pick(self, variables: Mapping[str, Any]) -> str:
         return self.tool_source if self.tool_source and variables["tools"] else self.source
@@ -145,6 +147,19 @@ class ChatTemplate:
     def _run(self, variables: Mapping[str, Any], add_generation_prompt: bool) -> str:
         everything = {**self._token_names, **variables, "add_generation_prompt": add_generation_prompt}
         return SHARED.render(self._pick(variables), everything, seconds=self._seconds)
+
+
+def _check_tools(tools: Any) -> list[Mapping[str, Any]] | None:
+    """A list of functions, each {"type": "function", "function": {"name", …}} or the inner object alone."""
+    if not tools:
+        return None
+    if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Sequence):
+        raise InvalidRequest(f"tools must be a list of functions' JSON schemas; got {type(tools).__name__}")
+    for number, tool in enumerate(tools):
+        function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise InvalidRequest(f"tools[{number}] must be an object with function: {{'name': …}}; got {shown(tool)}")
+    return list(tools)
 
 
 def find_sources(folder: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 
 from scumble import __version__
 from scumble.llm import LLM
-from scumble.serve import chat, completions, health, models
+from scumble.serve import chat, completions, health, models, page
 from scumble.serve.backend import Backend
 from scumble.serve.call import call_of
 from scumble.serve.gate import Gate, error_response
@@ -19,7 +19,7 @@ from scumble.serve.service import Service
 from scumble.serve.settings import ServeSettings
 from scumble.serve.slots import Slots
 
-ROUTERS = (chat.router, completions.router, models.router, health.router)
+ROUTERS = (page.router, chat.router, completions.router, models.router, health.router)
 
 
 def make_service(llm: LLM, settings: ServeSettings) -> Service:

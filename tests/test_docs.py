@@ -25,6 +25,6 @@ def test_the_reference_is_what_the_code_says():
     assert "|---|---|\n\n" not in (ROOT / "docs" / "reference.md").read_text(), "a command without options is a group"
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/**/*.toml")), ids=lambda path: path.name)
-def test_every_shipped_training_plan_is_valid(path):
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*.toml")), ids=lambda path: path.name)
+def test_every_shipped_training_plan_is_valid(path):  # those of history/ are records of older versions
     read_train_config(path)

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from scumble.config import LayerConfig, ModelConfig
-from scumble.kernels import softcap, vocab_head
 from scumble.model import Segment, Transformer
+from scumble.ops import choose, softcap
 
 SLIDING, FULL = LayerConfig("sliding_attention", 128, 4), LayerConfig("full_attention", 256, 2)
 CONFIG = ModelConfig(
@@ -40,7 +40,7 @@ Task = Callable[[], object]
 def random_model(dtype: torch.dtype, seed: int = 0) -> Transformer:
     """Weights that keep the residual stream near length one a number, so that routing spreads over all experts."""
     with torch.device("meta"):
-        model = Transformer(CONFIG)
+        model = Transformer(CONFIG, choose("cpu", dtype, CONFIG).ops)
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, meta in model.state_dict().items():
@@ -54,7 +54,7 @@ def random_model(dtype: torch.dtype, seed: int = 0) -> Transformer:
 def ours(dtype: str) -> dict[str, Task]:
     model = random_model(torch.float32 if dtype == "float32" else torch.bfloat16)
     if dtype == "int8":
-        from scumble.quant import quantize
+        from scumble.formats.swap import quantize
 
         quantize(model)
     generator = torch.Generator().manual_seed(1)
@@ -68,10 +68,7 @@ def ours(dtype: str) -> dict[str, Task]:
     @torch.no_grad()
     def denoise() -> object:
         hidden = model([Segment(canvas, cache, "denoise", soft[0])])
-        result = vocab_head(
-            hidden, model.embed_tokens.weight, cap=CONFIG.final_logit_softcapping, temperature=TEMPERATURE,
-            uniforms=uniforms, want_soft=True, head=model.head,
-        )  # fmt: skip
+        result = model.vocab_head(hidden, temperature=TEMPERATURE, uniforms=uniforms, want_soft=True)
         soft[0] = result.soft
         return result
 

@@ -1,4 +1,4 @@
-"""What a training step of the embedded model costs, with the native operations of kernels/training.py and without.
+"""What a training step of the embedded model costs, with the native operations of ops/cpu/training and without.
 
     OMP_NUM_THREADS=1 python benchmarks/train_step.py            # both paths in turns on the same batches
     OMP_NUM_THREADS=1 python benchmarks/train_step.py --json
@@ -22,8 +22,8 @@ import torch
 
 from scumble.bench.timing import figure, interleave
 from scumble.evaluate.functions import read_functions
-from scumble.kernels import training
 from scumble.llm import embedded_path
+from scumble.ops.training import PLAIN_TRAINING, choose_training
 from scumble.train.loop import _losses, task_mix
 from scumble.train.read_config import read_train_config
 from scumble.train.setup import make_batches, make_optimizer, open_tokenizer, prepare_model
@@ -83,15 +83,14 @@ def measure(folder: Path, tokens: int, repeats: int) -> dict[str, dict[str, dict
     model.train().requires_grad_(True)
     optimizer = make_optimizer(model, config)
     batches = make_batches(config, config.data.train, tokenizer, specials, model.config, "data.train")
-    found = training.library()
+    operations = {"native": choose_training(torch.device("cpu"), True), "torch": PLAIN_TRAINING}
     turns = {"native": iter(range(10**9)), "torch": iter(range(10**9))}  # both meet the same batches, in the same order
 
     def step(path: str, causal_only: bool) -> float:
         """Document tokens a second."""
-        training.library = (lambda: found) if path == "native" else (lambda: None)  # type: ignore[assignment]
         batch = batches.batch(next(turns[path]), task_mix(config))
         started = time.perf_counter()
-        result = _losses(model, batch, config, 1, causal_only)
+        result = _losses(model, batch, config, 1, causal_only, operations[path])
         result.total.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

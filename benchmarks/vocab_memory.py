@@ -20,7 +20,7 @@ import time
 
 import torch
 
-from scumble.kernels.tiled import TILE, vocab_head
+from scumble.ops.tiled import TILE, vocab_head
 
 CAP, TEMPERATURE = 30.0, 0.6
 

@@ -80,6 +80,7 @@ class LLM:
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "auto",
         *,
+        ops: str | None = None,
         batch_invariant: bool = True,
     ) -> LLM:
         """Load a checkpoint folder in the released format; None loads the embedded model.
@@ -87,13 +88,15 @@ class LLM:
         dtype: "float32", "bfloat16", "int8" (weights and activations; quickest), "int4" (weights; smallest) or "auto"
             (as stored; float32 on a CPU without native bfloat16). int8 and int4 run on the CPU only.
         device: "cpu", "cuda", "cuda:1" …, or "auto" (the GPU when there is one).
+        ops: which operations serve: "cpu" (native kernels), "reference" (plain torch) …; None: the quickest that
+            can, or what the environment variable SCUMBLE_OPS names.
         A folder without tokenizer.json loads for work on ids. Raises CheckpointError or TokenizerError.
         """
         folder = embedded_path() if path is None else Path(path)
         where = choose_device(device)
         form = choose_dtype(dtype, where)
         tokenizer, defaults = _read_small_files(folder)  # a mistake there shows before minutes of reading weights
-        model = load_checkpoint(folder, form, where)
+        model = load_checkpoint(folder, form, where, ops)
         return cls(model, tokenizer, folder=folder, defaults=defaults, batch_invariant=batch_invariant)
 
     # --- text ---------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from scumble.errors import InvalidRequest, shown
-from scumble.quant import Format
+from scumble.formats import Format
 
 DTYPES: dict[str, torch.dtype | Format] = {
     "float32": torch.float32, "bfloat16": torch.bfloat16, "int8": "int8", "int4": "int4",

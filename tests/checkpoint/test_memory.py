@@ -12,7 +12,7 @@ from scumble import LLM, CheckpointError
 from scumble.checkpoint import load_checkpoint, memory, read_contents
 from scumble.checkpoint.memory import Available, available_here, needed
 from scumble.cli.main import main
-from scumble.quant import quantize
+from scumble.formats.swap import quantize
 from tiny import save_folder, tiny_model
 
 GIB = 2**30

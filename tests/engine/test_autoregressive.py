@@ -8,7 +8,7 @@ from scumble import GenerationConfig
 from scumble.diffusion import SeededNoise
 from scumble.engine import make_request
 from scumble.engine.autoregressive import choose
-from scumble.kernels import softcap
+from scumble.ops import softcap
 from tiny import answer, prompt, tiny_config, tiny_model
 
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from scumble import GenerationConfig, ScumbleError
 from scumble.engine import generate, make_request, run
-from scumble.kernels import softcap
 from scumble.model import Segment
+from scumble.ops import softcap
 from tiny import EOS, answer, prompt, tiny_model
 
 MODEL = tiny_model()

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scumble.kernels import softcap
+from scumble.ops import softcap
+from scumble.ops.training import PLAIN_TRAINING
 from scumble.train.config import ModelShape, Objective
 from scumble.train.corrupt import corrupt
 from scumble.train.init import new_model
@@ -46,7 +47,7 @@ def test_head_loss_is_the_cross_entropy_of_the_soft_capped_head_with_its_gradien
     expected = hidden.grad.float(), embedding.grad.float()
 
     h, e = hidden.detach().float().requires_grad_(), embedding.detach().float().requires_grad_()
-    loss = head_loss(h, e, targets, weights, 5.0)
+    loss = head_loss(PLAIN_TRAINING, h, e, targets, weights, 5.0)
     (3 * loss).backward()  # a factor from outside reaches the gradients
     torch.testing.assert_close(loss, plain.detach().float(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(h.grad, 3 * expected[0], rtol=1e-4, atol=1e-5)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from scumble.config import LayerConfig, ModelConfig
 from scumble.errors import InvalidRequest, shown
+from scumble.formats import sizes
 from scumble.model import Transformer
-from scumble.quant import sizes
+from scumble.ops import choose
 
 EMBEDDED = "embedded"  # not a shape: the trained model that comes with the package
 POOL = 4_194_301  # a prime: repeated through a matrix, the pool gives no two rows alike
@@ -73,7 +74,7 @@ def weight_bytes(config: ModelConfig, dtype: str) -> float:
 def random_model(config: ModelConfig, dtype: torch.dtype, seed: int, device: torch.device) -> Transformer:
     """A model with seeded random weights, scaled so that activations keep their size from layer to layer."""
     with torch.device("meta"):
-        model = Transformer(config).to(dtype)
+        model = Transformer(config, choose(device, dtype, config).ops).to(dtype)
     model = model.to_empty(device=device)
     generator = torch.Generator().manual_seed(seed)
     pool = torch.randn(POOL, generator=generator).to(dtype)

@@ -36,7 +36,7 @@ MEANING = {
 }
 
 LAYER_PARTS = {"self_attn": "attention", "mlp": "dense", "router": "experts", "experts": "experts"}
-MODEL_PARTS = {"condition": "conditioning", "body": "norms"}
+MODEL_PARTS = {"condition": "conditioning", "body": "norms", "vocab_head": "vocabulary"}
 
 
 @dataclass
@@ -77,7 +77,7 @@ def parts(model: Transformer) -> list[tuple[Any, str, str]]:
     for layer in model.layers:
         found += [(getattr(layer, name, None), "forward", stage) for name, stage in LAYER_PARTS.items()]
     loop = import_module("scumble.engine.generate")  # the module; the package has a function of that name
-    found += [(loop, "vocab_head", "vocabulary"), (loop, "committed_ids", "sampler")]
+    found += [(loop, "committed_ids", "sampler")]
     found += [(diffusion.EntropyBound, "accept", "sampler"), (diffusion.EntropyBound, "renoise", "sampler")]
     found += [(diffusion.StableAndConfident, "done", "sampler")]
     found += [(diffusion.SeededNoise, "uniform", "sampler"), (diffusion.SeededNoise, "renoise", "sampler")]

@@ -14,8 +14,8 @@ from scumble.bench.shapes import EMBEDDED, random_model, shape, weight_bytes
 from scumble.checkpoint import load_config, save_checkpoint
 from scumble.config import ModelConfig
 from scumble.errors import CheckpointError, InvalidRequest, shown
+from scumble.formats.sizes import FORMATS
 from scumble.llm import LLM, embedded_path
-from scumble.quant.sizes import FORMATS
 
 PLAIN = ("float32", "bfloat16")
 

@@ -26,9 +26,11 @@ from scumble.checkpoint.raw import map_stored
 from scumble.checkpoint.schemes import Assembled, Entry, assemble, parse_quantization, read_entry, scheme_counts
 from scumble.config import ModelConfig, parse_model_config, read_json
 from scumble.errors import CheckpointError, InvalidRequest, shown
+from scumble.formats import Format
+from scumble.formats.sizes import weight_bytes
+from scumble.formats.swap import quantize_part
 from scumble.model import Transformer, weight_shapes
-from scumble.quant import Format, quantize_part
-from scumble.quant.sizes import weight_bytes
+from scumble.ops import choose
 from scumble.reading import is_there
 from scumble.settings import RELEASE_DEFAULTS, SETTINGS, GenerationConfig
 
@@ -188,25 +190,32 @@ def read_contents(folder: Path) -> Contents:
 
 
 def load_checkpoint(
-    path: str | Path, dtype: torch.dtype | Format | None = None, device: torch.device | str = "cpu"
+    path: str | Path,
+    dtype: torch.dtype | Format | None = None,
+    device: torch.device | str = "cpu",
+    ops: str | None = None,
 ) -> Transformer:
     """The model in a released-format folder, in `dtype` (None: as stored), ready for inference.
 
     Weights that need no conversion stay memory-mapped: their pages are the only copy. Others are converted piece by
     piece. A file of several formats becomes the one that most of its bytes have, unless dtype says otherwise.
-    dtype "int8" or "int4": bfloat16, then linear layers and experts in that format (see quant/).
+    dtype "int8" or "int4": bfloat16, then linear layers and experts in that format (see formats/).
+    ops: which operations serve, by name; None: the quickest that can, or what SCUMBLE_OPS names (see ops/choose.py).
     Raises CheckpointError, with the key, what was expected and what was found; also where the memory does not suffice
     (SCUMBLE_MEMORY_CHECK=0 in the environment: try all the same).
-    The result has `.config` (ModelConfig) and `.load_report` (LoadReport).
+    The result has `.config` (ModelConfig), `.load_report` (LoadReport) and `.ops` (what serves).
     """
     folder = Path(path)
     found = read_contents(folder)
     plan = found.plan
-    whole = torch.bfloat16 if isinstance(dtype, str) else dtype or _main_dtype(plan)
+    whole = torch.bfloat16 if isinstance(dtype, str) else dtype or main_dtype(plan)
     check_memory(found.config, found.shapes, dtype if isinstance(dtype, str) else whole, torch.device(device), folder)
     check_copies(found.copies, whole, folder)
     with torch.device("meta"):
         model = Transformer(found.config)
+    choice = choose(device, whole, found.config, ops)
+    log.info("%s: %s", folder.name, choice.line())
+    model.use(choice.ops)
     if isinstance(dtype, str):
         kept_bytes = weight_bytes(found.shapes, dtype)
         _load_quantized(model, plan, dtype, torch.device(device))
@@ -277,7 +286,7 @@ def _plan(
     return plan, assumed
 
 
-def _main_dtype(plan: dict[str, Entry]) -> torch.dtype:
+def main_dtype(plan: dict[str, Entry]) -> torch.dtype:
     """The number format that most bytes of the weights are stored in; bfloat16 where those are in few bits."""
     counts: Counter[str] = Counter()
     for stored in plan.values():

@@ -17,7 +17,7 @@ import torch
 
 from scumble.config import LayerConfig, ModelConfig
 from scumble.errors import CheckpointError, size
-from scumble.quant.sizes import FORMATS, PLAIN_BYTES, weight_bytes
+from scumble.formats.sizes import FORMATS, PLAIN_BYTES, weight_bytes
 
 SWITCH = "SCUMBLE_MEMORY_CHECK"  # this environment variable set to 0: load in spite of everything
 CONTEXT = 1000  # tokens

@@ -14,6 +14,7 @@ from scumble.reading import is_there
 
 if TYPE_CHECKING:
     from scumble.checkpoint.files import Stored
+    from scumble.checkpoint.load import Contents
     from scumble.config import ModelConfig
 
 EPILOG = """\
@@ -47,9 +48,9 @@ def gather(path: Path | None) -> dict[str, Any]:
     """Everything `info` knows about a folder, as JSON values. Sizes in bytes."""
     from scumble.checkpoint import read_contents, read_generation_config
     from scumble.checkpoint.memory import available, needed
+    from scumble.formats.sizes import FORMATS, weight_bytes
     from scumble.llm import embedded_path
     from scumble.placement import choose_device
-    from scumble.quant.sizes import FORMATS, weight_bytes
 
     if path is None and not embedded_path().is_dir():
         raise CheckpointError("this installation has no embedded model; name a checkpoint folder: scumble info PATH")
@@ -68,7 +69,25 @@ def gather(path: Path | None) -> dict[str, Any]:
         "kv_cache": {name: kv_cache(config, each) for name, each in CACHE_BYTES.items()},
         "files": stored(tensors),
         "left_out": left_out(tensors),
+        "operations": operations(found),
         **text_side(folder),
+    }
+
+
+def operations(found: Contents) -> dict[str, Any]:
+    """Which operations would serve the model here, loaded as by default; and why not quicker ones."""
+    from scumble.checkpoint.load import main_dtype
+    from scumble.ops import choose
+    from scumble.placement import choose_device, choose_dtype
+
+    device = choose_device("auto")
+    dtype = choose_dtype("auto", device)
+    choice = choose(device, main_dtype(found.plan) if dtype is None or isinstance(dtype, str) else dtype, found.config)
+    return {
+        "name": choice.ops.name,
+        "asked_for": choice.forced,
+        "passed_over": choice.passed_over,
+        "batch_invariant": choice.ops.batch_invariant,
     }
 
 

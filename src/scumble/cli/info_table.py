@@ -22,6 +22,7 @@ def print_facts(facts: dict[str, Any]) -> None:
         ("memory, weights only", _memory(facts)),
         ("KV cache", _kv_cache(facts)),
         ("files", _files(facts)),
+        ("operations", _operations(facts["operations"])),
     ):
         console.print()
         console.print(Text(title, "color(173)"))
@@ -101,6 +102,11 @@ def _files(facts: dict[str, Any]) -> list[tuple[str, ...]]:
     rows.append(("tokenizer", "none, ids only") if tokens is None else ("tokenizer", f"{tokens:,}", "tokens"))
     rows.append(("chat template", facts["chat_template"] or "none"))
     return rows
+
+
+def _operations(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("serving", found["name"], "asked for" if found["asked_for"] else "chosen")]
+    return rows + [(f"not {name}", why) for name, why in found["passed_over"].items()]
 
 
 def short(count: int) -> str:

@@ -15,7 +15,7 @@ from scumble.model import Segment, Transformer
 
 def autoregressive(model: Transformer, request: Request) -> Steps:
     """Answer a request token by token. Token number i takes the noise of canvas i, pass 0, position 0."""
-    settings, weight = request.settings, model.embed_tokens.weight
+    settings = request.settings
     cache = model.new_cache()
     hidden = yield from prefill(request.prompt.to(model.device), cache)
     forwards = 1
@@ -29,7 +29,7 @@ def autoregressive(model: Transformer, request: Request) -> Steps:
         token = torch.tensor([choose(logits, settings, uniform)], device=model.device)
         logprobs = None
         if settings.logprobs is not None:
-            logprobs = token_logprobs(hidden, token, weight, model.config, settings.logprobs)
+            logprobs = token_logprobs(model, hidden, token, settings.logprobs)
         yield TokensCommitted((int(token),), index, logprobs)
         if int(token) in settings.eos_ids:
             return Answer("stop", (forwards,), forwards)

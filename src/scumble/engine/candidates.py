@@ -135,9 +135,8 @@ def read(
     where there is only one: so asking for log-probabilities changes no token.
     """
     hidden = yield tuple(Segment(ids, cache, "read") for ids in texts)
-    weight = model.embed_tokens.weight
     found = [
-        (token_logprobs(shift(last_hidden, own), ids, weight, model.config, alternatives), own[-1:])
+        (token_logprobs(model, shift(last_hidden, own), ids, alternatives), own[-1:])
         for own, ids in zip(hidden.split([ids.shape[0] for ids in texts]), texts, strict=True)
     ]
     check_output(sum(one.logprob for logprobs, _ in found for one in logprobs))

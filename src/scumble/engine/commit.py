@@ -8,10 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from scumble.config import ModelConfig
 from scumble.engine.request import Settings
 from scumble.events import TokenLogprobs
-from scumble.kernels import softcap, vocab_head
+from scumble.model import Transformer
 
 
 def cut(ids: Tensor, settings: Settings, room: int) -> tuple[Tensor, bool]:
@@ -32,16 +31,12 @@ def cut(ids: Tensor, settings: Settings, room: int) -> tuple[Tensor, bool]:
     return ids[:room], False
 
 
-def token_logprobs(
-    hidden: Tensor, ids: Tensor, embedding: Tensor, model: ModelConfig, alternatives: int
-) -> tuple[TokenLogprobs, ...]:
+def token_logprobs(model: Transformer, hidden: Tensor, ids: Tensor, alternatives: int) -> tuple[TokenLogprobs, ...]:
     """Causal log-probabilities of ids [n] from the hidden states [n, D] of the tokens before them (temperature 1)."""
-    result = vocab_head(hidden, embedding, cap=model.final_logit_softcapping, top=min(alternatives, model.vocab_size))
-    # One row of the head a token, rounded as the head's product is: summed in float32, kept in the model's dtype.
-    own = (hidden.float() * embedding[ids].float()).sum(-1).to(hidden.dtype).float()
-    own = softcap(own, model.final_logit_softcapping) - result.logsumexp
+    result = model.vocab_head(hidden, top=min(alternatives, model.config.vocab_size), targets=ids)
+    assert result.target_logprobs is not None
     out = []
-    for index, (token, logprob) in enumerate(zip(ids.tolist(), own.tolist(), strict=True)):
+    for index, (token, logprob) in enumerate(zip(ids.tolist(), result.target_logprobs.tolist(), strict=True)):
         top: tuple[tuple[int, float], ...] = ()
         if result.top_ids is not None and result.top_logprobs is not None:
             top = tuple(zip(result.top_ids[index].tolist(), result.top_logprobs[index].tolist(), strict=True))

@@ -19,8 +19,8 @@ from scumble.engine.prefill import prefill
 from scumble.engine.request import Request
 from scumble.engine.steps import Answer, PassDone, Steps, TokensCommitted, Work
 from scumble.errors import check_output
-from scumble.kernels import VocabResult, vocab_head
 from scumble.model import Cache, Segment, Transformer
+from scumble.ops import VocabResult
 
 
 def generate(model: Transformer, request: Request) -> Steps:
@@ -131,9 +131,9 @@ def propose(
     weight = model.embed_tokens.weight
 
     def head(rows: slice, allowed: Tensor | None = None) -> VocabResult:
-        return vocab_head(
-            hidden[rows], weight, cap=model.config.final_logit_softcapping, temperature=temperature, allowed=allowed,
-            uniforms=None if greedy else torch.as_tensor(uniforms)[rows], want_soft=want_soft, head=model.head,
+        return model.vocab_head(
+            hidden[rows], temperature=temperature, allowed=allowed, want_soft=want_soft,
+            uniforms=None if greedy else torch.as_tensor(uniforms)[rows],
         )  # fmt: skip
 
     if first is None:

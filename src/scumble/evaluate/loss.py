@@ -29,7 +29,6 @@ from scumble.errors import check_output
 from scumble.evaluate.functions import Function
 from scumble.evaluate.statistics import bootstrap
 from scumble.evaluate.tasks import Skipped
-from scumble.kernels import softcap
 from scumble.settings import RELEASE_DEFAULTS
 
 if TYPE_CHECKING:
@@ -142,7 +141,7 @@ def _bits(nats: Sequence[float], sizes: Sequence[int]) -> dict[str, Any] | None:
 
 
 def _logits(model: Transformer, hidden: Tensor) -> Tensor:
-    return softcap((hidden @ model.embed_tokens.weight.T).float(), model.config.final_logit_softcapping)
+    return model.logits(hidden)
 
 
 def _cross_entropy(logits: Tensor, ids: Tensor) -> float:

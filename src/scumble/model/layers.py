@@ -1,4 +1,4 @@
-"""The small parts of a layer: RMSNorm, rotary positions, gated MLP. Shapes: N tokens, D hidden, H heads, K head_dim."""
+"""The small parts of a layer: linear, norm weight, rotary tables, gated MLP. Shapes: N tokens, D hidden, K head_dim."""
 
 from __future__ import annotations
 
@@ -7,50 +7,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scumble.config import Rope
-from scumble.kernels import fused, training
-
-
-def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """x · (mean(x²) + eps)^-½ · weight over the last axis, computed in float32, returned in x's dtype."""
-    if (lib := fused.serving(x, weight)) is not None:
-        return fused.rms_norm(lib, x, weight, eps)
-    if (lib := training.serving(x)) is not None:
-        return training.norm(lib, x, weight, eps, x.dtype)
-    h = x.float()
-    h = h * (h.square().mean(-1, keepdim=True) + eps).pow(-0.5)
-    if weight is not None:
-        h = h * weight.float()
-    return h.to(x.dtype)
+from scumble.ops import Ops
 
 
 class Linear(nn.Linear):
     """A linear layer without bias, x [N, in] -> [N, out]."""
 
-    def __init__(self, size: int, out: int):
+    def __init__(self, size: int, out: int, ops: Ops):
         super().__init__(size, out, bias=False)
+        self.ops = ops
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.ndim == 2 and training.serving(input) is not None:
-            return training.linear(input, self.weight)
-        return fused.linear(input, self.weight)
+        return self.ops.linear(input, self.weight)
 
 
 class RMSNorm(nn.Module):
-    """RMSNorm with a plain weight (no 1 + weight)."""
+    """The weight of an RMSNorm (plain, no 1 + weight); the operations apply it."""
 
-    def __init__(self, size: int, eps: float):
+    def __init__(self, size: int):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
-
-    def for_products(self, x: Tensor) -> Tensor:
-        """The same, in the dtype in which products will take it: in mixed-precision training bfloat16."""
-        if (lib := training.serving(x)) is not None:
-            return training.norm(lib, x, self.weight, self.eps, torch.bfloat16)
-        return self(x)
 
 
 def rope_frequencies(rope: Rope, head_dim: int) -> Tensor:
@@ -72,55 +48,29 @@ def rope_tables(positions: Tensor, frequencies: Tensor, dtype: torch.dtype) -> t
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x [N, H, K] by its positions ("rotate half": dimension i pairs with i + K/2)."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
-
-
-def norm_rope(x: Tensor, norm: RMSNorm, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions of the normed heads x [N, H, K]."""
-    if (lib := fused.serving(x, norm.weight, cos, sin)) is not None:
-        return fused.norm_rope(lib, x, norm.weight, cos, sin, norm.eps)
-    if x.dtype is torch.bfloat16 and cos.dtype is torch.float32 and (lib := training.serving(x)) is not None:
-        return training.norm_rope(lib, x, norm.weight, cos, sin, norm.eps)
-    return apply_rope(norm(x), cos, sin)
-
-
-def geglu(gate: Tensor, up: Tensor) -> Tensor:
-    """gelu_tanh(gate) · up"""
-    if (lib := fused.serving(gate, up)) is not None:
-        return fused.geglu(lib, gate, up)
-    if gate.dtype is torch.bfloat16 and (lib := training.serving(gate)) is not None:
-        return training.geglu(lib, gate, up)
-    return F.gelu(gate, approximate="tanh") * up
-
-
 class GatedMLP(nn.Module):
     """down(gelu_tanh(gate(x)) · up(x)), D → F → D."""
 
-    def __init__(self, hidden: int, intermediate: int):
+    def __init__(self, hidden: int, intermediate: int, ops: Ops):
         super().__init__()
-        self.gate_proj = Linear(hidden, intermediate)
-        self.up_proj = Linear(hidden, intermediate)
-        self.down_proj = Linear(intermediate, hidden)
+        self.ops = ops
+        self.gate_proj = Linear(hidden, intermediate, ops)
+        self.up_proj = Linear(hidden, intermediate, ops)
+        self.down_proj = Linear(intermediate, hidden, ops)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(geglu(self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(self.ops.geglu(self.gate_proj(x), self.up_proj(x)))
 
 
-class SelfConditioning(nn.Module):
+class SelfConditioning(GatedMLP):
     """Mixes the soft embedding of the previous pass into the canvas: norm(embedding + mlp(norm(soft)))."""
 
-    def __init__(self, hidden: int, intermediate: int, eps: float):
-        super().__init__()
-        self.pre_norm = RMSNorm(hidden, eps)
-        self.gate_proj = Linear(hidden, intermediate)
-        self.up_proj = Linear(hidden, intermediate)
-        self.down_proj = Linear(intermediate, hidden)
+    def __init__(self, hidden: int, intermediate: int, eps: float, ops: Ops):
+        super().__init__(hidden, intermediate, ops)
+        self.pre_norm = RMSNorm(hidden)
         self.eps = eps
 
-    def forward(self, embedded: Tensor, soft: Tensor) -> Tensor:
-        normed = self.pre_norm.for_products(soft)
-        signal = self.down_proj(geglu(self.gate_proj(normed), self.up_proj(normed)))
-        return rms_norm(embedded + signal, None, self.eps)  # the last norm has no weight
+    def mix(self, embedded: Tensor, soft: Tensor) -> Tensor:
+        """embedded and soft [n, D] -> [n, D]"""
+        signal = self(self.ops.norm_for_products(soft, self.pre_norm.weight, self.eps))
+        return self.ops.rms_norm(embedded + signal, None, self.eps)  # the last norm has no weight

@@ -13,30 +13,31 @@ import torch
 from torch import Tensor
 
 from scumble.config import ModelConfig
-from scumble.kernels import fused
-from scumble.kernels.int8 import Int8Matrix
+from scumble.formats.int8 import Int8Matrix
 from scumble.model.attention import Attend, SegmentAttention
 from scumble.model.segment import Segment
+from scumble.ops import Ops
+from scumble.ops.cpu.ops import FEW_ROWS, CpuOps
 
 if TYPE_CHECKING:
     from scumble.model.transformer import Layer
 
 Rope = tuple[Tensor, Tensor]
 Step = Callable[[Tensor, int, "Layer", Rope], Tensor | None]
-POINTERS = 14 + 9 * 3  # struct Weights of kernels/cpu/layer.cpp
+POINTERS = 14 + 9 * 3  # struct Weights of ops/cpu/src/layer.cpp
 SIZES = 13
 
 
-def stepper(x: Tensor, attend: Attend, config: ModelConfig) -> Step | None:
+def stepper(x: Tensor, attend: Attend, config: ModelConfig, ops: Ops) -> Step | None:
     """The function that runs one layer on x [n, D], where one call may do it; None where it may not."""
-    if x.shape[0] > fused.FEW_ROWS or not isinstance(attend, SegmentAttention) or len(attend.segments) != 1:
+    if not isinstance(ops, CpuOps) or x.shape[0] > FEW_ROWS:
+        return None
+    if not isinstance(attend, SegmentAttention) or len(attend.segments) != 1:
         return None
     segment = attend.segments[0]
-    if segment.mode != "encode" or segment.quiet or config.hidden_size % 2 or config.moe_intermediate_size % 2:
+    if segment.mode != "encode" or segment.quiet:
         return None
-    lib = fused.serving(x)
-    if lib is None:
-        return None
+    lib = ops.lib
     return lambda x, index, layer, rope: run(lib, x, index, layer, rope, segment, config)
 
 
@@ -65,7 +66,7 @@ def run(
 
 
 def addresses(layer: Layer) -> ctypes.Array[Any] | None:
-    """A layer's weights as struct Weights of kernels/cpu/layer.cpp; None where one is no contiguous bfloat16 or int8.
+    """A layer's weights as struct Weights of ops/cpu/src/layer.cpp; None where one is no contiguous bfloat16 or int8.
 
     Made anew in every step: a weight may be replaced at any time, and reading forty addresses takes ten microseconds.
     """

@@ -7,25 +7,24 @@ Shapes: N tokens, D hidden, V vocabulary, L canvas.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from ctypes import CDLL
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from scumble.config import LayerConfig, ModelConfig
-from scumble.kernels import fused, softcap, training
-from scumble.kernels.int8_embedding import Int8Embedding
 from scumble.model.attention import Attend, Attention, SegmentAttention
 from scumble.model.cache import Cache
 from scumble.model.experts import Experts, Router
 from scumble.model.layers import GatedMLP, RMSNorm, SelfConditioning, rope_frequencies, rope_tables
 from scumble.model.segment import Segment
 from scumble.model.step import stepper
+from scumble.ops import REFERENCE, Ops, Temperature, VocabResult, choose, softcap
 
 if TYPE_CHECKING:
     from scumble.checkpoint.load import LoadReport
+    from scumble.formats.int8_embedding import Int8Embedding
 
 
 class Layer(nn.Module):
@@ -34,21 +33,21 @@ class Layer(nn.Module):
     layer_scalar: Tensor
     encode_layer_scalar: Tensor
 
-    def __init__(self, config: ModelConfig, layer: LayerConfig):
+    def __init__(self, config: ModelConfig, layer: LayerConfig, ops: Ops):
         super().__init__()
-        size, eps = config.hidden_size, config.rms_norm_eps
-        self.kind, self.eps = layer.kind, eps
-        self.self_attn = Attention(config, layer)
-        self.mlp = GatedMLP(size, config.intermediate_size)
-        self.router = Router(config)
-        self.experts = Experts(config)
-        self.input_layernorm = RMSNorm(size, eps)
-        self.post_attention_layernorm = RMSNorm(size, eps)
-        self.pre_feedforward_layernorm = RMSNorm(size, eps)
-        self.post_feedforward_layernorm = RMSNorm(size, eps)
-        self.pre_feedforward_layernorm_2 = RMSNorm(size, eps)
-        self.post_feedforward_layernorm_1 = RMSNorm(size, eps)
-        self.post_feedforward_layernorm_2 = RMSNorm(size, eps)
+        size = config.hidden_size
+        self.kind, self.eps, self.ops = layer.kind, config.rms_norm_eps, ops
+        self.self_attn = Attention(config, layer, ops)
+        self.mlp = GatedMLP(size, config.intermediate_size, ops)
+        self.router = Router(config, ops)
+        self.experts = Experts(config, ops)
+        self.input_layernorm = RMSNorm(size)
+        self.post_attention_layernorm = RMSNorm(size)
+        self.pre_feedforward_layernorm = RMSNorm(size)
+        self.post_feedforward_layernorm = RMSNorm(size)
+        self.pre_feedforward_layernorm_2 = RMSNorm(size)
+        self.post_feedforward_layernorm_1 = RMSNorm(size)
+        self.post_feedforward_layernorm_2 = RMSNorm(size)
         # The only weights the two modes do not share. Constants of the checkpoint, not trained.
         self.register_buffer("layer_scalar", torch.ones(1))
         self.register_buffer("encode_layer_scalar", torch.ones(1))
@@ -58,45 +57,25 @@ class Layer(nn.Module):
         heard: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """x [N, D] -> [N, D]; with `heard` [N] bool, the result has only those tokens (the caches get all)."""
-        attended = self.self_attn(self.input_layernorm.for_products(x), index, rope, attend, heard)
+        ops, eps = self.ops, self.eps
+        normed = ops.norm_for_products(x, self.input_layernorm.weight, eps)
+        attended = self.self_attn(normed, index, rope, attend, heard)
         if heard is not None:
             x, denoise = x[heard], denoise[heard]
             if not x.shape[0]:
                 return x
-        if (lib := fused.serving(x, attended, self.post_attention_layernorm.weight)) is not None:
-            return self._fused(lib, x, attended, denoise)
-        h = _add_normed(x, attended, self.post_attention_layernorm)
-        dense = self.post_feedforward_layernorm_1(self.mlp(self.pre_feedforward_layernorm.for_products(h)))
-        weights, experts, _ = self.router(h)  # reads the raw residual
-        mixed = self.experts(self.pre_feedforward_layernorm_2.for_products(h), weights, experts)
-        mixed = self.post_feedforward_layernorm_2(mixed)
-        scale = torch.where(denoise, self.layer_scalar, self.encode_layer_scalar)
-        return _add_normed(h, dense + mixed, self.post_feedforward_layernorm, scale)
-
-    def _fused(self, lib: CDLL, x: Tensor, attended: Tensor, denoise: Tensor) -> Tensor:
-        """The same from the residual on, with the chains of norms and sums in one sweep each."""
-        h, for_mlp, for_experts = fused.attention_tail(
-            lib, x, attended, self.post_attention_layernorm.weight, self.pre_feedforward_layernorm.weight,
-            self.pre_feedforward_layernorm_2.weight, self.eps,
+        h, for_mlp, for_experts = ops.attention_tail(
+            x, attended, self.post_attention_layernorm.weight, self.pre_feedforward_layernorm.weight,
+            self.pre_feedforward_layernorm_2.weight, eps,
         )  # fmt: skip
         dense = self.mlp(for_mlp)
-        weights, experts, _ = self.router(h)
+        weights, experts, _ = self.router(h)  # reads the raw residual
         mixed = self.experts(for_experts, weights, experts)
-        return fused.layer_tail(
-            lib, h, (dense, mixed),
-            (self.post_feedforward_layernorm_1.weight, self.post_feedforward_layernorm_2.weight,
-             self.post_feedforward_layernorm.weight),
-            denoise, (self.layer_scalar, self.encode_layer_scalar), self.eps,
+        after = (self.post_feedforward_layernorm_1, self.post_feedforward_layernorm_2, self.post_feedforward_layernorm)
+        return ops.layer_tail(
+            h, (dense, mixed), (after[0].weight, after[1].weight, after[2].weight), denoise,
+            (self.layer_scalar, self.encode_layer_scalar), eps,
         )  # fmt: skip
-
-
-def _add_normed(x: Tensor, y: Tensor, norm: RMSNorm, scale: Tensor | None = None) -> Tensor:
-    """(x + norm(y)) · scale, scale [N, 1] or None."""
-    mixed = x.dtype is torch.float32 and y.dtype is torch.bfloat16
-    if mixed and (lib := training.serving(x)) is not None:
-        return training.add_norm(lib, x, y, norm.weight, norm.eps, scale)
-    h = x + norm(y)
-    return h if scale is None else h * scale
 
 
 class Transformer(nn.Module):
@@ -106,13 +85,15 @@ class Transformer(nn.Module):
     quantized: str | None = None  # "int8" or "int4" after quant.quantize
     head: Int8Embedding | None = None  # the embedding in int8, of a quantized model
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, ops: Ops = REFERENCE):
         super().__init__()
-        self.config = config
+        self.config, self.ops = config, ops
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config, layer) for layer in config.layers)
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_conditioning = SelfConditioning(config.hidden_size, config.intermediate_size, config.rms_norm_eps)
+        self.layers = nn.ModuleList(Layer(config, layer, ops) for layer in config.layers)
+        self.norm = RMSNorm(config.hidden_size)
+        self.self_conditioning = SelfConditioning(
+            config.hidden_size, config.intermediate_size, config.rms_norm_eps, ops
+        )
         self._frequencies: dict[tuple[str, int, torch.device], Tensor] = {}
         assert config.layers[-1].kind == "full_attention"
 
@@ -131,6 +112,21 @@ class Transformer(nn.Module):
         """Of most weights: "int8" or "int4" after quant.quantize, else the dtype's name."""
         return self.quantized or str(self.dtype).removeprefix("torch.")
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Transformer:
+        """Conversion (`.to`, `.float`) may need other operations than those that were chosen at load."""
+        before = self.dtype, self.device
+        super()._apply(fn, recurse)
+        if (self.dtype, self.device) != before and self.ops is not REFERENCE:
+            self.use(choose(self.device, self.dtype, self.config).ops)
+        return self
+
+    def use(self, ops: Ops) -> Transformer:
+        """Let other operations serve from now on, in every layer; returns the model."""
+        for module in self.modules():
+            if hasattr(module, "ops"):
+                module.ops = ops  # type: ignore[assignment]
+        return self
+
     def new_cache(self) -> Cache:
         return Cache(self.config, self.dtype, self.device)
 
@@ -144,7 +140,7 @@ class Transformer(nn.Module):
         """Logits [L, V] in float32 after the soft-cap for canvas ids [L]; the cache stays as it was.
 
         previous_logits: the *processed* logits (soft-capped, divided by temperature) of the previous pass, or None.
-        This materializes L·V numbers; generation uses `kernels.vocab_head` instead.
+        This materializes L·V numbers; generation uses `vocab_head` instead.
         """
         soft = None
         if previous_logits is not None:
@@ -155,8 +151,18 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [n, D] -> logits [n, V] in float32 after the soft-cap."""
-        raw = fused.linear(hidden, self.embed_tokens.weight) if self.head is None else self.head(hidden)
+        raw = self.ops.linear(hidden, self.embed_tokens.weight) if self.head is None else self.head(hidden)
         return softcap(raw.float(), self.config.final_logit_softcapping)
+
+    def vocab_head(
+        self, hidden: Tensor, *, temperature: Temperature = 1.0, uniforms: Tensor | None = None,
+        want_soft: bool = False, allowed: Tensor | None = None, top: int = 0, targets: Tensor | None = None,
+    ) -> VocabResult:  # fmt: skip
+        """What the model says at n positions, hidden [n, D], without ever holding n·V logits (Ops.vocab_head)."""
+        return self.ops.vocab_head(
+            hidden, self.embed_tokens.weight, cap=self.config.final_logit_softcapping, temperature=temperature,
+            uniforms=uniforms, want_soft=want_soft, allowed=allowed, top=top, targets=targets, head=self.head,
+        )  # fmt: skip
 
     # --- one forward over segments ------------------------------------------------------------------------------
 
@@ -175,7 +181,8 @@ class Transformer(nn.Module):
             denoise.append(torch.full((n, 1), denoises, device=self.device))
             heard.append(torch.full((n,), not segment.quiet, device=self.device))
         hidden = self.body(
-            torch.cat(inputs), torch.cat(positions), torch.cat(denoise), SegmentAttention(segments, self.config),
+            torch.cat(inputs), torch.cat(positions), torch.cat(denoise),
+            SegmentAttention(segments, self.config, self.ops),
             torch.cat(heard) if any(segment.quiet for segment in segments) else None,
         )  # fmt: skip
         for segment in segments:
@@ -192,9 +199,9 @@ class Transformer(nn.Module):
         """Input of a denoise segment: canvas embeddings joined with the soft embedding of the previous pass."""
         embedded = self.embed(tokens)
         if soft is None:
-            return self.self_conditioning(embedded, torch.zeros_like(embedded))
+            return self.self_conditioning.mix(embedded, torch.zeros_like(embedded))
         scale = torch.tensor(self.config.hidden_size**0.5, dtype=self.dtype, device=self.device)
-        return self.self_conditioning(embedded, soft.to(self.dtype) * scale)
+        return self.self_conditioning.mix(embedded, soft.to(self.dtype) * scale)
 
     def body(
         self, x: Tensor, positions: Tensor, denoise: Tensor, attend: Attend, heard: Tensor | None = None
@@ -203,13 +210,13 @@ class Transformer(nn.Module):
 
         heard [N] bool: only these tokens' hidden states are made; the others fill the caches.
         """
-        step = stepper(x, attend, self.config)
+        step = stepper(x, attend, self.config, self.ops)
         tables = {layer: self._rope(layer, positions) for layer in set(self.config.layers)}
         for index, (config, layer) in enumerate(zip(self.config.layers, self.layers, strict=True)):
             done = None if step is None else step(x, index, cast(Layer, layer), tables[config])
             wanted = heard if index == len(self.layers) - 1 else None
             x = layer(x, index, tables[config], attend, denoise, wanted) if done is None else done
-        return self.norm.for_products(x) if x.shape[0] else x
+        return self.ops.norm_for_products(x, self.norm.weight, self.config.rms_norm_eps) if x.shape[0] else x
 
     def _rope(self, layer: LayerConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
         key = (layer.kind, layer.head_dim, positions.device)

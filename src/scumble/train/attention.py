@@ -7,19 +7,17 @@ Shapes: B rows, T tokens a row, C canvases of L tokens, H query heads, G kv head
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from scumble.config import ModelConfig
-from scumble.kernels import training
-from scumble.model.attention import causal_mask
+from scumble.ops.training import TrainingOps
 
 
 class EncodeRows:
     """Causal attention inside each of B rows; remembers every layer's keys and values, [B, T, G, K]."""
 
-    def __init__(self, config: ModelConfig, rows: int):
-        self.config, self.rows = config, rows
+    def __init__(self, config: ModelConfig, rows: int, ops: TrainingOps):
+        self.config, self.rows, self.ops = config, rows, ops
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
 
@@ -29,7 +27,7 @@ class EncodeRows:
         self.values.append(v)
         tokens = q.shape[1]
         window = self.config.sliding_window if self.config.layers[layer].is_sliding else tokens
-        return attend(q, k, v, min(window, tokens)).flatten(0, 1)
+        return self.ops.attend_batch(q, k, v, min(window, tokens)).flatten(0, 1)
 
 
 class DenoiseCanvases:
@@ -48,23 +46,5 @@ class DenoiseCanvases:
             past = slice(0 if reach is None else max(0, start - reach), start)
             seen_k = torch.cat((past_k[:, past], k[:, own]), dim=1)
             seen_v = torch.cat((past_v[:, past], v[:, own]), dim=1)
-            outputs.append(attend(q[:, own], seen_k, seen_v, 0))
+            outputs.append(self.encoded.ops.attend_batch(q[:, own], seen_k, seen_v, 0))
         return torch.cat(outputs, dim=1).flatten(0, 1)
-
-
-def attend(queries: Tensor, keys: Tensor, values: Tensor, window: int) -> Tensor:
-    """queries [B, T, H, K] over keys and values [B, S, G, K] -> [B, T, H, K].
-
-    window 0: all see all. Otherwise causal: token t, the (S - T + t)-th, sees itself and the window - 1 before it.
-    """
-    same = queries.dtype is keys.dtype is values.dtype is torch.bfloat16
-    if same and (lib := training.serving(queries)) is not None:
-        return training.attention(lib, queries, keys, values, window)
-    q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))
-    tokens, seen = q.shape[2], k.shape[2]
-    if window in (0, seen) and (window == 0 or tokens == seen):
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=window > 0, scale=1.0, enable_gqa=True)
-    else:
-        mask = causal_mask(tokens, seen, window, q.device)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0, enable_gqa=True)
-    return out.transpose(1, 2)

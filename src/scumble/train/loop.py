@@ -16,10 +16,12 @@ import torch
 from scumble.checkpoint import read_generation_config
 from scumble.errors import DataError
 from scumble.model import Transformer
+from scumble.ops.training import TrainingOps
 from scumble.train.batches import PLAIN, Batch, Batches, Mix
 from scumble.train.config import TrainConfig
 from scumble.train.lock import locked
 from scumble.train.objective import Losses, losses
+from scumble.train.precision import precision
 from scumble.train.ranks import Ranks, join_ranks
 from scumble.train.record import DEFAULTS, Report, cut_log, export, identity, log
 from scumble.train.setup import make_batches, make_optimizer, open_tokenizer, prepare_model, require_writable
@@ -148,13 +150,15 @@ def task_mix(config: TrainConfig) -> Mix:
     return Mix(infill=own.infill_share, repair=own.repair_share, body=own.body_share, copies=own.copies)
 
 
-def _losses(model: Transformer, batch: Batch, config: TrainConfig, seed: int, causal_only: bool = False) -> Losses:
+def _losses(
+    model: Transformer, batch: Batch, config: TrainConfig, seed: int, causal_only: bool = False,
+    ops: TrainingOps | None = None,
+) -> Losses:  # fmt: skip
     device = model.device
     generator = torch.Generator().manual_seed(seed)
-    mixed = torch.autocast(device.type, torch.bfloat16) if config.run.bfloat16 else nullcontext()
     ids, sizes = torch.from_numpy(batch.ids).to(device), torch.from_numpy(batch.lengths).to(device)
     drafts = None if batch.drafts is None else torch.from_numpy(batch.drafts).to(device)
-    with mixed:
+    with precision(model, config.run.bfloat16, ops):
         return losses(
             model,
             ids,

@@ -29,6 +29,7 @@ from scumble.train.attention import DenoiseCanvases, EncodeRows
 from scumble.train.config import Objective
 from scumble.train.corrupt import Noised, corrupt
 from scumble.train.loss import head_loss
+from scumble.train.precision import training_ops
 from scumble.train.soft import soft_embeddings
 
 
@@ -52,7 +53,7 @@ def losses(
     in place of the right text (objective.draft_share).
     """
     longest = int(lengths.max())  # what is encoded: canvases begin before it, and only pads lie behind it
-    encoded = EncodeRows(model.config, ids.shape[0])
+    encoded = EncodeRows(model.config, ids.shape[0], training_ops(model))
     with _router_balance(model) as balance:
         positions = torch.arange(longest, device=ids.device).repeat(ids.shape[0])
         context = ids[:, :longest].flatten()
@@ -98,7 +99,9 @@ def _canvas_loss(
 def _head_loss(model: Transformer, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     weight = model.embed_tokens.weight
     compute = torch.bfloat16 if torch.is_autocast_enabled(hidden.device.type) else weight.dtype
-    return head_loss(hidden.to(compute), weight, targets, weights, model.config.final_logit_softcapping)
+    return head_loss(
+        training_ops(model), hidden.to(compute), weight, targets, weights, model.config.final_logit_softcapping
+    )
 
 
 def _denoise(model: Transformer, noised: Noised, reader: DenoiseCanvases, soft: Tensor | None) -> Tensor:

@@ -49,7 +49,7 @@ def open_tokenizer(folder: str) -> Tokenizer:
 def prepare_model(config: TrainConfig, tokenizer: Tokenizer) -> tuple[Transformer, Specials]:
     """The model to train, in float32: fresh from [model], or a checkpoint from run.init; and its special ids."""
     if config.model is None:
-        model = load_checkpoint(config.run.init, torch.float32)
+        model = load_checkpoint(config.run.init, torch.float32, ops="reference")
         eos, bos, pad = model.config.eos_token_ids, model.config.bos_token_id, model.config.pad_token_id
         if not eos or bos is None or pad is None:
             raise DataError(f"{config.run.init}: training needs eos, bos and pad ids in config.json")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scumble.kernels import softcap
 from scumble.model import Transformer
+from scumble.ops import softcap
 
 ROWS = 1024  # positions whose distributions are held at a time
 

@@ -1,0 +1,115 @@
+"""What layers are written in: the operations of a forward, as one object that is chosen once, at load (ops/choose.py).
+
+A backend is a folder here with a class of these methods. It may inherit `ReferenceOps` and override what it has kernels
+for. Layers hold the object and call it; they never ask what it can do. Training uses an ops of its own
+(ops/training.py), so nothing of training is asked about during inference.
+
+Shapes: N tokens of all segments, D hidden, H query heads, G key-value heads, K head_dim, S keys, E experts, k experts a
+token, F expert width, V vocabulary. Statistics are float32 everywhere.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from scumble.ops.result import VocabResult
+
+Temperature = float | Tensor  # one for all positions, or float32 [n], one a position; > 0
+
+
+class Ops(Protocol):
+    """name: of the backend. batch_invariant: a token's result is the same, bit for bit, whichever tokens stand beside
+    it in a call; where it is False, only forwards of the same rows give the same bits."""
+
+    name: str
+    batch_invariant: bool
+
+    # --- norms and what surrounds them ----------------------------------------------------------------------------
+
+    def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        """x · (mean(x²) + eps)^-½ · weight over the last axis, in x's dtype."""
+        ...
+
+    def norm_for_products(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """rms_norm in the dtype in which products take it (mixed-precision training: bfloat16 from float32)."""
+        ...
+
+    def norm_rope(self, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+        """RMSNorm of every head of x [N, H, K], then rotary positions; cos and sin [N, 1, K]."""
+        ...
+
+    def geglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        """gelu_tanh(gate) · up"""
+        ...
+
+    def attention_tail(
+        self, x: Tensor, y: Tensor, weight: Tensor, first: Tensor, second: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """h = x + norm(y)·weight [N, D]; norm(h)·first and norm(h)·second, for products."""
+        ...
+
+    def layer_tail(
+        self, h: Tensor, branches: tuple[Tensor, Tensor], weights: tuple[Tensor, Tensor, Tensor], denoise: Tensor,
+        scalars: tuple[Tensor, Tensor], eps: float,
+    ) -> Tensor:  # fmt: skip
+        """(h + norm(norm(dense)·w₁ + norm(mixed)·w₂)·w₃) · scalar; branches: dense and mixed [N, D].
+
+        scalars: of denoised and of encoded tokens, [1] each; denoise [N, 1] bool says which.
+        """
+        ...
+
+    # --- attention ------------------------------------------------------------------------------------------------
+
+    def attend_all(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """queries [n, H, K] see all keys and values [G, S, K] -> [n, H, K]. Scores are not scaled."""
+        ...
+
+    def attend_causal(self, queries: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
+        """queries [n, H, K] of the last n of S tokens; each sees itself and the window - 1 tokens before it, or all."""
+        ...
+
+    # --- products -------------------------------------------------------------------------------------------------
+
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x [N, in] · weight [out, in]ᵀ -> [N, out]"""
+        ...
+
+    def router(
+        self, h: Tensor, scale: Tensor, proj: Tensor, per_expert: Tensor, k: int, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """h [N, D], scale [D], proj [E, D], per_expert [E] -> weights [N, k] float32, expert ids [N, k] int64.
+
+        Softmax over all experts, the k best, renormalised to sum 1, times per_expert; h is normed without weight first.
+        Third: all probabilities [N, E] float32, where gradients may want them, else None.
+        """
+        ...
+
+    def experts(self, x: Tensor, weights: Tensor, chosen: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+        """x [N, D], weights and chosen [N, k], gate_up [E, 2F, D] (gate first), down [E, D, F] -> [N, D]: the weighted
+        sum of the chosen experts' gated MLPs."""
+        ...
+
+    def vocab_head(
+        self,
+        hidden: Tensor,
+        embedding: Tensor,
+        *,
+        cap: float,
+        temperature: Temperature = 1.0,
+        uniforms: Tensor | None = None,
+        want_soft: bool = False,
+        allowed: Tensor | None = None,
+        top: int = 0,
+        targets: Tensor | None = None,
+        head: Any = None,
+    ) -> VocabResult:
+        """Statistics, sample and soft embedding of softmax(softcap(hidden · embeddingᵀ) / temperature); hidden [n, D],
+        embedding [V, D] in one dtype.
+
+        uniforms [n] in [0, 1): one a sample. allowed bool [n, V] or [V]: other ids get probability 0; a position must
+        allow one. top: how many best ids. targets [n] int64: ids whose log-probability is wanted. head: the embedding
+        in int8, which then serves in its place.
+        """
+        ...

@@ -1,0 +1,184 @@
+"""The native CPU kernels: built from ops/cpu/src/*.cpp at first use with the C++ compiler that is there, kept per user.
+
+No compiler, or a processor without AVX-512 BF16 and VNNI: `library()` is None and `why_not()` says why. The binary's
+name carries a hash of sources, flags and compiler, it is written beside its place and moved there, and a lock keeps
+processes that start together from compiling the same thing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger("scumble")
+
+SOURCES = Path(__file__).parent / "src"
+NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni", "fma")
+FLAGS = (
+    "-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC",
+    *(f"-m{feature.replace('avx512_', 'avx512')}" for feature in NEEDED),
+)  # fmt: skip
+
+# Arguments of every kernel: p pointer, l int64, f float, i int (the number of threads, last where there are several).
+KINDS = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "f": ctypes.c_float, "i": ctypes.c_int}
+SIGNATURES = {
+    "scumble_rms_norm": "ppp lll f i",
+    "scumble_attention_tail": "ppppp ppp ll f i",
+    "scumble_layer_tail": "ppp ppp ppp p ll f i",
+    "scumble_norm_rope": "ppppp lll f i",
+    "scumble_geglu": "ppp l i",
+    "scumble_attention": "ppppp lllllll i",
+    "scumble_attention_few": "ppppp lllllll i",
+    "scumble_router": "pppp ppp llll f i",
+    "scumble_experts": "ppppp pp lllll i",
+    "scumble_experts_int8": "ppp ppp ppp ppp p lllll i",
+    "scumble_layer": "pppppp pp f i",
+    "scumble_few_rows": "ppp lll i",
+    "scumble_pack_int8": "ppp ll",
+    "scumble_quantize_rows": "ppp ll i",
+    "scumble_quantized_linear": "ppp ppp p lll i",
+    "scumble_linear_int8": "ppppp p lll i",
+    "scumble_unpack_int4": "ppp ll i",
+    "scumble_vocab_tile": "pp llll pp pp ppp pp i",
+    "scumble_vocab_sample": "ppp pp ppppp p lll i",
+    "scumble_train_norm": "pppp llll f i",
+    "scumble_train_norm_back": "pppppp llll i",
+    "scumble_train_add_norm": "pppp pp ll f i",
+    "scumble_train_add_norm_back": "ppppp ppp ll i",
+    "scumble_train_norm_rope": "pppp pp lll f i",
+    "scumble_train_norm_rope_back": "pppppp pp lll i",
+    "scumble_train_geglu": "ppp lll i",
+    "scumble_train_geglu_back": "ppppp lll i",
+    "scumble_train_route": "p lll pp",
+    "scumble_train_scatter": "pppp lll i",
+    "scumble_train_gather": "pppp lll i",
+    "scumble_train_gather_dots": "pppp lll i",
+    "scumble_train_attention": "pppp lllllll i",
+    "scumble_train_attention_back": "pppp ppp lllllll i",
+    "scumble_train_cross_entropy": "ppppp ll f i",
+}
+
+
+def library() -> ctypes.CDLL | None:
+    """The loaded kernels, or None where torch has to serve. Decided once a process."""
+    found = _found()
+    return None if isinstance(found, str) else found
+
+
+def why_not() -> str | None:
+    """Why there are no kernels, in a few words; None: there are."""
+    found = _found()
+    return found if isinstance(found, str) else None
+
+
+@cache
+def _found() -> ctypes.CDLL | str:
+    try:
+        return _load()
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = str(getattr(error, "stderr", None) or error).strip()[:500]
+        log.warning("native CPU kernels cannot be built or loaded: %s", reason)
+        return f"its kernels cannot be built or loaded: {reason.splitlines()[0] if reason else type(error).__name__}"
+
+
+def _load() -> ctypes.CDLL | str:
+    missing = [feature for feature in NEEDED if feature not in processor_features()]
+    if missing:
+        return f"this processor lacks {', '.join(missing)}"
+    names = (os.environ.get("CXX", ""), "g++", "clang++")
+    compiler = next((path for name in names if (path := shutil.which(name))), None)
+    if compiler is None:
+        return "found no C++ compiler (g++ or clang++) to build its kernels with"
+    path = build(compiler)
+    loaded = ctypes.CDLL(str(path))
+    for name, kinds in SIGNATURES.items():
+        function = getattr(loaded, name)
+        function.argtypes, function.restype = [KINDS[kind] for kind in kinds.replace(" ", "")], None
+    return loaded
+
+
+def pointer(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
+def address(x: Tensor | None) -> int | None:
+    """Where the numbers of a bfloat16 tensor lie; None for None."""
+    if x is None:
+        return None
+    if x.dtype is not torch.bfloat16 or not x.is_contiguous():
+        raise TypeError(
+            f"the kernels read contiguous bfloat16, found {x.dtype}, strides {x.stride()} of {tuple(x.shape)}"
+        )
+    return x.data_ptr()
+
+
+def processor_features() -> frozenset[str]:
+    """Instruction sets of this processor by their names in /proc/cpuinfo; none where there is no such file."""
+    if platform.machine() != "x86_64":
+        return frozenset()
+    try:
+        with open("/proc/cpuinfo") as stream:
+            flags = next((line for line in stream if line.startswith("flags")), "")
+    except OSError:
+        return frozenset()
+    return frozenset(flags.partition(":")[2].split())
+
+
+def build(compiler: str) -> Path:
+    """Compile what is not yet there; returns the binary's path."""
+    sources = sorted(SOURCES.glob("*.cpp"))
+    digest = hashlib.sha256(" ".join((compiler, *FLAGS)).encode())
+    for file in sorted(SOURCES.glob("*.[ch]*")):
+        digest.update(file.read_bytes())
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = folder / f"kernels-{digest.hexdigest()[:20]}.so"
+    if path.exists():
+        return path
+    with _locked(folder / "lock"):
+        if path.exists():  # another process was faster
+            return path
+        log.info("compiling native CPU kernels with %s, once", compiler)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            made = Path(scratch) / "kernels.so"
+            command = [compiler, *FLAGS, *map(str, sources), "-o", str(made)]
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
+            os.replace(made, path)
+    return path
+
+
+def cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "scumble" / "native"
+
+
+class _locked:
+    """Hold an exclusive lock on a file; where the system has none, hold nothing (the rename is safe without)."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.file: Any = None
+
+    def __enter__(self) -> None:
+        try:
+            import fcntl
+        except ImportError:
+            return
+        self.file = open(self.path, "w")  # closed on exit, which lets go of the lock
+        fcntl.flock(self.file, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        if self.file is not None:
+            self.file.close()

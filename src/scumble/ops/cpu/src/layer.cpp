@@ -1,0 +1,130 @@
+// A whole layer for a few encoded tokens (an autoregressive step), in one call: at that size every separate call from
+// Python costs as much as its work. The steps are the other files' kernels, in the order of model/transformer.py.
+#include <vector>
+
+#include "simd.h"
+
+extern "C" {
+void scumble_rms_norm(const bf16*, const bf16*, bf16*, int64_t, int64_t, int64_t, float, int);
+void scumble_norm_rope(const bf16*, const bf16*, const bf16*, const bf16*, bf16*, int64_t, int64_t, int64_t, float, int);
+void scumble_attention_few(const bf16*, const bf16*, const bf16*, bf16*, float*, int64_t, int64_t, int64_t, int64_t,
+                           int64_t, int64_t, int64_t, int);
+void scumble_attention_tail(const bf16*, const bf16*, const bf16*, const bf16*, const bf16*, bf16*, bf16*, bf16*,
+                            int64_t, int64_t, float, int);
+void scumble_geglu(const bf16*, const bf16*, bf16*, int64_t, int);
+void scumble_router(const bf16*, const bf16*, const bf16*, const bf16*, float*, float*, int64_t*, int64_t, int64_t,
+                    int64_t, int64_t, float, int);
+void scumble_experts(const bf16*, const float*, const int64_t*, const bf16*, const bf16*, bf16*, bf16*, int64_t,
+                     int64_t, int64_t, int64_t, int64_t, int);
+void scumble_experts_int8(const bf16*, const float*, const int64_t*, const int32_t*, const int32_t*, const float*,
+                          const int32_t*, const int32_t*, const float*, bf16*, uint8_t*, float*, bf16*, int64_t,
+                          int64_t, int64_t, int64_t, int64_t, int);
+void scumble_layer_tail(const bf16*, const bf16*, const bf16*, const bf16*, const bf16*, const bf16*, const uint8_t*,
+                        const bf16*, const bf16*, bf16*, int64_t, int64_t, float, int);
+void scumble_few_rows(const bf16*, const bf16*, bf16*, int64_t, int64_t, int64_t, int);
+void scumble_quantized_linear(const bf16*, uint8_t*, float*, const int32_t*, const int32_t*, const float*, bf16*,
+                              int64_t, int64_t, int64_t, int);
+}
+
+namespace {
+
+// A weight in bfloat16 as in the checkpoint (shift null), or in int8 as packed by formats/int8.py.
+struct Weight {
+  const void* data;
+  const int32_t* shift;
+  const float* scale;
+};
+
+// Everything that a layer reads; the same order as in model/step.py.
+struct Weights {
+  const bf16 *input_norm, *q_norm, *k_norm, *attention_norm, *mlp_norm, *experts_norm, *after_mlp, *after_experts,
+      *after_both, *router_scale, *router, *per_expert, *denoise_scalar, *encode_scalar;
+  Weight q, k, v, o, gate, up, down, experts_up, experts_down;
+};
+
+struct Sizes {
+  int64_t n, d, heads, groups, k, mlp, experts, chosen, width, stride, start, end, window;
+};
+
+struct Room {  // memory for intermediate results, kept by the thread from call to call
+  std::vector<char> bytes;
+  size_t used = 0;
+  template <class T>
+  T* take(int64_t count) {
+    T* at = (T*)(bytes.data() + used);
+    used += (count * sizeof(T) + 63) / 64 * 64;
+    return at;
+  }
+};
+
+void multiply(const bf16* x, const Weight& w, bf16* out, int64_t n, int64_t k, int64_t columns, uint8_t* q,
+              float* scale, int threads) {
+  if (w.shift)
+    scumble_quantized_linear(x, q, scale, (const int32_t*)w.data, w.shift, w.scale, out, n, k, columns, threads);
+  else
+    scumble_few_rows(x, (const bf16*)w.data, out, n, k, columns, threads);
+}
+}  // namespace
+
+// x, out [n, d], n ≤ 4; cos, sin [n, k]; keys, values: the layer's cache, heads `stride` numbers apart, whose slots
+// start … end - 1 are live, and which has room for n more. window: as in attention.cpp, never 0.
+extern "C" void scumble_layer(const bf16* x, bf16* out, const bf16* cos, const bf16* sin, bf16* keys, bf16* values,
+                              const Weights* w, const Sizes* s, float eps, int threads) {
+  static thread_local Room room;
+  const int64_t n = s->n, d = s->d, wide = s->heads * s->k, narrow_ = s->groups * s->k, seen = s->end + n - s->start;
+  const int64_t largest = d + wide + s->mlp;
+  room.used = 0;
+  room.bytes.resize(n * (20 * largest + 2 * s->chosen * (d + 16) + 8 * s->experts) + 4 * threads * seen + 65536);
+  auto take = [&](int64_t count) { return room.take<bf16>(n * count); };
+  uint8_t* quantized = room.take<uint8_t>(n * largest);
+  float* scale = room.take<float>(n);
+  auto times = [&](const bf16* in, const Weight& weight, bf16* to, int64_t size, int64_t columns) {
+    multiply(in, weight, to, n, size, columns, quantized, scale, threads);
+  };
+
+  bf16 *normed = take(d), *q = take(wide), *k = take(narrow_), *v = take(narrow_), *turned = take(narrow_);
+  scumble_rms_norm(x, w->input_norm, normed, n, d, d, eps, threads);
+  times(normed, w->q, q, d, wide);
+  times(normed, w->k, k, d, narrow_);
+  if (w->v.data) times(normed, w->v, v, d, narrow_);
+  scumble_norm_rope(q, w->q_norm, cos, sin, q, n, s->heads, s->k, eps, threads);
+  scumble_norm_rope(k, w->k_norm, cos, sin, turned, n, s->groups, s->k, eps, threads);
+  scumble_rms_norm(w->v.data ? v : k, nullptr, v, n * s->groups, s->k, s->k, eps, threads);
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t g = 0; g < s->groups; g++) {
+      int64_t to = g * s->stride + (s->end + i) * s->k, from = (i * s->groups + g) * s->k;
+      std::memcpy(keys + to, turned + from, s->k * sizeof(bf16));
+      std::memcpy(values + to, v + from, s->k * sizeof(bf16));
+    }
+
+  bf16 *mixed = take(wide), *attended = take(d), *h = take(d), *for_mlp = take(d), *for_experts = take(d);
+  int64_t first = s->start * s->k;
+  scumble_attention_few(q, keys + first, values + first, mixed, room.take<float>(threads * seen), n, s->heads,
+                        s->groups, s->k, seen, s->stride, s->window, threads);
+  times(mixed, w->o, attended, wide, d);
+  scumble_attention_tail(x, attended, w->attention_norm, w->mlp_norm, w->experts_norm, h, for_mlp, for_experts, n, d,
+                         eps, threads);
+
+  bf16 *gate = take(s->mlp), *up = take(s->mlp), *dense = take(d), *sparse = take(d);
+  times(for_mlp, w->gate, gate, d, s->mlp);
+  times(for_mlp, w->up, up, d, s->mlp);
+  scumble_geglu(gate, up, gate, n * s->mlp, threads);
+  times(gate, w->down, dense, s->mlp, d);
+
+  float *scores = room.take<float>(n * s->experts), *shares = room.take<float>(n * s->chosen);
+  int64_t* chosen = room.take<int64_t>(n * s->chosen);
+  bf16* slots = take(s->chosen * d);
+  scumble_router(h, w->router_scale, w->router, w->per_expert, scores, shares, chosen, n, d, s->experts, s->chosen, eps,
+                 threads);
+  const Weight &a = w->experts_up, &b = w->experts_down;
+  if (a.shift)
+    scumble_experts_int8(for_experts, shares, chosen, (const int32_t*)a.data, a.shift, a.scale, (const int32_t*)b.data,
+                         b.shift, b.scale, slots, quantized, scale, sparse, n, s->chosen, s->experts, d, s->width,
+                         threads);
+  else
+    scumble_experts(for_experts, shares, chosen, (const bf16*)a.data, (const bf16*)b.data, slots, sparse, n, s->chosen,
+                    s->experts, d, s->width, threads);
+  static const uint8_t encode[4] = {0, 0, 0, 0};
+  scumble_layer_tail(h, dense, sparse, w->after_mlp, w->after_experts, w->after_both, encode, w->denoise_scalar,
+                     w->encode_scalar, out, n, d, eps, threads);
+}

@@ -1,0 +1,1 @@
+"""Mixed-precision training on a CPU with native kernels: what autocast computes, in fewer and larger steps."""

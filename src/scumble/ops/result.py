@@ -1,0 +1,38 @@
+"""What the vocabulary operator returns. n positions, D hidden size, k alternatives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class VocabResult:
+    """Statistics of softmax(z) at n positions, where z = softcap(hidden · embeddingᵀ) / temperature.
+
+    logsumexp [n] float32, of z. entropy [n] float32, nats, ≥ 0. argmax [n] int64, the lowest id on a tie.
+    sample [n] int64 or None: the smallest id whose cumulative probability exceeds the position's uniform.
+    soft [n, D] float32 or None: softmax(z) · embedding, not scaled by √D.
+    top_ids [n, k] int64 and top_logprobs [n, k] float32, descending, or None.
+    target_logprobs [n] float32 or None: of the ids that were asked for.
+    """
+
+    logsumexp: Tensor
+    entropy: Tensor
+    argmax: Tensor
+    sample: Tensor | None = None
+    soft: Tensor | None = None
+    top_ids: Tensor | None = None
+    top_logprobs: Tensor | None = None
+    target_logprobs: Tensor | None = None
+
+    def followed_by(self, other: VocabResult) -> VocabResult:
+        """The results of these positions and then of others, asked for alike."""
+        both: dict[str, Any] = {}
+        for field in fields(self):
+            one, two = getattr(self, field.name), getattr(other, field.name)
+            both[field.name] = None if one is None else torch.cat([one, two])
+        return VocabResult(**both)

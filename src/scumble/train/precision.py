@@ -1,0 +1,28 @@
+"""In which precision a model computes while it is trained, and with which operations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+
+from scumble.model import Transformer
+from scumble.ops.training import PLAIN_TRAINING, TrainingOps, choose_training
+
+
+@contextmanager
+def precision(model: Transformer, bfloat16: bool, ops: TrainingOps | None = None) -> Iterator[None]:
+    """Forwards inside compute with `ops` (None: the quickest there are), bfloat16: with products in bfloat16."""
+    before = model.ops
+    model.use(ops or choose_training(model.device, bfloat16))
+    try:
+        with torch.autocast(model.device.type, torch.bfloat16) if bfloat16 else nullcontext():
+            yield
+    finally:
+        model.use(before)
+
+
+def training_ops(model: Transformer) -> TrainingOps:
+    """What `precision` set; outside of it plain torch."""
+    return model.ops if isinstance(model.ops, TrainingOps) else PLAIN_TRAINING

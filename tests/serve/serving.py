@@ -73,3 +73,6 @@ def until(condition: Callable[[], Any], seconds: float = 20) -> None:
     while not condition():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.005)
+
+
+SHORT = {"ignore_eos": True, "max_denoising_steps": 3}  # an answer that is quick, and as long as asked

@@ -7,14 +7,13 @@ import pytest
 pytest.importorskip("openai", reason="the OpenAI client is not installed")
 
 import openai
-from serving import until
+from serving import SHORT, until
 
 from scumble import GenerationConfig
 from scumble.settings import SETTINGS
 
 MODEL = "tiny"
 USER = [{"role": "user", "content": "paint"}]
-SHORT = {"ignore_eos": True, "max_denoising_steps": 3}
 
 
 @pytest.fixture

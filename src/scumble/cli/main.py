@@ -35,6 +35,9 @@ COMMANDS = {
     "eval": Entry("eval", "Measure a model's quality."),
     "bench": Entry("bench", "Measure a model's speed."),
     "serve": Entry("serve", "Serve a model over HTTP."),
+    "keys": Entry("app", "Make, list and revoke a server's keys."),
+    "audit": Entry("app", "Check, export and prune a server's audit log."),
+    "batch": Entry("batch", "Answer a file of requests."),
     "convert": Entry("convert", "Convert a checkpoint's number format."),
 }  # a command whose file does not exist is not listed
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
 from scumble.cli import options as o
 from scumble.cli.loading import load_llm
+from scumble.cli.serve_state import State, Store, need_serve, state_folder
 from scumble.cli.terminal import error_console
 from scumble.errors import InvalidRequest
 
@@ -21,7 +24,6 @@ Examples:
 
   curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' -d '{"prompt": "def mean(values):"}'
 """
-NEEDS_EXTRA = "the server needs more packages: pip install 'scumble[serve]'"
 
 
 def serve(
@@ -45,16 +47,46 @@ def serve(
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate file (PEM); then it is HTTPS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="The certificate's key file (PEM).")] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="File of keys, one a line, besides those of scumble keys.")
+    ] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Answer anybody, also from other machines.")] = False,
+    state: State = None,
+    store: Store = None,
+    no_audit: Annotated[bool, typer.Option("--no-audit", help="Keep no audit log.")] = False,
+    keep_texts: Annotated[
+        bool, typer.Option("--keep-texts", help="Store prompts and answers beside the audit log.")
+    ] = False,
+    redact: Annotated[
+        str | None, typer.Option(help="module:function that takes a text before it is stored, and returns another.")
+    ] = None,
+    no_page: Annotated[bool, typer.Option("--no-page", help="Serve the API alone, without the web page.")] = False,
 ) -> None:
-    """Serve a model over HTTP, in the forms of OpenAI's and Anthropic's APIs."""
-    try:
-        from scumble.serve.run import serve as run
-        from scumble.serve.settings import ServeSettings
-    except ImportError as error:
-        raise InvalidRequest(f"{NEEDS_EXTRA} ({error.name} is missing)") from None
+    """Serve a model over HTTP, in the forms of OpenAI's and Anthropic's APIs.
+
+    Without keys it answers this machine alone. `scumble keys create NAME --scope admin` makes the first one.
+    """
+    need_serve()
+    from scumble.serve.run import serve as run
+    from scumble.serve.settings import ServeSettings
+
     settings = ServeSettings(
         host=host, port=port, names=tuple(served_model_name or ()), max_running=max_running, max_waiting=max_waiting,
         max_body_bytes=max_body_bytes, drain_seconds=drain_seconds, hosts=tuple(allowed_host or ()),
-        origins=tuple(allowed_origin or ()), tls_cert=tls_cert, tls_key=tls_key,
+        origins=tuple(allowed_origin or ()), tls_cert=tls_cert, tls_key=tls_key, key_file=api_key_file, is_open=open_,
+        state=state_folder(state), store=store, audit=not no_audit, keep_texts=keep_texts,
+        redact=None if redact is None else _function(redact), page=not no_page,
     )  # fmt: skip
     run(load_llm(model, dtype, device, error_console()), settings)
+
+
+def _function(name: str) -> Callable[[str], str]:
+    """The function that module:function names."""
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InvalidRequest(f"--redact must name a function as module:function, found {name!r}: {error}") from None
+    if not callable(found):
+        raise InvalidRequest(f"--redact must name a function, found {name!r}")
+    return cast("Callable[[str], str]", found)

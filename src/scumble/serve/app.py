@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
@@ -9,24 +10,47 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from scumble import __version__
+from scumble.errors import InvalidRequest
 from scumble.llm import LLM
-from scumble.serve import chat, completions, health, models, page
+from scumble.serve import admin, chat, completions, health, models, page
+from scumble.serve.access import Access
+from scumble.serve.audit import AuditLog
 from scumble.serve.backend import Backend
 from scumble.serve.call import call_of
 from scumble.serve.gate import Gate, error_response
+from scumble.serve.keys import Keys, read_key_file
+from scumble.serve.limits import Limiter
 from scumble.serve.metrics import Metrics
 from scumble.serve.service import Service
 from scumble.serve.settings import ServeSettings
 from scumble.serve.slots import Slots
+from scumble.serve.store import open_store
 
-ROUTERS = (page.router, chat.router, completions.router, models.router, health.router)
+ROUTERS = (page.router, chat.router, completions.router, models.router, health.router, admin.router)
 
 
 def make_service(llm: LLM, settings: ServeSettings) -> Service:
-    """The parts of a server around a model, not yet ready."""
-    names = settings.names or (default_name(llm.folder),)
+    """The parts of a server around a model, not yet ready. Raises InvalidRequest, StoreError, AuditError."""
+    names = tuple(dict.fromkeys(settings.names)) or (default_name(llm.folder),)
     slots = Slots(settings.max_running, settings.max_waiting, settings.queue_seconds)
-    return Service(settings, Backend(llm, names, slots), Metrics(names[0]))
+    backend = Backend(llm, names, slots)
+    return Service(settings, backend, Metrics(names[0]), make_access(settings, lambda: backend.digest))
+
+
+def make_access(settings: ServeSettings, digest: Callable[[], str]) -> Access:
+    """Keys, limits and audit log. A server without keys answers this machine alone, unless told otherwise."""
+    engine = open_store(settings.store or (settings.state and settings.state / "keys.db"))
+    keys = Keys(engine, read_key_file(settings.key_file) if settings.key_file is not None else ())
+    may_be_open = settings.is_local or settings.is_open
+    if not keys.all() and not may_be_open:
+        raise InvalidRequest(
+            f"there are no keys, and {settings.host} can be reached by others: make a key with scumble keys create, "
+            "give --api-key-file, or say --open"
+        )
+    audit = None
+    if settings.state is not None and settings.audit:
+        audit = AuditLog(settings.state / "audit", settings.keep_texts, settings.redact)
+    return Access(keys, Limiter(engine), audit, may_be_open, digest)
 
 
 def default_name(folder: Path | None) -> str:
@@ -53,5 +77,6 @@ def make_inner_app(service: Service) -> FastAPI:
 
     app.add_exception_handler(HTTPException, no_route)  # unknown paths and methods
     for router in ROUTERS:
-        app.include_router(router)
+        if router is not page.router or service.settings.page:
+            app.router.routes.extend(router.routes)  # flat, so that a test can walk over all of them
     return app

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequenc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -84,6 +84,11 @@ class Backend:
     def can_constrain(self, name: str) -> bool:
         """Whether GenerationConfig has this setting, e.g. json_schema."""
         return name in SETTINGS
+
+    def engine_stats(self) -> dict[str, Any]:
+        """What the engine says of itself; empty where it says nothing."""
+        stats = getattr(self.llm, "stats", None)
+        return dict(cast("Callable[[], Mapping[str, Any]]", stats)()) if callable(stats) else {}
 
     def measure_digest(self) -> str:
         """SHA-256 over the checkpoint's files, in the order of their names: what the audit log calls the model."""

@@ -12,6 +12,7 @@ from fastapi import Request
 from scumble.events import Generation
 
 if TYPE_CHECKING:
+    from scumble.serve.keys import Key
     from scumble.serve.service import Service
 
 
@@ -24,6 +25,7 @@ class Call:
     started: float = field(default_factory=time.perf_counter)
     route: str = ""
     method: str = ""
+    key: Key | None = None
     key_name: str = ""
     scope: str = ""
     status: int = 0

@@ -23,12 +23,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from scumble.errors import shown
 from scumble.serve.call import Call, call_of, service_of
 from scumble.serve.errors import ApiError, speaks_anthropic
-from scumble.serve.log import log_call
+from scumble.serve.keys import SCOPES
+from scumble.serve.log import log_call, log_failure
 from scumble.serve.service import Service
 from scumble.serve.stream import CANCELLED, ClientGone
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
-SCOPES = ("generate", "metrics", "admin")
 PUBLIC = "public"  # needs no key: liveness, readiness and the web page's own files
 
 
@@ -59,7 +59,7 @@ class ScopedRoute(APIRoute):
             call.route, call.scope = self.path, self.scope_needed
             try:
                 if self.scope_needed != PUBLIC:
-                    await service.let_in(call, request)
+                    await service.access.let_in(call, request.headers)
                 return await handle(StrictRequest(request.scope, request.receive))
             except RequestValidationError as error:
                 return error_response(_first_fault(error), call, service, request.url.path)
@@ -207,7 +207,10 @@ class Gate:
                 metrics.first_token.observe(call.first_text)
         call.outcome = call.outcome or ("ok" if 200 <= call.status < 400 else str(call.status or "cancelled"))
         log_call(call)
-        await self.service.record(call)
+        try:
+            await self.service.access.ended(call)
+        except Exception as error:
+            log_failure(call, error)
 
 
 class _Sender:

@@ -6,9 +6,8 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from fastapi import Request
-
 from scumble.events import Committed, Finished
+from scumble.serve.access import Access
 from scumble.serve.backend import Backend, Job, StreamEvent
 from scumble.serve.call import Call
 from scumble.serve.errors import ApiError, translated
@@ -26,6 +25,7 @@ class Service:
     settings: ServeSettings
     backend: Backend
     metrics: Metrics
+    access: Access
     ready: bool = False
     draining: bool = False
     fault: str | None = None  # why the server cannot answer at all, in words for the operator
@@ -38,12 +38,6 @@ class Service:
             return True
         name = header.rsplit(":", 1)[0] if not header.endswith("]") else header
         return name.lower() in {"localhost", "127.0.0.1", "[::1]", self.settings.host, *hosts}
-
-    async def let_in(self, call: Call, request: Request) -> None:
-        """Check the key, its scope and its limits."""
-
-    async def record(self, call: Call) -> None:
-        """Write the end of a call to the audit log."""
 
     def check_model(self, name: str | None) -> str:
         """The name that answers carry. Raises 404 for a model that is not served."""
@@ -58,12 +52,15 @@ class Service:
 
     async def admit(self, call: Call, jobs: Sequence[Job]) -> dict[str, str]:
         """Check jobs before anything is sent; returns the headers that say what did not apply."""
+        if self.draining:
+            raise ApiError(503, "the server is going down", code="draining", headers={"connection": "close"})
         if not self.ready:
             raise ApiError(503, "the model is not ready yet", code="not_ready", headers={"retry-after": "2"})
         if len(jobs) > self.settings.max_choices:
             raise ApiError(400, f"one request may ask for {self.settings.max_choices} answers, found {len(jobs)}")
         call.prompt_tokens = sum(len(prompt) for prompt in {job.prompt for job in jobs})
         self.backend.slots.check_room(len(jobs))
+        await self.access.count_prompt(call)
         await self.backend.prepare(lambda: [self.backend.check(job) for job in jobs])
         notes = [note for job in jobs[:1] for note in job.notes]
         return {NOT_APPLIED: ", ".join(notes)} if notes else {}
@@ -111,3 +108,4 @@ class Service:
 
     def stop(self) -> None:
         self.backend.close()
+        self.access.close()

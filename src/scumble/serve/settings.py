@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -20,6 +21,10 @@ class ServeSettings:
     read_seconds: for the head of a request, and again for its body. write_seconds: for a reader to take one piece.
     drain_seconds: what requests in flight get after SIGTERM.
     hosts: Host headers to answer, in addition to the address served; ("*",): any.
+    state: folder of the keys' database and the audit log; None: keys in memory, no audit log.
+    store: a postgresql:// URL that servers share, instead of the database in `state`.
+    key_file: further keys (see keys.read_key_file). is_open: serve others than this machine without any key.
+    keep_texts: store prompts and answers beside the audit log, each through `redact`.
     origins: web pages elsewhere that may call the API ("https://chat.example").
     """
 
@@ -40,6 +45,12 @@ class ServeSettings:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     state: Path | None = None
+    store: str | None = None
+    key_file: Path | None = None
+    is_open: bool = False
+    audit: bool = True
+    keep_texts: bool = False
+    redact: Callable[[str], str] | None = None
     warm_up: bool = True
     page: bool = True
 

@@ -220,7 +220,7 @@ class ChatWriter:
             return [{"delta": {}, "extension": draft_extension(self.backend, event)}]
         if isinstance(event, Committed):
             deltas: list[dict[str, Any]] = []
-            thinking = getattr(event, "thinking", "")
+            thinking = event.thinking
             if thinking:
                 thought.add(index)
                 deltas.append({"delta": {"reasoning_content": thinking}})

@@ -67,7 +67,7 @@ def tool_calls(generation: Generation) -> list[dict[str, Any]]:
             "type": "function",
             "function": {"name": one.name, "arguments": _as_json(one.arguments)},
         }
-        for one in getattr(generation, "tool_calls", ())
+        for one in generation.tool_calls
     ]
 
 

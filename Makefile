@@ -1,14 +1,22 @@
-# make demo   the main job on the embedded model
-# make test   ruff and the tests; `make slow` runs the long ones, `make types` runs pyright
-# Both create .venv and install what they need first. PYTHON chooses the interpreter (3.11 or newer).
+# make demo   the main job on the embedded model; installs what a user needs
+# make test   ruff and the tests; `make slow` runs the long ones, `make types` runs pyright; installs the developers' tools
+# Both create .venv first. PYTHON chooses the interpreter (3.11 or newer).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+USER := $(VENV)/.installed-user
 STAMP := $(VENV)/.installed
+CODE := src tests tools benchmarks docs
+
+# torch from PyPI brings CUDA along on Linux, some gigabytes. Where no NVIDIA driver is found, torch's own index has a
+# build without it; where that index cannot be reached, PyPI serves. `make TORCH_INDEX= …` takes what pip finds first.
+GPU := $(shell command -v nvidia-smi)
+TORCH_INDEX ?= $(if $(filter Linux,$(shell uname -s)),$(if $(GPU),,https://download.pytorch.org/whl/cpu))
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test slow lint types clean
 
-demo: $(STAMP)
+demo: $(if $(wildcard $(STAMP)),$(STAMP),$(USER))
 	$(BIN)/scumble generate --max-new-tokens 64 "$$(cat examples/prompt.py)"
 
 test: $(STAMP) lint
@@ -18,17 +26,21 @@ slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
 lint: $(STAMP)
-	$(BIN)/ruff check src tests benchmarks docs
-	$(BIN)/ruff format --check src tests benchmarks docs
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
 
 types: $(STAMP)
 	$(BIN)/pyright
 
 # constraints.txt pins every version that the tests were last green with.
-$(STAMP): pyproject.toml constraints.txt
+$(USER): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(if $(TORCH_INDEX),$(PIP) --no-deps --retries 0 --timeout 15 --index-url $(TORCH_INDEX) torch ||) $(PIP) torch
+	$(PIP) -e .
+	touch $(USER)
+
+$(STAMP): $(USER)
+	$(PIP) -e ".[dev]"
 	touch $(STAMP)
 
 clean:

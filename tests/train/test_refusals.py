@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as Backend
 
 from scumble import DataError, ScumbleError
 from scumble.train.loop import train
-from scumble.train.pack import open_packed
+from scumble.train.packed import open_packed
 from scumble.train.read_config import read_train_config
 
 from .runs import CONFIG, edit, plan, tuning_plan
@@ -56,7 +56,7 @@ def test_packed_tokens_that_cannot_be_used_are_named_with_their_option(folder):
 
 def test_a_missing_tokenizer_comes_with_the_way_to_one(folder):
     plan(folder, "speechless", 1)
-    with pytest.raises(DataError, match=r"no tokenizer\.json in .*scumble data tokenizer"):
+    with pytest.raises(DataError, match=r"no tokenizer\.json in .*python tools/corpus tokenizer"):
         train(edit(folder, "speechless", ('"tokenizer"', '"nowhere"')), lambda report: None)
 
 

@@ -31,7 +31,6 @@ COMMANDS = {
     "chat": Entry("chat", "Talk with a model, turn by turn."),
     "info": Entry("info", "Show a checkpoint's architecture, parameters and memory."),
     "train": Entry("train", "Train a model from a configuration file."),
-    "data": Entry("app", "Build training data and tokenizers."),
     "eval": Entry("eval", "Measure a model's quality."),
     "bench": Entry("bench", "Measure a model's speed."),
     "serve": Entry("serve", "Serve a model over HTTP."),

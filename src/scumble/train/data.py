@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from scumble.errors import DataError
 from scumble.reading import open_regular, parse_json, read_text
 from scumble.text import Tokenizer
-from scumble.train.pack import Packed, open_packed
+from scumble.train.packed import Packed, open_packed
 
 MAX_DOCUMENT = 1_000_000  # characters; a longer file is no document but a dump
 
 
 def read_documents(source: str, tokenizer: Tokenizer, what: str) -> Packed:
-    """Documents of a source: `NAME.bin` written by `scumble data pack`, a .jsonl file with a "text" each, a text file,
-    or a folder of text files. Text is tokenized in memory, in the order of the file. Raises DataError.
+    """Documents of a source: `NAME.bin` of packed tokens (train/packed.py), a .jsonl file with a "text" each, a text
+    file, or a folder of text files. Text is tokenized in memory, in the order of the file. Raises DataError.
     """
     path = Path(source)
     if path.suffix == ".bin":

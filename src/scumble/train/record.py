@@ -14,8 +14,8 @@ import torch
 
 from scumble.checkpoint import save_checkpoint
 from scumble.model import Transformer
+from scumble.train.atomic import atomic_file
 from scumble.train.config import Data, ModelShape, Objective, Optimizer, Run, TrainConfig
-from scumble.train.corpus.atomic import atomic_file
 from scumble.train.state import NO_INIT, SOME_INIT, Progress
 
 

@@ -40,8 +40,8 @@ def require_writable(out: Path) -> None:
 def open_tokenizer(folder: str) -> Tokenizer:
     if not (Path(folder) / "tokenizer.json").is_file():
         raise DataError(
-            f"data.tokenizer: no tokenizer.json in {folder}; make one with `scumble data build` and "
-            "`scumble data tokenizer`, or name a folder that has one"
+            f"data.tokenizer: no tokenizer.json in {folder}; name a folder that has one; in Scumble's "
+            "repository `python tools/corpus tokenizer` makes one from a corpus"
         )
     return Tokenizer.from_folder(folder)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from scumble.errors import DataError
 from scumble.model import Transformer
-from scumble.train.corpus.atomic import atomic_file
+from scumble.train.atomic import atomic_file
 
 NAME = "state.safetensors"
 NO_INIT, SOME_INIT = "", "a checkpoint"  # what is remembered of run.init: folders move between machines

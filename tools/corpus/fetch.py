@@ -25,9 +25,9 @@ from typing import Literal
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
+from corpus.pins import Pin
 from scumble.errors import DataError
-from scumble.train.corpus.atomic import as_data_error
-from scumble.train.corpus.pins import Pin
+from scumble.train.atomic import as_data_error
 
 # One fixed target, so that the same pin means the same file everywhere. The wheels are only read, never installed.
 TARGET = ["--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--abi", "abi3", "--abi", "none"]

@@ -1,4 +1,4 @@
-"""`scumble data`: build the training corpus, train its tokenizer, pack it into token ids."""
+"""`python tools/corpus`: build the training corpus, train its tokenizer, pack it into token ids."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import typer
 
 from scumble.errors import InvalidRequest
 
-app = typer.Typer(help="Build the training data: corpus, tokenizer, packed tokens.", no_args_is_help=True)
+app = typer.Typer(
+    help="Build the training data: corpus, tokenizer, packed tokens.", no_args_is_help=True, add_completion=False
+)
 
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for the corpus; made if missing.")]
 
@@ -43,10 +45,10 @@ def build(
 
     Interrupt it at any time; the same command goes on where it was.
 
-    Example: scumble data build --out corpus --limit 80
+    Example: python tools/corpus build --out corpus --limit 80
     """
-    from scumble.train.corpus import CorpusSettings, build_corpus, read_pins, settings_of
-    from scumble.train.corpus.split import SPLITS
+    from corpus import CorpusSettings, build_corpus, read_pins, settings_of
+    from corpus.split import SPLITS
 
     settings = CorpusSettings(
         max_bytes_per_package=max_bytes_per_package, include_files=include_files, include_tests=include_tests
@@ -88,9 +90,9 @@ def tokenizer(
 ) -> None:
     """Train byte-level BPE vocabularies on the corpus in --out; writes tokenizer-<size>/tokenizer.json there.
 
-    Example: scumble data tokenizer --out corpus --vocabulary 8192 --vocabulary 16384
+    Example: python tools/corpus tokenizer --out corpus --vocabulary 8192 --vocabulary 16384
     """
-    from scumble.train.bpe import bytes_per_token, load_tokenizer, sample_texts, save_tokenizer, spread, train_bpe
+    from corpus.bpe import bytes_per_token, load_tokenizer, sample_texts, save_tokenizer, spread, train_bpe
 
     train = out / "train.jsonl"
     every = spread(train, megabytes * 1_000_000)
@@ -111,7 +113,7 @@ def tokenizer(
 
 @app.command()
 def pack(
-    tokenizer_file: Annotated[Path, typer.Option("--tokenizer", help="A tokenizer.json from `data tokenizer`.")],
+    tokenizer_file: Annotated[Path, typer.Option("--tokenizer", help="A tokenizer.json from `tokenizer`.")],
     out: OutOption = Path("corpus"),
     seed: Annotated[int, typer.Option(min=0, help="Seed of the document order.")] = 0,
     documented: Annotated[bool, typer.Option("--documented", help="Only functions with a docstring.")] = False,
@@ -123,11 +125,11 @@ def pack(
 ) -> None:
     """Turn the three splits into flat files of token ids; writes tok<size>/<split>.bin, .offsets and .json.
 
-    Example: scumble data pack --out corpus --tokenizer corpus/tokenizer-8192/tokenizer.json
+    Example: python tools/corpus pack --out corpus --tokenizer corpus/tokenizer-8192/tokenizer.json
     """
-    from scumble.train.bpe import load_tokenizer
-    from scumble.train.corpus.split import SPLITS
-    from scumble.train.pack import is_method, pack_jsonl, share_of
+    from corpus.bpe import load_tokenizer
+    from corpus.pack import is_method, pack_jsonl, share_of
+    from corpus.split import SPLITS
 
     if name is not None and (name in ("", "..") or Path(name).name != name):
         raise InvalidRequest(f"--name must be a plain folder name inside --out, found {name!r}")

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from scumble.errors import DataError, TokenizerError
-from scumble.train.bpe import (
+from corpus.bpe import (
     SPECIAL_TOKENS,
     bytes_per_token,
     load_tokenizer,
@@ -21,7 +20,9 @@ from scumble.train.bpe import (
     spread,
     train_bpe,
 )
-from scumble.train.pack import is_method, open_packed, pack_jsonl, share_of
+from corpus.pack import is_method, pack_jsonl, share_of
+from scumble.errors import DataError, TokenizerError
+from scumble.train.packed import open_packed
 
 from .wheels import function
 

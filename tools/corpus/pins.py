@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from corpus.manifest import parse_manifest
 from scumble.errors import DataError
-from scumble.train.corpus.manifest import parse_manifest
 
 SHIPPED = Path(__file__).with_name("packages.txt")
 _PIN = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)\s*==\s*([A-Za-z0-9][A-Za-z0-9.!+_-]*)")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from corpus.extract import extract_wheel
+from corpus.licences import expression_allowed, judge_text, read_licence
+from corpus.settings import CorpusSettings
 from scumble.errors import DataError
-from scumble.train.corpus.extract import extract_wheel
-from scumble.train.corpus.licences import expression_allowed, judge_text, read_licence
-from scumble.train.corpus.settings import CorpusSettings
 
 from .wheels import function, make_wheel
 

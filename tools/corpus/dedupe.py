@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from scumble.train.corpus.ngrams import TOKENS, Hashes, TokenHasher, scramble, windows
+from corpus.ngrams import TOKENS, Hashes, TokenHasher, scramble, windows
 
 HASHES = 64
 BANDS = 16

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from corpus.decontaminate import Benchmark, read_humaneval
+from corpus.dedupe import exact_duplicates, near_duplicates, signatures
+from corpus.ngrams import TOKENS, TokenHasher, windows
+from corpus.pins import Pin, read_pins
+from corpus.settings import CorpusSettings
+from corpus.split import split_of
 from scumble.errors import DataError, InvalidRequest
-from scumble.train.corpus.decontaminate import Benchmark, read_humaneval
-from scumble.train.corpus.dedupe import exact_duplicates, near_duplicates, signatures
-from scumble.train.corpus.ngrams import TOKENS, TokenHasher, windows
-from scumble.train.corpus.pins import Pin, read_pins
-from scumble.train.corpus.settings import CorpusSettings
-from scumble.train.corpus.split import split_of
 
 from .wheels import PROBLEM, make_benchmark, make_wheel
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from corpus.ngrams import WORDS, TokenHasher, windows
 from scumble.errors import DataError
-from scumble.train.corpus.ngrams import WORDS, TokenHasher, windows
 
 _BATCH = 2_000
 

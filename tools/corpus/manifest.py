@@ -1,6 +1,6 @@
 """The record of a build: what went in, from which bytes, under which licence, and what was left out and why.
 
-It holds no addresses and no paths, and it is itself a package list (`python tools/corpus build --packages manifest.json`):
+It holds no addresses and no paths, and it is itself a package list (for `build --packages manifest.json`):
 the wheels' hashes are checked, so a rebuild starts from the same bytes or says which ones have changed.
 
 On disk a package is one row of values; `columns` names them, and the last, `dropped`, counts by `drop_reasons`.

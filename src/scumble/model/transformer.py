@@ -21,6 +21,7 @@ from scumble.model.layers import GatedMLP, RMSNorm, SelfConditioning, rope_frequ
 from scumble.model.segment import Segment
 from scumble.model.step import stepper
 from scumble.ops import REFERENCE, Ops, Temperature, VocabResult, choose, softcap
+from scumble.ops.classes import TokenClasses
 
 if TYPE_CHECKING:
     from scumble.checkpoint.load import LoadReport
@@ -157,11 +158,13 @@ class Transformer(nn.Module):
     def vocab_head(
         self, hidden: Tensor, *, temperature: Temperature = 1.0, uniforms: Tensor | None = None,
         want_soft: bool = False, allowed: Tensor | None = None, top: int = 0, targets: Tensor | None = None,
+        classes: TokenClasses | None = None,
     ) -> VocabResult:  # fmt: skip
         """What the model says at n positions, hidden [n, D], without ever holding n·V logits (Ops.vocab_head)."""
         return self.ops.vocab_head(
             hidden, self.embed_tokens.weight, cap=self.config.final_logit_softcapping, temperature=temperature,
-            uniforms=uniforms, want_soft=want_soft, allowed=allowed, top=top, targets=targets, head=self.head,
+            uniforms=uniforms, want_soft=want_soft, allowed=allowed, top=top, targets=targets, classes=classes,
+            head=self.head,
         )  # fmt: skip
 
     # --- one forward over segments ------------------------------------------------------------------------------

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor
 
+from scumble.ops.classes import TokenClasses
 from scumble.ops.result import VocabResult
+from scumble.structure.law import Graph, Masses, Solution
 
 Temperature = float | Tensor  # one for all positions, or float32 [n], one a position; > 0
 
@@ -103,13 +106,20 @@ class Ops(Protocol):
         allowed: Tensor | None = None,
         top: int = 0,
         targets: Tensor | None = None,
+        classes: TokenClasses | None = None,
         head: Any = None,
     ) -> VocabResult:
         """Statistics, sample and soft embedding of softmax(softcap(hidden · embeddingᵀ) / temperature); hidden [n, D],
         embedding [V, D] in one dtype.
 
         uniforms [n] in [0, 1): one a sample. allowed bool [n, V] or [V]: other ids get probability 0; a position must
-        allow one. top: how many best ids. targets [n] int64: ids whose log-probability is wanted. head: the embedding
-        in int8, which then serves in its place.
+        allow one. top: how many best ids. targets [n] int64: ids whose log-probability is wanted. classes: statistics
+        by classes of ids are wanted too. head: the embedding in int8, which then serves in its place.
         """
+        ...
+
+    # --- structure ------------------------------------------------------------------------------------------------
+
+    def canvas_law(self, graph: Graph, masses: Masses, start: int, room: int, uniforms: np.ndarray | None) -> Solution:
+        """The law of a canvas under a structure, on the host (structure/law.py: solve)."""
         ...

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scumble.config import ModelConfig
 from scumble.ops.tiled import vocab_head
+from scumble.structure.law import solve
 
 
 class ReferenceOps:
@@ -104,6 +105,7 @@ class ReferenceOps:
         return out.index_add(0, token, weighted).to(x.dtype)
 
     vocab_head = staticmethod(vocab_head)
+    canvas_law = staticmethod(solve)
 
 
 REFERENCE = ReferenceOps()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from scumble.ops.classes import ClassSweep
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,7 @@ class VocabResult:
     soft [n, D] float32 or None: softmax(z) · embedding, not scaled by √D.
     top_ids [n, k] int64 and top_logprobs [n, k] float32, descending, or None.
     target_logprobs [n] float32 or None: of the ids that were asked for.
+    classes: statistics by classes of ids (ops/classes.py), or None.
     """
 
     logsumexp: Tensor
@@ -28,9 +32,12 @@ class VocabResult:
     top_ids: Tensor | None = None
     top_logprobs: Tensor | None = None
     target_logprobs: Tensor | None = None
+    classes: ClassSweep | None = None
 
     def followed_by(self, other: VocabResult) -> VocabResult:
-        """The results of these positions and then of others, asked for alike."""
+        """The results of these positions and then of others, asked for alike, without classes."""
+        assert self.classes is None
+        assert other.classes is None
         both: dict[str, Any] = {}
         for field in fields(self):
             one, two = getattr(self, field.name), getattr(other, field.name)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scumble.ops.classes import ClassSweep, TokenClasses
 from scumble.ops.plain_vocab import by_position
 from scumble.ops.result import VocabResult
 
@@ -32,6 +33,7 @@ def vocab_head(
     allowed: Tensor | None = None,
     top: int = 0,
     targets: Tensor | None = None,
+    classes: TokenClasses | None = None,
     tile: int = TILE,
     head: Any = None,
 ) -> VocabResult:
@@ -69,9 +71,12 @@ def vocab_head(
     best: Tensor | None = None
     best_ids: Tensor | None = None
     own = None if targets is None else torch.full((n,), float("-inf"), device=device)
+    sweep = None if classes is None else ClassSweep(classes, n, tile)
 
     for first in range(0, vocab, tile):
         z = logits(slice(None), first)
+        if sweep is not None:
+            sweep.add(z)
         tile_peak, tile_argmax = z.max(-1)
         if own is not None and targets is not None:
             inside = targets - first
@@ -112,7 +117,11 @@ def vocab_head(
         soft.div_(total.float()[:, None])
     top_logprobs = None if best is None else (best.double() - logsumexp[:, None]).float()
     own_logprobs = None if own is None else (own.double() - logsumexp).float()
-    return VocabResult(logsumexp.float(), entropy.float(), argmax, sample, soft, best_ids, top_logprobs, own_logprobs)
+    if sweep is not None:
+        sweep.finish(logits)
+    return VocabResult(
+        logsumexp.float(), entropy.float(), argmax, sample, soft, best_ids, top_logprobs, own_logprobs, sweep
+    )
 
 
 def _merge_top(z: Tensor, first: int, best: Tensor | None, ids: Tensor | None, top: int) -> tuple[Tensor, Tensor]:

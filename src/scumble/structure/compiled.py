@@ -27,9 +27,9 @@ FORMAT = 1  # of the arrays and of what the front ends make; a change of either 
 KEPT = 64  # compiled languages in memory
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Compiled:
-    """A language over token ids."""
+    """A language over token ids. Equal only to itself, so that what is derived from it can be kept by it."""
 
     language: Language
     tokens: Tokens

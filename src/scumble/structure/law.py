@@ -37,13 +37,12 @@ class Masses:
     """What the vocabulary operator says of n positions and C classes of ids, each [n, C] float64.
 
     mass: log of a class's probability, -inf for none. entropy: nats, of the ids inside a class. best: log-probability
-    of the most probable id, and which id that is.
+    of the most probable id.
     """
 
     mass: np.ndarray
     entropy: np.ndarray
     best: np.ndarray
-    best_id: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -223,6 +222,29 @@ def most_probable(graph: Graph, masses: Masses, start: int, room: int) -> tuple[
     return classes, float(ahead[0, start])
 
 
+@dataclass(frozen=True)
+class Solution:
+    """What a canvas's law says: the log of the condition's probability (up to what masses have in common), entropies
+    [n], the classes of the most probable canvas [n], and those of a draw with what is left of its uniforms [n]."""
+
+    log_probability: float
+    entropies: np.ndarray
+    likely: np.ndarray
+    drawn: np.ndarray
+    rest: np.ndarray
+
+
+def solve(graph: Graph, masses: Masses, start: int, room: int, uniforms: np.ndarray | None) -> Solution:
+    """All of it. uniforms [n]; None: no draw, zeros."""
+    law, n = chain(graph, masses, start, room), len(masses.mass)
+    if not np.isfinite(law.log_probability):
+        nothing = np.zeros(n, np.int64)
+        return Solution(-np.inf, np.zeros(n), nothing, nothing, np.zeros(n))
+    likely, _ = most_probable(graph, masses, start, room)
+    drawn, rest = (np.zeros(n, np.int64), np.zeros(n)) if uniforms is None else law.draw(uniforms)
+    return Solution(law.log_probability, law.entropies(), likely, drawn, rest)
+
+
 def _choose(shares: np.ndarray, uniform: float) -> tuple[int, float]:
     """Inverse CDF of shares that sum to about 1 -> the index, and the uniform's place inside that share, in [0, 1)."""
     running = np.cumsum(shares)
@@ -239,4 +261,4 @@ def _plogp(probabilities: np.ndarray) -> float:
     return float(-(kept * np.log(kept)).sum())
 
 
-__all__ = ["END", "FINISHED", "START", "Chain", "Graph", "Masses", "chain", "most_probable"]
+__all__ = ["END", "FINISHED", "START", "Chain", "Graph", "Masses", "Solution", "chain", "most_probable"]

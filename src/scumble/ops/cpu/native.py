@@ -52,6 +52,8 @@ SIGNATURES = {
     "scumble_linear_int8": "ppppp p lll i",
     "scumble_unpack_int4": "ppp ll i",
     "scumble_vocab_tile": "pp llll pp pp ppp pp i",
+    "scumble_class_tile": "pp ppp pppp ppp lllll i",
+    "scumble_law": "ppppp ppp pp ppppp lllll",
     "scumble_vocab_sample": "ppp pp ppppp p lll i",
     "scumble_train_norm": "pppp llll f i",
     "scumble_train_norm_back": "pppppp llll i",

@@ -9,15 +9,19 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from scumble.ops.api import Temperature
+from scumble.ops.classes import TokenClasses
 from scumble.ops.cpu import vocab
+from scumble.ops.cpu.law import solve
 from scumble.ops.cpu.native import address
 from scumble.ops.reference import ReferenceOps, attend_grouped, causal_mask
 from scumble.ops.result import VocabResult
 from scumble.ops.tiled import vocab_head
+from scumble.structure.law import Graph, Masses, Solution
 
 FEW_ROWS = 4  # of a linear layer, up to which it runs at memory speed
 PACKED_ROWS = 16  # query rows a key head, from which packing keys and values pays
@@ -132,6 +136,9 @@ class CpuOps(ReferenceOps):
         )  # fmt: skip
         return out
 
+    def canvas_law(self, graph: Graph, masses: Masses, start: int, room: int, uniforms: np.ndarray | None) -> Solution:
+        return solve(self.lib, graph, masses, start, room, uniforms)
+
     def vocab_head(
         self,
         hidden: Tensor,
@@ -144,6 +151,7 @@ class CpuOps(ReferenceOps):
         allowed: Tensor | None = None,
         top: int = 0,
         targets: Tensor | None = None,
+        classes: TokenClasses | None = None,
         head: Any = None,
     ) -> VocabResult:
         n, size = hidden.shape[0], embedding.shape[0]
@@ -151,10 +159,10 @@ class CpuOps(ReferenceOps):
         if plain or n * size < vocab.LEAST or (head is not None and head.lib is None):
             return vocab_head(
                 hidden, embedding, cap=cap, temperature=temperature, uniforms=uniforms, want_soft=want_soft,
-                allowed=allowed, top=top, targets=targets, head=head,
+                allowed=allowed, top=top, targets=targets, classes=classes, head=head,
             )  # fmt: skip
         assert not isinstance(temperature, Tensor)
         return vocab.vocab_head(
             self.lib, hidden, embedding, cap=cap, temperature=temperature, uniforms=uniforms, want_soft=want_soft,
-            head=head,
+            classes=classes, head=head,
         )  # fmt: skip

@@ -12,9 +12,11 @@ import ctypes
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from scumble.ops.classes import ClassSweep, TokenClasses
 from scumble.ops.cpu.native import pointer
 from scumble.ops.result import VocabResult
 
@@ -39,6 +41,7 @@ def vocab_head(
     temperature: float,
     uniforms: Tensor | None,
     want_soft: bool,
+    classes: TokenClasses | None = None,
     head: Any = None,
 ) -> VocabResult:
     """Same contract as `Ops.vocab_head`, for what is not left to `tiled`. head: the embedding in int8, for all."""
@@ -53,13 +56,19 @@ def vocab_head(
     factor = torch.empty(n)
     scratch = torch.empty(threads, TILE + 16)
     soft = torch.zeros(n, size) if want_soft else None
+    sweep = None if classes is None else ClassSweep(classes, n, TILE)
+
+    def products(places: Tensor | slice, first: int) -> Tensor:
+        """Logits before the soft-cap, bfloat16 [places, ids of the tile]."""
+        if head is None or q is None or scale is None:
+            return hidden[places] @ embedding[first : first + TILE].T
+        return head.product(q[places], scale[places], first, min(first + TILE, vocab))
 
     for first in range(0, vocab, TILE):
         rows = embedding[first : first + TILE]
-        if head is None or q is None or scale is None:
-            logits = hidden @ rows.T
-        else:
-            logits = head.product(q, scale, first, first + rows.shape[0])
+        logits = products(slice(None), first)
+        if sweep is not None:
+            add_classes(lib, sweep, logits, table, threads)
         weights = torch.empty_like(logits) if want_soft else None
         column = None if head is None else head.addresses(first)[2]
         lib.scumble_vocab_tile(
@@ -84,7 +93,24 @@ def vocab_head(
         )  # fmt: skip
     if soft is not None:
         soft.div_(total.float()[:, None])
-    return VocabResult(logsumexp.float(), entropy.float(), argmax, sample, soft)
+    if sweep is not None:
+        sweep.finish(lambda places, first: table[products(places, first).view(torch.int16).long() & 0xFFFF])
+    return VocabResult(logsumexp.float(), entropy.float(), argmax, sample, soft, classes=sweep)
+
+
+def add_classes(lib: ctypes.CDLL, sweep: ClassSweep, logits: Tensor, table: Tensor, threads: int) -> None:
+    """`ClassSweep.add` for bfloat16 logits [n, w] before the soft-cap."""
+    (n, width), number = logits.shape, len(sweep.kept)
+    runs = sweep.runs[number]
+    tops, sums = np.empty((2, n, len(runs.kinds)), np.float32)
+    scratch = np.empty((threads, 4 * width + 64), np.float32)
+    lib.scumble_class_tile(
+        logits.contiguous().data_ptr(), table.data_ptr(),
+        *(array.ctypes.data for array in (runs.order, runs.begins, runs.kinds)),
+        *(array.ctypes.data for array in (sweep.peak, sweep.total, sweep.energy, sweep.tiles, tops, sums, scratch)),
+        n, width, len(runs.kinds), sweep.classes.count, number, threads,
+    )  # fmt: skip
+    sweep.kept.append((tops, sums))
 
 
 def choose_block(masses: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:

@@ -78,7 +78,8 @@ class ClassSweep:
         runs, number = self.runs[len(self.kept)], len(self.kept)
         n, kinds = len(self.peak), runs.kinds
         if not len(kinds):
-            self.kept.append((np.empty((n, 0), np.float32),) * 2)
+            nothing = np.empty((n, 0), np.float32)
+            self.kept.append((nothing, nothing))
             return
         ordered = z.cpu().numpy()[:, runs.order]
         heads, lengths = runs.begins[:-1], np.diff(runs.begins)
@@ -121,7 +122,7 @@ class ClassSweep:
         def tile_of(at: np.ndarray) -> np.ndarray:
             found = np.zeros(len(at), np.int64)
             for place, one in enumerate(at.tolist()):
-                found[place], shares[one] = self._tile(rows[one], chosen[one], shares[one])
+                found[place], shares[one] = self._tile(int(rows[one]), int(chosen[one]), float(shares[one]))
             return found
 
         return self._ids(rows, chosen, tile_of, lambda at, z: choose(np.exp(z - z.max()), shares[at])[0])

@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 
 import hypothesis
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ["HF_HUB_OFFLINE"] = "1"
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel's module is imported, so it has to be set before any is
 
 # A busy machine is no failure, and a red run must be red again for whoever repeats it.
 hypothesis.settings.register_profile(

@@ -1,0 +1,139 @@
+"""RMSNorm and the chains of norms and sums around it, each in one visit to memory. One row of D numbers a program.
+
+rms(x) = x · (mean(x²) + eps)^-½ · weight        in float32, rounded to x's dtype
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from scumble.ops.triton.launch import launch, power_of_two
+
+
+@triton.jit
+def _rms(x, weight, column, ok, eps, D: tl.constexpr):
+    """x [B] float32, 0 beyond D -> float32 [B]."""
+    x = x * tl.rsqrt(tl.sum(x * x, 0) / D + eps)
+    return x * tl.load(weight + column, mask=ok, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _rounded(x, like):
+    """x float32 as it is after a visit to memory in the dtype of pointer `like`."""
+    return x.to(like.dtype.element_ty).to(tl.float32)
+
+
+@triton.jit
+def _norm(x, weight, out, eps, D: tl.constexpr, B: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, B)
+    ok = column < D
+    value = tl.load(x + row * D + column, mask=ok, other=0.0).to(tl.float32)
+    value = _rms(value, weight, column, ok, eps, D)
+    tl.store(out + row * D + column, value.to(out.dtype.element_ty), mask=ok)
+
+
+def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """rms(x) of x [N, D], weight [D]."""
+    rows, size = x.shape
+    out = torch.empty_like(x)
+    launch("norm", _norm, (rows,), (x, weight, out, eps), D=size, B=power_of_two(size))
+    return out
+
+
+def norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    h = x.float()
+    return (h * (h.square().mean(-1, keepdim=True) + eps).rsqrt() * weight.float()).to(x.dtype)
+
+
+@triton.jit
+def _attention_tail(
+    x, attended, weight, mlp_weight, experts_weight, h_out, mlp_out, experts_out, eps, D: tl.constexpr, B: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, B)
+    ok = column < D
+    at = row * D + column
+    y = tl.load(attended + at, mask=ok, other=0.0).to(tl.float32)
+    y = _rounded(_rms(y, weight, column, ok, eps, D), h_out)
+    h = _rounded(tl.load(x + at, mask=ok, other=0.0).to(tl.float32) + y, h_out)
+    for_mlp = _rms(h, mlp_weight, column, ok, eps, D)
+    for_experts = _rms(h, experts_weight, column, ok, eps, D)
+    tl.store(h_out + at, h.to(h_out.dtype.element_ty), mask=ok)
+    tl.store(mlp_out + at, for_mlp.to(mlp_out.dtype.element_ty), mask=ok)
+    tl.store(experts_out + at, for_experts.to(experts_out.dtype.element_ty), mask=ok)
+
+
+def attention_tail(
+    x: Tensor, attended: Tensor, weight: Tensor, mlp_weight: Tensor, experts_weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """From attention to the MLP and the experts: h = x + rms(attended), and h normed for each of the two.
+
+    x, attended [N, D]; three norm weights [D] -> h, input of the MLP, input of the experts, each [N, D].
+    """
+    rows, size = x.shape
+    out = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
+    arguments = (x, attended, weight, mlp_weight, experts_weight, *out, eps)
+    launch("attention tail", _attention_tail, (rows,), arguments, D=size, B=power_of_two(size))
+    return out
+
+
+def attention_tail_reference(
+    x: Tensor, attended: Tensor, weight: Tensor, mlp_weight: Tensor, experts_weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    h = x + norm_reference(attended, weight, eps)
+    return h, norm_reference(h, mlp_weight, eps), norm_reference(h, experts_weight, eps)
+
+
+@triton.jit
+def _layer_tail(
+    h, dense, mixed, dense_weight, mixed_weight, sum_weight, denoise, scale, encode_scale, out, eps,
+    D: tl.constexpr, B: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, B)
+    ok = column < D
+    at = row * D + column
+    a = tl.load(dense + at, mask=ok, other=0.0).to(tl.float32)
+    b = tl.load(mixed + at, mask=ok, other=0.0).to(tl.float32)
+    a = _rounded(_rms(a, dense_weight, column, ok, eps, D), out)
+    b = _rounded(_rms(b, mixed_weight, column, ok, eps, D), out)
+    y = _rounded(_rms(_rounded(a + b, out), sum_weight, column, ok, eps, D), out)
+    y = _rounded(tl.load(h + at, mask=ok, other=0.0).to(tl.float32) + y, out)
+    factor = tl.where(tl.load(denoise + row) != 0, tl.load(scale).to(tl.float32), tl.load(encode_scale).to(tl.float32))
+    tl.store(out + at, (y * factor).to(out.dtype.element_ty), mask=ok)
+
+
+def layer_tail(
+    h: Tensor,
+    branches: tuple[Tensor, Tensor],
+    weights: tuple[Tensor, Tensor, Tensor],
+    denoise: Tensor,
+    scales: tuple[Tensor, Tensor],
+    eps: float,
+) -> Tensor:
+    """End of a layer: (h + rms(rms(dense) + rms(mixed))) · layer scalar.
+
+    h and the branches (dense MLP, experts) [N, D]; norm weights [D] of dense, of experts, of their sum;
+    denoise [N, 1] bool chooses between the two scalars [1] (denoise, encode).
+    """
+    rows, size = h.shape
+    out = torch.empty_like(h)
+    arguments = (h, *branches, *weights, denoise.to(torch.int8), *scales, out, eps)
+    launch("layer tail", _layer_tail, (rows,), arguments, D=size, B=power_of_two(size))
+    return out
+
+
+def layer_tail_reference(
+    h: Tensor,
+    branches: tuple[Tensor, Tensor],
+    weights: tuple[Tensor, Tensor, Tensor],
+    denoise: Tensor,
+    scales: tuple[Tensor, Tensor],
+    eps: float,
+) -> Tensor:
+    both = norm_reference(branches[0], weights[0], eps) + norm_reference(branches[1], weights[1], eps)
+    return (h + norm_reference(both, weights[2], eps)) * torch.where(denoise, *scales)

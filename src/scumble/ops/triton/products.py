@@ -1,0 +1,119 @@
+"""The inner loop of every matrix product, by format of the weight. `linear` and `experts` are made of it.
+
+    sum[n, m] = Σ_k weight[rows[n], k] · x[tokens[m], k]        float32 [BN, BM]
+
+The weight is the left operand, the tokens are the right one: a tensor core takes 64 rows at least on its left and 8 on
+its right, and an expert has 16 tokens as a rule. K is walked in steps of a fixed size from 0 up, whatever N and M.
+
+Formats (layouts.py): "plain", "fp8" and "nvfp4" (both operands narrow), "int4" (unpacked in registers).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def weighted_sum(
+    x, x_groups, x_factor, tokens, live, weight, groups, factor, rows, rows_ok, first_group, N,
+    K: tl.constexpr, FORMAT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """x [T, K]; tokens [BM] int64 row numbers, live [BM]; weight [·, N, K] as rows of all matrices one after another.
+
+    rows [BN] int64: row numbers of the tile, rows_ok [BN]. Scales, where a format has them: groups and x_groups of runs
+    of inputs, factor and x_factor of whole rows. first_group: where the matrix's scales begin (int4), in numbers.
+    """
+    if FORMAT == "int4":
+        total = _int4(x, tokens, live, weight, groups, rows, rows_ok, first_group, N, K, BM, BN)
+    elif FORMAT == "nvfp4":
+        total = _nvfp4(x, x_groups, tokens, live, weight, groups, rows, rows_ok, K, BM, BN, BK)
+    else:
+        total = _plain(x, tokens, live, weight, rows, rows_ok, K, FORMAT, BM, BN, BK)
+    if FORMAT == "fp8" or FORMAT == "nvfp4":
+        total *= tl.load(factor + rows, mask=rows_ok, other=0.0)[:, None]
+        total *= tl.load(x_factor + tokens, mask=live, other=0.0)[None, :]
+    return total
+
+
+@triton.jit
+def _plain(
+    x, tokens, live, weight, rows, rows_ok, K: tl.constexpr, FORMAT: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    total = tl.zeros((BN, BM), tl.float32)
+    k = tl.arange(0, BK)
+    w_at = weight + rows[:, None] * K + k[None, :]
+    x_at = x + tokens[None, :] * K + k[:, None]
+    for first in range(0, K, BK):
+        inside = k < K - first
+        w = tl.load(w_at + first, mask=rows_ok[:, None] & inside[None, :], other=0.0)
+        t = tl.load(x_at + first, mask=live[None, :] & inside[:, None], other=0.0)
+        if FORMAT == "fp8":  # Hopper keeps 14 bits of a long fp8 sum; each step's sum joins the others in float32
+            total = tl.dot(w, t, total, max_num_imprecise_acc=BK)
+        else:
+            total = tl.dot(w, t, total, input_precision="ieee")
+    return total
+
+
+@triton.jit
+def _int4(
+    x, tokens, live, words, groups, rows, rows_ok, first_group, N, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
+):
+    """Blocks of 128 numbers are 16 words a row; nibble i of them is the run of numbers 16·i … 16·i + 15."""
+    blocks: tl.constexpr = (K + 127) // 128
+    total = tl.zeros((BN, BM), tl.float32)
+    j = tl.arange(0, 16)
+    w_at = words + rows[:, None] * (blocks * 16) + j[None, :]
+    x_at = x + tokens[None, :] * K + j[:, None]
+    s_at = groups + first_group + (rows - (rows // N) * N)
+    for block in range(0, blocks):
+        packed = tl.load(w_at + block * 16, mask=rows_ok[:, None], other=0)
+        for i in tl.static_range(8):  # pyright: ignore[reportGeneralTypeIssues]
+            k = block * 128 + i * 16
+            t = tl.load(x_at + k, mask=live[None, :] & (j < K - k)[:, None], other=0.0)
+            step = tl.load(s_at + (k // 32) * N, mask=rows_ok, other=0.0)
+            # 0x4300 | q is 128 + q in bfloat16. The difference is exact, the product rounds once.
+            w = ((((packed >> (4 * i)) & 15) | 0x4300).to(tl.int16).to(tl.bfloat16, bitcast=True) - 136.0) * step[
+                :, None
+            ]
+            total = tl.dot(w.to(t.dtype), t, total, input_precision="ieee")
+    return total
+
+
+@triton.jit
+def _nvfp4(
+    x, x_groups, tokens, live, packed, groups, rows, rows_ok, K: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Two e2m1 numbers a byte; groups of 16 share an e4m3 scale, on both sides."""
+    total = tl.zeros((BN, BM), tl.float32)
+    byte, group = tl.arange(0, BK // 2), tl.arange(0, BK // 16)
+    for first in range(0, K, BK):
+        b, g = first // 2 + byte, first // 16 + group
+        w = tl.load(
+            packed + rows[:, None] * (K // 2) + b[None, :], mask=rows_ok[:, None] & (b < K // 2)[None, :], other=0
+        )
+        ws = tl.load(
+            groups + rows[:, None] * (K // 16) + g[None, :], mask=rows_ok[:, None] & (g < K // 16)[None, :], other=0.0
+        )
+        t = tl.load(x + tokens[None, :] * (K // 2) + b[:, None], mask=live[None, :] & (b < K // 2)[:, None], other=0)
+        ts = tl.load(
+            x_groups + tokens[:, None] * (K // 16) + g[None, :], mask=live[:, None] & (g < K // 16)[None, :], other=0.0
+        )
+        total = tl.dot_scaled(w, ws, "e2m1", t, ts, "e2m1", total)
+    return total
+
+
+@triton.jit
+def gated(both, like, BM: tl.constexpr, BN: tl.constexpr):
+    """gelu_tanh(gate) · up of sums [2·BN, BM], gate first -> float32 [BN, BM], rounded where two steps would round.
+
+    Row n and row BN + n lie in the same thread, so the halves come apart without moving.
+    """
+    gate, up = tl.split(tl.permute(tl.reshape(both, (2, BN, BM)), (1, 2, 0)))
+    gate = gate.to(like.dtype.element_ty).to(tl.float32)
+    up = up.to(like.dtype.element_ty).to(tl.float32)
+    u = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
+    activated = gate / (1.0 + tl.exp(-2.0 * u))  # ½ x (1 + tanh u)
+    return activated.to(like.dtype.element_ty).to(tl.float32) * up

@@ -1,0 +1,78 @@
+"""The compile check of all kernels (gate.py), and that it can fail. It runs in a process of its own: kernels that have
+been imported for the interpreter cannot be compiled."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import scumble
+from scumble.ops.triton.launch import TABLE
+
+GATE = Path(__file__).with_name("gate.py")
+
+
+def gate(*arguments: str) -> tuple[int, str]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(Path(scumble.__file__).parents[1])
+    run = subprocess.run(
+        [sys.executable, GATE, *arguments], capture_output=True, text=True, env=environment, timeout=1200
+    )
+    return run.returncode, run.stdout + run.stderr
+
+
+def test_every_operation_compiles_for_hopper_and_fits() -> None:
+    code, report = gate("--arch", "90", "--brief")
+    assert code == 0, report
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["80", "89", "90", "100", "120"])
+def test_every_kernel_of_a_pass_compiles_for_every_architecture(arch: str) -> None:
+    code, report = gate("--arch", arch)
+    assert code == 0, report
+
+
+MUTATIONS = {
+    "too much shared memory": (
+        ("[operations.\"up plain\"]", "BM = 32, BN = 64, BK = 64, warps = 4, stages = 4"),
+        "BM = 32, BN = 64, BK = 128, warps = 4, stages = 8",
+        ("--arch", "120", "--only", "up plain"),
+        "of shared memory",
+    ),
+    "a tile that no registers hold": (
+        ("[operations.\"linear plain\"]", "BM = 64, BN = 64, BK = 64, warps = 4, stages = 4"),
+        "BM = 256, BN = 256, BK = 32, warps = 4, stages = 2",
+        ("--arch", "80", "--only", "linear plain"),
+        "spills",
+    ),
+    "an operation of the table that nothing launches": (
+        ("[operations]", "[operations]"),
+        "[operations]\n\"fictitious\".all = { warps = 4, stages = 1 }",
+        ("--arch", "90", "--brief", "--only", "norm"),
+        "no pass launches: fictitious",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_the_check_can_fail(mutation: str, tmp_path: Path) -> None:
+    (section, line), wrong, arguments, message = MUTATIONS[mutation]
+    text = TABLE.read_text(encoding="utf-8")
+    place = text.index(line, text.index(section))
+    table = tmp_path / "tiles.toml"
+    table.write_text(text[:place] + wrong + text[place + len(line) :], encoding="utf-8")
+    code, report = gate(*arguments, "--tiles", str(table))
+    assert code == 1
+    assert message in report
+
+
+def test_products_without_the_tensor_core_are_found() -> None:
+    """float32 numbers are multiplied exactly, by ordinary instructions: right for tests, a fault in a pass."""
+    code, report = gate("--arch", "90", "--only", "linear plain", "--brief", "--dtype", "float32")
+    assert code == 1
+    assert "no HGMMA" in report

@@ -1,0 +1,105 @@
+"""Dense and expert products in every format, against plain torch on the same (dequantized) numbers.
+
+Outputs are poisoned by what memory holds; shapes are no multiples of tiles, so that every mask is at work.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scumble.ops.triton import activations, experts, grouping, layouts, linear
+from scumble.ops.triton.launch import tiles_for
+
+FORMATS = ("plain", "fp8", "int4", "nvfp4")
+# Results are bfloat16, and so are both operands of int4; fp8 operands are the same numbers on both sides.
+TOLERANCE = {torch.bfloat16: 5e-3, torch.float32: 2e-5}
+
+
+def made(weight: torch.Tensor, format: str, dtype: torch.dtype) -> layouts.Weight:
+    match format:
+        case "fp8":
+            return layouts.to_fp8(weight)
+        case "int4":
+            return layouts.to_int4(weight)
+        case "nvfp4":
+            return layouts.to_nvfp4(weight)
+        case _:
+            return layouts.Plain(weight.to(dtype))
+
+
+def numbers_of(x: activations.Activations, format: str) -> torch.Tensor:
+    """The numbers that a product of this format sees, float32."""
+    if format == "nvfp4":
+        return layouts.e2m1_numbers(x.values, x.groups) * x.factor[:, None]
+    return x.values.float() * x.factor[:, None] if format == "fp8" else x.values.float()
+
+
+def relative(one: torch.Tensor, two: torch.Tensor) -> float:
+    assert not one.isnan().any()
+    return float((one.double() - two.double()).norm() / two.double().norm())
+
+
+@pytest.mark.parametrize("format", FORMATS[:3])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("step", [False, True])
+def test_linear(format: str, gated: bool, step: bool, dtype: torch.dtype, device: torch.device) -> None:
+    x = torch.randn(21, 160, device=device).to(dtype)
+    weight = made(torch.randn(80, 160, device=device) / 12, format, dtype)
+    rounded = activations.for_format(x, format)
+    out = linear.linear(rounded, weight, gated=gated, step=step)
+    reference = linear.linear_reference(numbers_of(rounded, format), weight.dequantized().float(), gated)
+    assert relative(out, reference) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_experts(format: str, dtype: torch.dtype, device: torch.device) -> None:
+    tokens, choices, count, size, width = 24, 2, 5, 96, 80
+    x = torch.randn(tokens, size, device=device).to(dtype)
+    up = made(torch.randn(count, 2 * width, size, device=device) / 10, format, dtype)
+    down = made(torch.randn(count, size, width, device=device) / 9, format, dtype)
+    chosen = torch.rand(tokens, count, device=device).topk(choices).indices
+    weights = torch.rand(tokens, choices, device=device)
+    rounded = activations.for_format(x, format)
+    groups = grouping.group(chosen.int(), count, format)
+    out = experts.experts(rounded, weights, groups, up, down)
+    reference = experts.experts_reference(
+        numbers_of(rounded, format), weights, chosen, up.dequantized().float(), down.dequantized().float()
+    )
+    # fp8 and nvfp4 round the middle of the MLP too, which the reference here does not
+    assert relative(out, reference) < {"fp8": 4e-2, "nvfp4": 0.15}.get(format, 2 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("crowd", [False, True], ids=["spread", "all choose the same"])
+def test_grouping_is_a_stable_sort_cut_into_tiles(crowd: bool, device: torch.device) -> None:
+    count = 6
+    chosen = torch.randint(0, count, (1300, 2), dtype=torch.int32, device=device)
+    if crowd:
+        chosen[:] = 3
+    ours = grouping.group(chosen, count, "plain")
+    reference = grouping.group_reference(chosen, count, tiles_for("up plain", device)["BM"])
+    assert torch.equal(ours.order, reference.order)
+    assert torch.equal(ours.tile_count, reference.tile_count)
+    busy = reference.tile_count > 0
+    assert torch.equal(ours.tile_expert[busy], reference.tile_expert[busy])
+    assert torch.equal(ours.tile_first[busy], reference.tile_first[busy])
+
+
+@pytest.mark.parametrize("format", ["fp8", "nvfp4"])
+def test_rounding_activations_is_torchs(format: str, device: torch.device) -> None:
+    x = torch.randn(9, 112, device=device).bfloat16()
+    x[4] = 0
+    x[5, 16:32] = 0
+    ours, reference = activations.for_format(x, format), activations.for_format_reference(x, format)
+    assert torch.equal(ours.factor, reference.factor)
+    assert torch.equal(numbers_of(ours, format), numbers_of(reference, format))
+
+
+@pytest.mark.parametrize("format", FORMATS[:3])
+def test_a_rows_bits_do_not_depend_on_the_other_rows(format: str, device: torch.device) -> None:
+    """In the interpreter this is a weak check (numpy multiplies); on a card it is the claim itself."""
+    x = torch.randn(40, 96, device=device).bfloat16()
+    weight = made(torch.randn(64, 96, device=device), format, torch.bfloat16)
+    together = linear.linear(activations.for_format(x, format), weight)
+    alone = linear.linear(activations.for_format(x[7:9].contiguous(), format), weight)
+    assert torch.equal(together[7:9], alone)

@@ -6,7 +6,18 @@ from pathlib import Path
 
 import torch
 
-from scumble.ops.triton import activations, experts, grouping, layouts, linear, norms
+from scumble.ops.triton import (
+    activations,
+    attention,
+    experts,
+    grouping,
+    layouts,
+    linear,
+    noise,
+    norms,
+    rotate,
+    router,
+)  # fmt: skip
 from scumble.ops.triton.launch import Launch, recorded, tile_table
 
 HIDDEN, MLP, EXPERTS, CHOICES, WIDTH, VOCABULARY = 2816, 2112, 128, 8, 704, 262_144
@@ -47,6 +58,8 @@ def launches(arch: int, table: Path, dtype: torch.dtype = torch.bfloat16) -> lis
     formats = [format for format in ("plain", "fp8", "int4", "nvfp4") if f"up {format}" in have]
     with recorded(arch, tile_table(table)) as made:
         _norms()
+        _heads()
+        _router()
         for format in formats:
             _experts(format)
             if f"linear {format}" in have:
@@ -61,6 +74,28 @@ def _norms() -> None:
     norms.attention_tail(x, x, one, one, one, EPS)
     scalars = (empty(1), empty(1))
     norms.layer_tail(x, (x, x), (one, one, one), empty(tokens, 1, dtype=torch.bool), scalars, EPS)
+
+
+def _heads() -> None:
+    """Projected heads to mixed values: canvases over a long context in pages, over a short one, and single steps."""
+    for dim, groups, keys in ((256, 8, 1023 + CANVAS), (512, 2, 32_768)):
+        for tokens, rows, step in ((ROWS * CANVAS, ROWS, False), (8, 8, True)):
+            q, cos = empty(tokens, 16, dim), empty(tokens, 1, dim)
+            q = rotate.norm_rope(q, empty(dim), cos, cos, EPS)
+            number = empty(tokens, dtype=torch.int32)
+            alone = attention.one_row(number, number, 16 // groups, attention.name_of(dim, step))
+            cache = empty(groups, 1024, dim).transpose(0, 1)
+            attention.attend(q, cache, cache, alone, 1024, step=step)
+            pool = empty(64 * 1024, groups, dim)
+            pages = empty(rows, keys // 128, dtype=torch.int32)
+            attention.attend(q, pool, pool, alone, keys, pages, 128, step=step)
+
+
+def _router() -> None:
+    h = empty(ROWS * CANVAS, HIDDEN)
+    router.router(h, empty(HIDDEN), empty(EXPERTS, HIDDEN), empty(EXPERTS), CHOICES, EPS)
+    number = empty(ROWS, dtype=torch.int32)
+    noise.noise(empty(ROWS, 2, dtype=torch.int32), number, number, number, CANVAS, VOCABULARY)
 
 
 def _experts(format: str) -> None:

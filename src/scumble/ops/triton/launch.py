@@ -75,10 +75,11 @@ def with_tiles(tiles: dict[str, Tiles]) -> Iterator[None]:
 
 
 def launch(name: str, kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], **constants: Any) -> None:
-    """Start `kernel` with the tiles that the table has for `name`; their sizes are among the kernel's constants."""
+    """Start `kernel` with the tiles that the table has for `name`. Their sizes are constants of the kernel, where the
+    caller gives no others."""
     device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
     tiles = tiles_for(name, device)
-    constants |= tiles.sizes
+    constants = {**tiles.sizes, **constants}
     recording = _recording.get()
     if recording is not None:
         recording[1].append(Launch(name, kernel, grid, arguments, constants, tiles))

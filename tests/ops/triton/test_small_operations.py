@@ -1,0 +1,65 @@
+"""Router, rotary heads and addressed noise, against their references."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from scumble.diffusion.noise import SeededNoise
+from scumble.ops.triton import noise, rotate, router
+
+
+@pytest.mark.parametrize("experts", [8, 24])
+def test_router_chooses_and_weighs_as_the_reference(experts: int, dtype: torch.dtype, device: torch.device) -> None:
+    h, scale, proj = (torch.randn(*shape, device=device).to(dtype) for shape in ((21, 96), (96,), (experts, 96)))
+    per_expert = torch.rand(experts, device=device).to(dtype)
+    weights, chosen = router.router(h, scale, proj, per_expert, 3, 1e-6)
+    wanted, ids = router.router_reference(h, scale, proj, per_expert, 3, 1e-6)
+    assert torch.equal(chosen, ids)
+    torch.testing.assert_close(weights, wanted, rtol=2e-5, atol=1e-6)
+
+
+def test_among_equal_experts_the_lowest_id_comes_first(device: torch.device) -> None:
+    h, proj = torch.randn(5, 32, device=device), torch.ones(8, 32, device=device)
+    one = torch.ones(32, device=device), torch.ones(8, device=device)
+    weights, chosen = router.router(h, one[0], proj, one[1], 3, 1e-6)
+    assert chosen.tolist() == [[0, 1, 2]] * 5
+    torch.testing.assert_close(weights, torch.full_like(weights, 1 / 3))
+
+
+@pytest.mark.parametrize("size", [64, 48])
+def test_norm_and_rotary_positions(size: int, dtype: torch.dtype, device: torch.device) -> None:
+    x, weight = torch.randn(5, 3, size, device=device).to(dtype), torch.randn(size, device=device).to(dtype)
+    cos, sin = (torch.randn(5, 1, size, device=device).to(dtype) for _ in range(2))
+    ours = rotate.norm_rope(x, weight, cos, sin, 1e-6)
+    tolerance = {torch.bfloat16: 2**-6, torch.float32: 5e-6}[dtype]
+    torch.testing.assert_close(
+        ours, rotate.norm_rope_reference(x, weight, cos, sin, 1e-6), rtol=tolerance, atol=tolerance
+    )
+
+
+@pytest.mark.parametrize("vocab", [1000, 262_144])
+def test_noise_is_the_same_numbers_as_on_the_host(vocab: int, device: torch.device) -> None:
+    """Rows of one call have addresses of their own; the words of the seed go in as 32 bits each."""
+    rows = [(7, 0, 3, 2), (2**64 - 1, 2, 0, 11), (2**40 + 5, 1, 1, 0)]  # seed, candidate, canvas, pass
+    words = np.array([(seed & 0xFFFFFFFF, seed >> 32) for seed, *_ in rows], dtype=np.uint32)
+
+    def column(values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    for purpose, method in ((1, "uniform"), (2, "renoise")):
+        uniforms, ids = noise.noise(
+            torch.from_numpy(words.view(np.int32)).to(device),
+            column([canvas for _, _, canvas, _ in rows]),
+            column([number for *_, number in rows]),
+            column([purpose + 4 * candidate for _, candidate, _, _ in rows]),
+            150,
+            vocab,
+        )
+        for i, (seed, candidate, canvas, number) in enumerate(rows):
+            host = SeededNoise(seed, candidate)
+            if method == "uniform":
+                assert torch.equal(uniforms[i].cpu(), host.uniform(canvas, number, 150))
+            else:
+                assert torch.equal(ids[i].cpu(), host.renoise(canvas, number, 150, vocab))

@@ -17,6 +17,7 @@ from scumble.ops.triton import (
     norms,
     rotate,
     router,
+    vocab,
 )  # fmt: skip
 from scumble.ops.triton.launch import Launch, recorded, tile_table
 
@@ -60,6 +61,7 @@ def launches(arch: int, table: Path, dtype: torch.dtype = torch.bfloat16) -> lis
         _norms()
         _heads()
         _router()
+        _vocabulary()
         for format in formats:
             _experts(format)
             if f"linear {format}" in have:
@@ -96,6 +98,16 @@ def _router() -> None:
     router.router(h, empty(HIDDEN), empty(EXPERTS, HIDDEN), empty(EXPERTS), CHOICES, EPS)
     number = empty(ROWS, dtype=torch.int32)
     noise.noise(empty(ROWS, 2, dtype=torch.int32), number, number, number, CANVAS, VOCABULARY)
+
+
+def _vocabulary() -> None:
+    hidden, embedding = empty(ROWS * CANVAS, HIDDEN), empty(VOCABULARY, HIDDEN)
+    n = hidden.shape[0]
+    whole = {"cap": 30.0, "temperature": empty(n, dtype=torch.float32)}
+    uniforms, targets = empty(n, dtype=torch.float64), empty(n, dtype=torch.int64)
+    vocab.vocab_head(hidden, embedding, uniforms=uniforms, want_soft=True, **whole)
+    allowed = empty(n, VOCABULARY, dtype=torch.bool)
+    vocab.vocab_head(hidden, embedding, uniforms=uniforms, allowed=allowed, top=5, targets=targets, **whole)
 
 
 def _experts(format: str) -> None:

@@ -45,6 +45,6 @@ async function failure(response) {
   try {
     message = (await response.json()).error.message ?? message;
   } catch { /* not JSON: the status says it */ }
-  const hint = response.status === 401 ? " Enter an API key under Settings." : "";
+  const hint = response.status === 401 ? ". Enter one under Settings." : "";
   return Object.assign(new Error(message + hint), { status: response.status });
 }

@@ -1,4 +1,5 @@
-// The operator's tab: load, queue, throughput; keys and audit where this key may see them.
+// The operator's tab: load and throughput every two seconds; keys and audit log once, for they are administration, and
+// every look at them is itself recorded.
 
 import { get } from "./api.js";
 import { showFigures } from "./canvas.js";
@@ -13,6 +14,48 @@ export function watchServer(open) {
   if (!open) return;
   look();
   timer = setInterval(look, 2000);
+  administration();
+}
+
+async function administration() {
+  const host = document.getElementById("server-admin");
+  try {
+    const status = await (await get("admin/status")).json();
+    const keys = (await (await get("admin/keys")).json()).data;
+    host.replaceChildren(
+      heading("Audit log"),
+      paragraph(status.audit
+        ? `${status.audit.lines} records, texts ${status.audit.keeps_texts ? "kept" : "not kept"}, head ${status.audit.head.slice(0, 16)}…`
+        : "Nothing is recorded: the server was started with --no-audit."),
+      heading("Keys"),
+      status.open ? paragraph("There are none, so whoever reaches this server may use all of it. Make one: scumble keys create.")
+        : table(["name", "scopes", "state", "expires", "requests a minute", "tokens a minute"], keys.map((key) => [
+          key.name, key.scopes.join(", "), key.state ?? "", key.expires ? new Date(1000 * key.expires).toLocaleDateString() : "never",
+          key.requests_per_minute ?? "any", key.tokens_per_minute ?? "any"])),
+      heading("Model"),
+      paragraph(`${status.model}, digest ${status.digest.slice(0, 16)}…`),
+    );
+  } catch (problem) {
+    host.replaceChildren(paragraph(problem.status === 403 || problem.status === 401
+      ? "Keys and audit log need a key with the scope admin." : problem.message));
+  }
+}
+
+function element(name, text, ...children) {
+  const one = document.createElement(name);
+  if (text !== undefined) one.textContent = text;
+  one.append(...children);
+  return one;
+}
+const heading = (text) => element("h2", text);
+const paragraph = (text) => element("p", text);
+
+function table(names, rows) {
+  const cells = (kind, values) => element("tr", undefined, ...values.map((value) => element(kind, value)));
+  const body = element("tbody", undefined, ...rows.map((row) => cells("td", row)));
+  const box = element("div", undefined, element("table", undefined, element("thead", undefined, cells("th", names)), body));
+  box.className = "scroll";
+  return box;
 }
 
 async function look() {

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 from scumble import __version__
 from scumble.errors import InvalidRequest
 from scumble.llm import LLM
-from scumble.serve import admin, chat, completions, health, models, page
+from scumble.serve import admin, chat, completions, fill, health, messages, models, page
 from scumble.serve.access import Access
 from scumble.serve.audit import AuditLog
 from scumble.serve.backend import Backend
@@ -26,7 +26,10 @@ from scumble.serve.settings import ServeSettings
 from scumble.serve.slots import Slots
 from scumble.serve.store import open_store
 
-ROUTERS = (page.router, chat.router, completions.router, models.router, health.router, admin.router)
+ROUTERS = (
+    page.router, chat.router, completions.router, messages.router, fill.router, models.router, health.router,
+    admin.router,
+)  # fmt: skip
 
 
 def make_service(llm: LLM, settings: ServeSettings) -> Service:

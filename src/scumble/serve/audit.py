@@ -56,8 +56,8 @@ class AuditLog:
         self._since_checkpoint = 0
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._signer = signing_key(folder)
-            with locked(self.folder):
+            with locked(folder):  # of two processes that start together one makes the key
+                self._signer = signing_key(folder)
                 self._mend_tail()
         except OSError as error:
             raise AuditError(f"the audit log in {folder} cannot be opened: {error.strerror}; see --state") from None

@@ -70,7 +70,7 @@ class OpenAISampling(Sampler):
     # Accepted and reported: they name no text.
     reported: ClassVar[tuple[str, ...]] = (
         "user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
-        "verbosity", "store",
+        "prompt_cache_options", "moderation", "verbosity", "store",
     )  # fmt: skip
     # Refused where they ask for anything but the default given here.
     refused: ClassVar[dict[str, Any]] = {"frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}}
@@ -93,6 +93,8 @@ class OpenAISampling(Sampler):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    moderation: dict[str, Any] | None = None
     verbosity: str | None = None
     store: bool | None = None
 

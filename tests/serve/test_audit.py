@@ -182,17 +182,16 @@ def test_what_the_server_records(llm, tmp_path, capsys):
             client.get("/v1/models")
             client.get("/v1/models", headers={"authorization": "Bearer wrong"})
     log = list(records(tmp_path / "audit"))
-    kinds = [one["kind"] for one in log]
-    assert kinds == ["begin", "end", "begin", "end", "denied", "checkpoint"]
-    begin, end = log[:2]
-    assert begin["request"] == end["request"] == asked.headers["x-request-id"]
+    assert sorted(one["kind"] for one in log) == ["begin", "begin", "checkpoint", "denied", "end", "end"]
+    begin, end = [one for one in log if one.get("request") == asked.headers["x-request-id"]]
+    assert (begin["kind"], end["kind"]) == ("begin", "end")
     assert begin["key"] == "ci"
     assert begin["route"] == "/v1/completions"
     assert len(begin["model"]) == 64
     assert end["outcome"] == "ok"
     assert end["completion_tokens"] == 4
     assert end["ms"] > 0
-    assert log[3]["status"] == 400
+    assert {one["status"] for one in log if one["kind"] == "end"} == {200, 400}
     assert "canvas" not in (tmp_path / "audit" / LOG).read_text()
     assert not (tmp_path / "audit" / TEXTS).exists()
     assert main(["audit", "verify", "--state", str(tmp_path)]) == 0

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 from scumble import __version__
 from scumble.errors import InvalidRequest
 from scumble.llm import LLM
-from scumble.serve import admin, chat, completions, fill, health, messages, models, page
+from scumble.serve import admin, chat, completions, fill, health, messages, models, page, responses
 from scumble.serve.access import Access
 from scumble.serve.audit import AuditLog
 from scumble.serve.backend import Backend
@@ -21,14 +21,15 @@ from scumble.serve.gate import Gate, error_response
 from scumble.serve.keys import Keys, read_key_file
 from scumble.serve.limits import Limiter
 from scumble.serve.metrics import Metrics
+from scumble.serve.response_run import KeptResponses
 from scumble.serve.service import Service
 from scumble.serve.settings import ServeSettings
 from scumble.serve.slots import Slots
 from scumble.serve.store import open_store
 
 ROUTERS = (
-    page.router, chat.router, completions.router, messages.router, fill.router, models.router, health.router,
-    admin.router,
+    page.router, chat.router, completions.router, messages.router, responses.router, fill.router, models.router,
+    health.router, admin.router,
 )  # fmt: skip
 
 
@@ -37,7 +38,8 @@ def make_service(llm: LLM, settings: ServeSettings) -> Service:
     names = tuple(dict.fromkeys(settings.names)) or (default_name(llm.folder),)
     slots = Slots(settings.max_running, settings.max_waiting, settings.queue_seconds)
     backend = Backend(llm, names, slots)
-    return Service(settings, backend, Metrics(names[0]), make_access(settings, lambda: backend.digest))
+    access = make_access(settings, lambda: backend.digest)
+    return Service(settings, backend, Metrics(names[0]), access, KeptResponses())
 
 
 def make_access(settings: ServeSettings, digest: Callable[[], str]) -> Access:

@@ -12,8 +12,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
-from scumble.events import Committed, Draft, Finished, Generation, TokenLogprobs
-from scumble.serve.backend import Backend, Job, StreamEvent, replace_settings
+from scumble.events import Committed, Draft, Finished, Generation, StreamEvent, TokenLogprobs
+from scumble.serve.backend import Backend, Job, replace_settings
 from scumble.serve.call import Call, call_of, service_of
 from scumble.serve.errors import ApiError
 from scumble.serve.extension import draft_extension, generation_extension, tool_calls, usage_of

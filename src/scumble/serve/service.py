@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from scumble.events import Committed, Finished
+from scumble.events import Committed, Finished, StreamEvent
 from scumble.serve.access import Access
-from scumble.serve.backend import Backend, Job, StreamEvent
+from scumble.serve.backend import Backend, Job
 from scumble.serve.call import Call
 from scumble.serve.errors import ApiError, translated
 from scumble.serve.fields import NOT_APPLIED
@@ -16,6 +17,9 @@ from scumble.serve.log import log_event, log_failure
 from scumble.serve.metrics import Metrics
 from scumble.serve.settings import ServeSettings
 from scumble.serve.stream import data_event, woven
+
+if TYPE_CHECKING:
+    from scumble.serve.response_run import KeptResponses
 
 
 @dataclass
@@ -26,6 +30,7 @@ class Service:
     backend: Backend
     metrics: Metrics
     access: Access
+    kept: KeptResponses
     ready: bool = False
     draining: bool = False
     fault: str | None = None  # why the server cannot answer at all, in words for the operator

@@ -185,7 +185,7 @@ class LLM:
         """
         tokenizer = self._need_tokenizer()
         try:
-            prompt, typed = encode_infill(tokenizer, prefix, suffix, damaged)
+            prompt, typed = encode_infill(tokenizer, prefix, suffix, damaged, self._context)
         except TokenizerError as error:
             raise TokenizerError(f"{self.folder}: {error}") from None
         own = (config or GenerationConfig()).merged({"canvas_length": self.defaults.get("canvas_length", "auto")})
@@ -214,17 +214,22 @@ class LLM:
         if text == "":
             raise InvalidRequest("the prompt is empty; give at least one character")
         bos = tokenizer.bos_id
-        return ([] if bos is None else [bos]) + tokenizer.encode(text)
+        return ([] if bos is None else [bos]) + tokenizer.encode(text, context=self._context)
 
     def encode_chat(self, messages: Sequence[Message], **template: Any) -> list[int]:
         """Prompt ids of a conversation, by the checkpoint's chat template."""
-        return self.chat_template.encode(messages, self._need_tokenizer(), **template)
+        return self.chat_template.encode(messages, self._need_tokenizer(), **{"context": self._context, **template})
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
         if self.folder is None:
             raise TemplateError("this LLM was made without a folder, so it has no chat template; use generate")
         return ChatTemplate.from_folder(self.folder, self._need_tokenizer())
+
+    @property
+    def _context(self) -> int:
+        """How many tokens prompt and answer may have together."""
+        return self.model.config.max_position_embeddings
 
     def _need_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

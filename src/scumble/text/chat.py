@@ -13,7 +13,7 @@ from scumble.reading import is_there, parse_json, read_json_file, read_text
 from scumble.text.messages import Message, check_messages, join_text_parts
 from scumble.text.provenance import Marks
 from scumble.text.renderer import RENDER_SECONDS, SHARED
-from scumble.text.tokenizer import Tokenizer, read_tokenizer_config, require_unicode
+from scumble.text.tokenizer import Tokenizer, read_tokenizer_config, require_unicode, too_long
 
 BUILT_IN_TEMPLATE = Path(__file__).with_name("default_template.jinja").read_text(encoding="utf-8")
 
@@ -103,21 +103,27 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         enable_thinking: bool | None = None,
+        context: int | None = None,
         **extra: Any,
     ) -> list[int]:
         """The conversation as token ids, in which only the template's own markers are special ids.
 
         Where no string of the caller's holds a special token's text, these are exactly the ids of the rendered string.
         Where one does, its spelled-out tokens are encoded as ordinary text (see provenance.py).
-        Arguments and errors as for `render`.
+        Arguments and errors as for `render`; context as for `Tokenizer.encode`.
         """
         variables = self._caller_variables(messages, tools, enable_thinking, extra)
         marks = Marks(tokenizer.special_tokens, json.dumps(variables, ensure_ascii=False) + self._pick(variables))
         marked = marks.mark(variables)
         rendered = self._run(marked, add_generation_prompt)
         if marked == variables:
-            return tokenizer.encode(rendered, special=True)
-        return [id for piece in marks.pieces(rendered) for id in tokenizer.encode(piece.text, special=piece.special)]
+            return tokenizer.encode(rendered, special=True, context=context)
+        if context is not None:
+            tokenizer.refuse_if_far_too_long(marks.without(rendered), context)
+        ids = [id for piece in marks.pieces(rendered) for id in tokenizer.encode(piece.text, special=piece.special)]
+        if context is not None and len(ids) >= context:
+            raise too_long(str(len(ids)), context)
+        return ids
 
     def _caller_variables(
         self,

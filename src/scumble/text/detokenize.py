@@ -16,6 +16,7 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Any, Protocol
 
+from scumble.text.byte_level import token_bytes
 from scumble.text.tokenizer import Tokenizer
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -61,7 +62,7 @@ class _ByteWindow:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def feed(self, tokens: list[tuple[int, str]]) -> str:
-        return self._utf8.decode(b"".join(_token_bytes(token) for _, token in tokens))
+        return self._utf8.decode(b"".join(token_bytes(token) for _, token in tokens))
 
     def finish(self) -> str:
         return self._utf8.decode(b"", final=True)
@@ -116,21 +117,3 @@ def _decoder_kinds(spec: dict[str, Any] | None) -> set[str]:
     if spec is None:
         return set()
     return {spec["type"]}.union(*(_decoder_kinds(part) for part in spec.get("decoders", [])))
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's spelling of bytes: printable Latin-1 characters stand for themselves, the others for U+0100 and up."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
-
-
-_BYTE_OF = _byte_alphabet()
-
-
-def _token_bytes(token: str) -> bytes:
-    """A token with a character outside the alphabet (an added one) stands for its own text."""
-    try:
-        return bytes(_BYTE_OF[character] for character in token)
-    except KeyError:
-        return token.encode("utf-8")

@@ -25,8 +25,12 @@ def can_repair(tokenizer: Tokenizer | None) -> bool:
     return tokenizer is not None and can_infill(tokenizer) and REPAIR in tokenizer.special_tokens
 
 
-def encode_infill(tokenizer: Tokenizer, prefix: str, suffix: str, damaged: str | None = None) -> tuple[list[int], str]:
+def encode_infill(
+    tokenizer: Tokenizer, prefix: str, suffix: str, damaged: str | None = None, context: int | None = None
+) -> tuple[list[int], str]:
     """Prompt ids, and what the first token of the answer must begin with (see text/healing.py).
+
+    context: as for `Tokenizer.encode`, of each of the texts.
 
     Raises TokenizerError where a marker is missing, InvalidRequest where the damaged text is empty.
     """
@@ -38,11 +42,11 @@ def encode_infill(tokenizer: Tokenizer, prefix: str, suffix: str, damaged: str |
         raise InvalidRequest("the damaged text is empty; give at least one character, or fill in without it")
     marker = tokenizer.special_tokens
     start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    hint = [] if damaged is None else [marker[REPAIR], *tokenizer.encode(damaged)]
-    before, typed = [marker[PREFIX], *tokenizer.encode(prefix)], ""
+    hint = [] if damaged is None else [marker[REPAIR], *tokenizer.encode(damaged, context=context)]
+    before, typed = [marker[PREFIX], *tokenizer.encode(prefix, context=context)], ""
     if damaged is None:  # a text to repair begins where it begins
         before, typed = take_back(tokenizer, prefix, before)
-    after = [marker[SUFFIX], *tokenizer.encode(suffix)]
+    after = [marker[SUFFIX], *tokenizer.encode(suffix, context=context)]
     return [*start, *before, *after, *hint, marker[MIDDLE]], typed
 
 

@@ -73,11 +73,15 @@ class Marks:
                 if trusted:
                     yield Piece(trusted, special=True)
                     trusted = ""
-                yield Piece(text.replace(self.open, "").replace(self.close, ""), special=False)
+                yield Piece(self.without(text), special=False)
             else:
                 trusted += text
         if trusted:
             yield Piece(trusted, special=True)
+
+    def without(self, text: str) -> str:
+        """The same text without marks."""
+        return text.replace(self.open, "").replace(self.close, "")
 
     def _split(self, rendered: str) -> Iterator[tuple[str, bool]]:
         """Alternate text and the template's own special tokens: (text, is it such a token)."""

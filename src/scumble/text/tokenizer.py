@@ -19,9 +19,12 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from scumble.errors import InvalidRequest, TokenizerError
+from scumble.errors import InvalidRequest, PromptTooLong, TokenizerError
 from scumble.reading import MOST_TOKENIZER, is_there, read_bytes, read_json_file
+from scumble.text.fewest import FewestTokens, bound_of
 from scumble.text.markers import CONTROL_TOKENS
+
+LONG = 2  # a text of more characters than this times the context's tokens is not tokenized before its bound is known
 
 # Names tried, in this order, where no tokenizer_config.json says which token begins a text.
 _USUAL_BOS = ("<bos>", "<s>", "<|begin_of_text|>")
@@ -52,6 +55,7 @@ class Tokenizer:
         self._backend = backend
         self._literal: Backend | None = None  # the same tokenizer, blind to special tokens; built when first needed
         self._literal_lock = threading.Lock()
+        self._bound: tuple[FewestTokens | None] | None = None  # made when first needed
         self.token_names: Mapping[str, str] = MappingProxyType(names)
         added = backend.get_added_tokens_decoder()
         self.special_tokens: Mapping[str, int] = MappingProxyType(
@@ -78,22 +82,43 @@ class Tokenizer:
         _add_declared_tokens(backend, config, folder)
         return cls(backend, token_names=_named_tokens(config))
 
-    def encode(self, text: str, *, special: bool = False) -> list[int]:
+    def encode(self, text: str, *, special: bool = False, context: int | None = None) -> list[int]:
         """Token ids of a text, without an automatic BOS.
 
         Args:
             text: any Unicode text; the empty text has no ids.
             special: False: the text is data, and no special id can come out. True: the text is a rendered template,
                 and the special tokens written in it become their ids.
+            context: tokens that prompt and answer may have together: a text that leaves no room for an answer is
+                refused, and one that is far too long without being tokenized.
 
         Raises:
+            PromptTooLong: the text does not fit into `context`.
             InvalidRequest: the text holds a lone surrogate (not Unicode), or consists of a one-character special token.
         """
         require_unicode(text)
+        if context is not None:
+            self.refuse_if_far_too_long(text, context)
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-        if special or self.special_ids.isdisjoint(ids):
-            return ids
-        return self._encode_literally(text)
+        if not special and not self.special_ids.isdisjoint(ids):
+            ids = self._encode_literally(text)
+        if context is not None and len(ids) >= context:
+            raise too_long(str(len(ids)), context)
+        return ids
+
+    def refuse_if_far_too_long(self, text: str, context: int) -> None:
+        """Raises PromptTooLong where a glance at a long text shows that it has more tokens than the context holds."""
+        if len(text) > LONG * context:
+            count = self.fewest_tokens(text, context)
+            if count >= context:
+                raise too_long(f"at least {count}", context)
+
+    def fewest_tokens(self, text: str, enough: int) -> int:
+        """A number of tokens that a text has at least, found without tokenizing it (see fewest.py); 0 where nothing can
+        be said. Counts no further than `enough`."""
+        if self._bound is None:
+            self._bound = (bound_of(self._backend),)
+        return 0 if self._bound[0] is None else self._bound[0].count(text, enough)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Text of token ids. Ids outside the vocabulary decode to nothing (a model may have padding rows past it).
@@ -165,6 +190,13 @@ class Tokenizer:
             borders = [0, *(start + 1 for start, _ in spans), len(piece)]
             pieces += [piece[a:b] for a, b in pairwise(borders)][::-1]
         return ids
+
+
+def too_long(count: str, context: int) -> PromptTooLong:
+    return PromptTooLong(
+        f"the prompt has {count} tokens; the model's context holds {context}, and at least one is needed for the "
+        "answer; shorten the prompt"
+    )
 
 
 def require_unicode(text: str, what: str = "the text") -> None:

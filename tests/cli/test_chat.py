@@ -71,6 +71,26 @@ def test_a_model_without_template_points_to_generate(
     assert "scumble generate" in err
 
 
+def test_a_model_that_never_learnt_to_chat_is_announced_before_the_first_turn(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The embedded model has the markers of turns, and never learnt what they are for."""
+    assert piped(monkeypatch, b"/quit\n") == 0
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "the embedded model was trained on plain text" in err
+    assert "scumble generate" in err
+
+
+def test_weights_are_not_read_where_no_chat_can_come_of_it(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, no_chat: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "tokenizer.json").write_bytes((no_chat / "tokenizer.json").read_bytes())
+    assert piped(monkeypatch, b"hi\n", "--model", tmp_path) == 1
+    assert "needs <|turn> and <turn|> as tokens" in capfd.readouterr().err
+
+
 def test_commands(llm: LLM, tmp_path: Path) -> None:
     talk = talk_to(llm)
     assert talk.say("hi")

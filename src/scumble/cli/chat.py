@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from scumble.cli import options as o
 from scumble.cli.loading import load_llm
 from scumble.cli.prompt import decode
-from scumble.cli.terminal import can_draw, error_console
+from scumble.cli.terminal import can_draw, error_console, visible
 from scumble.errors import ScumbleError, TemplateError
 from scumble.settings import SETTINGS
 
@@ -30,6 +31,9 @@ Examples:
   printf 'Hello\\nAnd then?\\n' | scumble chat
 """
 
+PLAIN_TEXT = (  # of models that `scumble train` made of documents
+    "was trained on plain text and has no chat template: answers may mean nothing; use scumble generate PROMPT"
+)
 HELP = """\
 /reset          forget the conversation
 /system TEXT    instructions for the model; without TEXT: none
@@ -58,13 +62,20 @@ def chat(
     """
     console = error_console()
     config = o.generation_config(settings)
-    llm = load_llm(model, dtype, device, console)
-    from scumble.cli.conversation import Conversation
+    from scumble.text.chat import check_can_chat
 
     try:
-        _ = llm.chat_template
+        if model is not None and model.is_dir():
+            check_can_chat(model)  # before minutes of reading weights
+        llm = load_llm(model, dtype, device, console)
+        template = llm.chat_template
     except TemplateError as error:
         raise TemplateError(f"{error}; to continue plain text, use: scumble generate PROMPT") from None
+    if template.is_built_in and llm.folder is not None and (llm.folder / "training.json").exists():
+        name = "the embedded model" if model is None else str(model)
+        console.print(Text(visible(f"scumble: {name} {PLAIN_TEXT}"), "dim"), soft_wrap=True)
+    from scumble.cli.conversation import Conversation
+
     talk = Conversation(llm, config, console, can_draw(console) and not no_live, delay, save)
     talk.set_system(system or "")
     if sys.stdin.isatty():

@@ -19,6 +19,7 @@ from scumble.cli.screen import LiveScreen, PlainScreen, Screen
 from scumble.cli.terminal import quiet_keyboard, visible
 from scumble.engine.request import Settings, resolve
 from scumble.errors import InvalidRequest, ScumbleError
+from scumble.events import Generation
 from scumble.llm import LLM
 from scumble.settings import GenerationConfig
 
@@ -56,7 +57,18 @@ class Conversation:
                 self._write(self.save_to)
         if self.live:
             print_summary(self.console, outcome, settings.decoder)
+        if outcome.generation is not None:
+            self._explain(outcome.generation)
         return whole
+
+    def _explain(self, generation: Generation) -> None:
+        """Say what else there was besides text, where that leaves a person with less than an answer."""
+        if not generation.thinking_closed:
+            self.note(f"the answer ended inside its thinking, after {generation.thinking_tokens} tokens of it")
+        for call in generation.tool_calls:
+            self.note(
+                f"asks for {call.name}({json.dumps(dict(call.arguments), ensure_ascii=False)}), which nobody runs"
+            )
 
     def all_messages(self) -> list[dict[str, Any]]:
         start = [{"role": "system", "content": self.system}] if self.system else []

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from scumble.errors import InvalidRequest, TemplateError, shown
-from scumble.reading import is_there, parse_json, read_json_file, read_text
+from scumble.reading import MOST_TOKENIZER, is_there, parse_json, read_bytes, read_json_file, read_text
+from scumble.text.markers import TURN_CLOSE, TURN_OPEN
 from scumble.text.messages import Message, check_messages, join_text_parts
 from scumble.text.provenance import Marks
 from scumble.text.renderer import RENDER_SECONDS, SHARED
@@ -63,13 +64,13 @@ class ChatTemplate:
     @classmethod
     def built_in(cls, tokenizer: Tokenizer) -> ChatTemplate:
         """The built-in template in DiffusionGemma's format; needs `<|turn>` and `<turn|>` in the vocabulary."""
-        missing = [token for token in ("<|turn>", "<turn|>") if tokenizer.token_id(token) is None]
-        if missing:
-            raise TemplateError(
-                f"no chat template in the folder, and the built-in one needs {' and '.join(missing)} as tokens; "
-                "add a chat_template.jinja, or use generate instead of chat"
-            )
+        _require_turns([token for token in (TURN_OPEN, TURN_CLOSE) if tokenizer.token_id(token) is not None])
         return cls(BUILT_IN_TEMPLATE, token_names=tokenizer.token_names)
+
+    @property
+    def is_built_in(self) -> bool:
+        """Whether the checkpoint came without a template of its own."""
+        return self.source == BUILT_IN_TEMPLATE
 
     def render(
         self,
@@ -153,6 +154,29 @@ class ChatTemplate:
     def _run(self, variables: Mapping[str, Any], add_generation_prompt: bool) -> str:
         everything = {**self._token_names, **variables, "add_generation_prompt": add_generation_prompt}
         return SHARED.render(self._pick(variables), everything, seconds=self._seconds)
+
+
+def check_can_chat(folder: Path) -> None:
+    """Refuse a folder that cannot chat without reading more of it than the text of its tokenizer.
+
+    Raises TemplateError, as `ChatTemplate.from_folder` does, where there is neither a template nor the turn markers.
+    """
+    file = folder / "tokenizer.json"
+    if is_there(file) and not find_sources(folder):
+        try:
+            text = read_bytes(file, MOST_TOKENIZER)
+        except OSError as error:
+            raise TemplateError(f"{file} cannot be read: {error}") from error
+        _require_turns([token for token in (TURN_OPEN, TURN_CLOSE) if token.encode() in text])
+
+
+def _require_turns(found: Sequence[str]) -> None:
+    missing = [token for token in (TURN_OPEN, TURN_CLOSE) if token not in found]
+    if missing:
+        raise TemplateError(
+            f"no chat template in the folder, and the built-in one needs {' and '.join(missing)} as tokens; "
+            "add a chat_template.jinja, or use generate instead of chat"
+        )
 
 
 def _check_tools(tools: Any) -> list[Mapping[str, Any]] | None:

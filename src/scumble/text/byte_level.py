@@ -13,7 +13,7 @@ def _byte_alphabet() -> dict[str, int]:
 BYTE_OF = _byte_alphabet()
 
 
-def token_bytes(token: str) -> bytes:
+def unspelled(token: str) -> bytes:
     """A token with a character outside the alphabet (an added one) stands for its own text."""
     try:
         return bytes(BYTE_OF[character] for character in token)

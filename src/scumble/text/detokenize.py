@@ -16,7 +16,7 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Any, Protocol
 
-from scumble.text.byte_level import token_bytes
+from scumble.text.byte_level import unspelled
 from scumble.text.tokenizer import Tokenizer
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -62,7 +62,7 @@ class _ByteWindow:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def feed(self, tokens: list[tuple[int, str]]) -> str:
-        return self._utf8.decode(b"".join(token_bytes(token) for _, token in tokens))
+        return self._utf8.decode(b"".join(unspelled(token) for _, token in tokens))
 
     def finish(self) -> str:
         return self._utf8.decode(b"", final=True)

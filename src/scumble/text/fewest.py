@@ -19,7 +19,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from scumble.text.byte_level import BYTE_OF, token_bytes
+from scumble.text.byte_level import BYTE_OF, unspelled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,7 +95,7 @@ def bound_of(backend: Backend) -> FewestTokens | None:
     vocabulary = backend.get_vocab(with_added_tokens=True)
     if any(part["type"] == "ByteLevel" for part in cutters):
         whole = all(letter in vocabulary for letter in BYTE_OF)
-        return FewestTokens(map(token_bytes, vocabulary)) if whole else None
+        return FewestTokens(map(unspelled, vocabulary)) if whole else None
     if not model.byte_fallback or not all(f"<0x{byte:02X}>" in vocabulary for byte in range(256)):
         return None
     space = "▁" if "▁" in blanks else None

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from scumble.errors import TokenizerError
-from scumble.text.detokenize import _BYTE_TOKEN, _decoder_kinds, _token_bytes
+from scumble.text.byte_level import unspelled
+from scumble.text.detokenize import _BYTE_TOKEN, _decoder_kinds
 from scumble.text.tokenizer import Tokenizer
 
 
@@ -25,7 +26,7 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes | None]:
 
 def _bytes(token: str, spec: dict[str, Any] | None, kinds: set[str]) -> bytes:
     if "ByteLevel" in kinds:
-        return _token_bytes(token)
+        return unspelled(token)
     if "ByteFallback" in kinds and _BYTE_TOKEN.fullmatch(token):
         return bytes([int(token[3:5], 16)])
     if kinds and kinds <= {"Sequence", "Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}:

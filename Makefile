@@ -35,7 +35,8 @@ types: $(STAMP)
 # constraints.txt pins every version that the tests were last green with.
 $(USER): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(if $(TORCH_INDEX),$(PIP) --no-deps --retries 0 --timeout 15 --index-url $(TORCH_INDEX) torch ||) $(PIP) torch
+	$(if $(TORCH_INDEX),$(PIP) --no-deps --retries 0 --timeout 15 --index-url $(TORCH_INDEX) torch || \
+		echo "torch's build without CUDA cannot be fetched from $(TORCH_INDEX); taking what pip finds")
 	$(PIP) -e .
 	touch $(USER)
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from scumble.cli.main import main
+from scumble.cli.entry import main
 
 sys.exit(main())

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scumble.cli.terminal import can_draw, error_console
+from scumble.cli.terminal import can_draw, error_console, uninterrupted
 from scumble.errors import InvalidRequest, ScumbleError
 
 EPILOG = """\
@@ -79,9 +79,10 @@ def bench(
 
         need_matplotlib()
         _need_folder(plot)
-    from scumble.bench.report import print_report
-    from scumble.bench.run import Options, run_bench
-    from scumble.bench.subject import Subject
+    with uninterrupted():
+        from scumble.bench.report import print_report
+        from scumble.bench.run import Options, run_bench
+        from scumble.bench.subject import Subject
 
     if quick:
         passes, repeats, new_tokens = min(passes, 3), 1, min(new_tokens, 64)

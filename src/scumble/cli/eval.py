@@ -11,7 +11,7 @@ import typer
 
 from scumble.cli import options as o
 from scumble.cli.loading import load_llm
-from scumble.cli.terminal import can_draw, error_console, report_console
+from scumble.cli.terminal import can_draw, error_console, report_console, uninterrupted
 from scumble.errors import InvalidRequest
 from scumble.settings import CANVAS_SETTINGS
 
@@ -176,7 +176,8 @@ def _check_files(written: Mapping[str, Path | None], read: Mapping[str, Path | N
 
 
 def _evaluate(llm: LLM, plan: Plan, answers: Path | None, as_json: bool, console: Console) -> None:
-    from scumble.evaluate.run import evaluate
+    with uninterrupted():
+        from scumble.evaluate.run import evaluate
 
     with _Watching(console, answers) as watching:
         report = evaluate(llm, plan, watching.watch())

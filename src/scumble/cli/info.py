@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scumble.cli.terminal import error_console, spinner
+from scumble.cli.terminal import error_console, spinner, uninterrupted
 from scumble.errors import CheckpointError
 from scumble.reading import is_there
 
@@ -46,11 +46,12 @@ def info(
 
 def gather(path: Path | None) -> dict[str, Any]:
     """Everything `info` knows about a folder, as JSON values. Sizes in bytes."""
-    from scumble.checkpoint import read_contents, read_generation_config
-    from scumble.checkpoint.memory import available, needed
-    from scumble.formats.sizes import FORMATS, weight_bytes
-    from scumble.llm import embedded_path
-    from scumble.placement import choose_device
+    with uninterrupted():
+        from scumble.checkpoint import read_contents, read_generation_config
+        from scumble.checkpoint.memory import available, needed
+        from scumble.formats.sizes import FORMATS, weight_bytes
+        from scumble.llm import embedded_path
+        from scumble.placement import choose_device
 
     if path is None and not embedded_path().is_dir():
         raise CheckpointError("this installation has no embedded model; name a checkpoint folder: scumble info PATH")

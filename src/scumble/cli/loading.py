@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from scumble.cli.terminal import spinner
+from scumble.cli.terminal import spinner, uninterrupted
 from scumble.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def load_llm(path: Path | None, dtype: str, device: str, console: Console) -> LLM:
     """The model in a folder, or the embedded one. Says on the console what loading left out."""
     with spinner(console, "loading the model"):
-        from scumble.llm import LLM, embedded_path  # torch takes a second or two
+        with uninterrupted():
+            from scumble.llm import LLM, embedded_path  # torch takes a second or two
 
         if path is None and not embedded_path().is_dir():
             raise CheckpointError("this installation has no embedded model; name a checkpoint folder with --model PATH")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from scumble.cli.terminal import uninterrupted
+
 if TYPE_CHECKING:
     from scumble.train.record import Report
 
@@ -32,9 +34,10 @@ def train(
     """Train a model: next-token and denoising loss together, in bfloat16 with float32 weights, resumable."""
     import dataclasses
 
-    from scumble.train.loop import train as run
-    from scumble.train.read_config import read_train_config
-    from scumble.train.state import read_progress
+    with uninterrupted():
+        from scumble.train.loop import train as run
+        from scumble.train.read_config import read_train_config
+        from scumble.train.state import read_progress
 
     plan = read_train_config(config)
     changes = {"minutes": minutes, "threads": threads}

@@ -152,7 +152,8 @@ def build(compiler: str) -> Path:
     with _locked(folder / "lock"):
         if path.exists():  # another process was faster
             return path
-        log.info("compiling native CPU kernels with %s, once", compiler)
+        # A warning, so that it is seen without any set-up of logging: somebody waits and wonders.
+        log.warning("scumble: compiling the CPU kernels with %s, this once; it takes up to half a minute", compiler)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch) / "kernels.so"
             command = [compiler, *FLAGS, *map(str, sources), "-o", str(made)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from scumble import GenerationConfig
 from scumble.checkpoint import save_checkpoint
 from scumble.config import LayerConfig, ModelConfig
+from scumble.decode import Answer, PassDone, Request, TokensCommitted, make_request
 from scumble.diffusion import SeededNoise
-from scumble.engine import PassDone, TokensCommitted, generate, make_request, run
-from scumble.engine.steps import Answer
+from scumble.engine import Engine, Event, Failed
 from scumble.model import Transformer
 
 SLIDING = LayerConfig("sliding_attention", 8, 2)
@@ -49,25 +50,36 @@ def answer(
     model: Transformer,
     prompts: list[list[int]],
     configs: GenerationConfig | list[GenerationConfig],
-    batch_invariant: bool = True,
     **inputs: Any,
 ) -> list[dict[str, Any]]:
     """Run requests side by side through the engine -> per row: ids, events, answer. inputs: draft, pinned (one row)."""
     if isinstance(configs, GenerationConfig):
         configs = [configs] * len(prompts)
     requests = [make_request(p, c, {}, model.config, **inputs) for p, c in zip(prompts, configs, strict=True)]
-    rows: list[dict[str, Any]] = [{"ids": [], "passes": [], "commits": [], "answer": None} for _ in prompts]
-    for number, event in run(model, [generate(model, request) for request in requests], batch_invariant):
-        row = rows[number]
-        if isinstance(event, PassDone):
-            row["passes"].append(event)
-        elif isinstance(event, TokensCommitted):
-            row["commits"].append(event)
-            row["ids"] += event.ids
-        else:
-            assert isinstance(event, Answer)
-            row["answer"] = event
+    return run(Engine(model), requests)
+
+
+def run(engine: Engine, requests: list[Request]) -> list[dict[str, Any]]:
+    """Step an engine until all requests are answered -> per row: ids, events, answer. Raises what a row failed with."""
+    rows: list[dict[str, Any]] = [{"ids": [], "passes": [], "commits": [], "answer": None} for _ in requests]
+    for row, request in zip(rows, requests, strict=True):
+        engine.add(request, partial(_note, row), drafts=True)
+    while engine.has_work:
+        engine.step()
     return rows
+
+
+def _note(row: dict[str, Any], event: Event) -> None:
+    if isinstance(event, PassDone):
+        row["passes"].append(event)
+    elif isinstance(event, TokensCommitted):
+        row["commits"].append(event)
+        row["ids"] += event.ids
+    elif isinstance(event, Failed):
+        raise event.error
+    else:
+        assert isinstance(event, Answer)
+        row["answer"] = event
 
 
 def prompt(length: int, seed: int = 0, vocab: int = 97) -> list[int]:

@@ -50,10 +50,15 @@ class DataError(ScumbleError):
 def check_output(figure: float) -> None:
     """Refuses a figure taken from a model's output (an entropy, a logit, a loss) that is not a finite number."""
     if not math.isfinite(figure):
-        raise ScumbleError(
-            f"the model's output must be finite numbers, found {figure}; its weights may be damaged: "
-            "get or save the checkpoint again, or try dtype float32"
-        )
+        raise not_finite(figure)
+
+
+def not_finite(figure: float) -> ScumbleError:
+    """The error of a model whose output holds this figure."""
+    return ScumbleError(
+        f"the model's output must be finite numbers, found {figure}; its weights may be damaged: "
+        "get or save the checkpoint again, or try dtype float32"
+    )
 
 
 def shown(value: object) -> str:

@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from importlib import resources
 from numbers import Integral
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, NamedTuple, cast, overload
 
 import torch
 
+from scumble.answers import Trace, answers, async_answers
 from scumble.checkpoint import load_checkpoint, load_config, read_generation_config
+from scumble.decode import Request, make_request
 from scumble.diffusion import Noise
-from scumble.engine import Answer, PassDone, Request, TokensCommitted, generate, make_request, run
-from scumble.engine.request import Check, Settings
+from scumble.engine import Driver, Engine, Stats
 from scumble.errors import InvalidRequest, TemplateError, TokenizerError, shown
 from scumble.events import Finished, Generation, StreamEvent
 from scumble.model import Transformer
 from scumble.placement import choose_device, choose_dtype
 from scumble.reading import is_there
-from scumble.row import Row
 from scumble.settings import GenerationConfig
 from scumble.text import ChatTemplate, Message, Tokenizer
 from scumble.text.chat import find_sources
 from scumble.text.healing import beginning_with, take_back
 from scumble.text.infill import encode_infill
-from scumble.text.python import python_check
-from scumble.threads import in_threads, last_in_threads
 
-Trace = Callable[[PassDone], None]
 Ids = Sequence[int] | torch.Tensor
+Progress = Callable[[int, int], None]
 
 
 def embedded_path() -> Path:
@@ -41,22 +38,17 @@ def embedded_path() -> Path:
     return Path(str(resources.files("scumble") / "assets" / "embedded"))
 
 
-@dataclass(frozen=True)
-class TextRequest:
-    """Prompt ids, settings, the ids that the canvas starts from (None: noise), and the text that the first token must
-    begin with (see `LLM.generate`)."""
+class Prompt(NamedTuple):
+    """What a text, or a hole in one, is as ids, before it is checked against the model (see `LLM.request`)."""
 
-    prompt: tuple[int, ...]
+    ids: tuple[int, ...]
     config: GenerationConfig
     draft: tuple[int, ...] | None
-    typed: str = ""
+    typed: str
 
 
 class LLM:
-    """A loaded model with its tokenizer. Safe to use from several threads; each call has a cache of its own.
-
-    batch_invariant: rows of a batch never influence each other, bit for bit (see engine/scheduler.py).
-    """
+    """A loaded model with its tokenizer. Safe to use from several threads and event loops: all share one engine."""
 
     def __init__(
         self,
@@ -65,13 +57,16 @@ class LLM:
         *,
         folder: Path | None = None,
         defaults: Mapping[str, Any] | None = None,
-        batch_invariant: bool = True,
     ):
         self.model = model
         self.tokenizer = tokenizer
         self.folder = folder
         self.defaults = dict(defaults or {})
-        self.batch_invariant = batch_invariant
+        self._driver = Driver(Engine(model))
+
+    def stats(self) -> Stats:
+        """What the engine is doing: requests waiting and running, passes, tokens …."""
+        return self._driver.engine.stats
 
     @classmethod
     def load(
@@ -81,7 +76,6 @@ class LLM:
         device: str | torch.device = "auto",
         *,
         ops: str | None = None,
-        batch_invariant: bool = True,
     ) -> LLM:
         """Load a checkpoint folder in the released format; None loads the embedded model.
 
@@ -97,59 +91,65 @@ class LLM:
         form = choose_dtype(dtype, where)
         tokenizer, defaults = _read_small_files(folder)  # a mistake there shows before minutes of reading weights
         model = load_checkpoint(folder, form, where, ops)
-        return cls(model, tokenizer, folder=folder, defaults=defaults, batch_invariant=batch_invariant)
+        return cls(model, tokenizer, folder=folder, defaults=defaults)
 
     # --- text ---------------------------------------------------------------------------------------------------
 
     @overload
-    def generate(  # type: ignore[overload-overlap]  # a str is a sequence of str as well
+    def generate(  # type: ignore[overload-overlap]  # a str is an iterable of str as well
         self, prompt: str, config: GenerationConfig | None = ..., **inputs: Any
     ) -> Generation: ...
     @overload
     def generate(
-        self, prompt: Sequence[str], config: GenerationConfig | None = ..., **inputs: Any
+        self,
+        prompt: Sequence[str],
+        config: GenerationConfig | None = ...,
+        *,
+        progress: Progress | None = ...,
+        **inputs: Any,
     ) -> list[Generation]: ...
     def generate(
-        self, prompt: str | Sequence[str], config: GenerationConfig | None = None, **inputs: Any
+        self,
+        prompt: str | Sequence[str],
+        config: GenerationConfig | None = None,
+        *,
+        progress: Progress | None = None,
+        trace: Trace | None = None,
+        **inputs: Any,
     ) -> Generation | list[Generation]:
-        """Continue a text, or several in one batch. `inputs`: draft and pinned, as for generate_ids.
+        """Continue a text; or any number of texts, in order. `inputs`: draft and pinned, as for generate_ids.
 
-        Where the text ends in white space that tokens usually begin with (a line break, a blank), the token of it is
+        progress: called with how many of how many are done, whenever one is. trace: with a PassDone after every pass.
+        Where a text ends in white space that tokens usually begin with (a line break, a blank), the token of it is
         left to the answer, whose first token then begins with it, and whose text leaves it out. Not so with drafts and
         pins, which count positions from the prompt's end.
         """
         if isinstance(prompt, str) or not isinstance(prompt, Sequence):
-            return _last(self.stream(prompt, config, **inputs))[0]
-        return _last(self._stream_texts(prompt, config, inputs))
+            return _last(self.stream_request(self.text_request(prompt, config, **inputs), drafts=False, trace=trace))
+        each = _per_row(inputs, len(prompt))
+        requests = [self.text_request(one, config, **own) for one, own in zip(prompt, each, strict=True)]
+        return self._all(requests, progress, trace)
 
     def stream(self, prompt: str, config: GenerationConfig | None = None, **inputs: Any) -> Iterator[StreamEvent]:
         """Continue a text, event by event: a Draft after every pass, Committed text, and Finished at the end."""
-        return self._stream_texts([prompt], config, _listed(inputs))
-
-    def _stream_texts(
-        self, prompts: Sequence[str], config: GenerationConfig | None, inputs: Mapping[str, Any]
-    ) -> Iterator[StreamEvent]:
-        if inputs.get("draft") is not None or inputs.get("pinned") is not None:
-            return self.stream_ids([self.encode_prompt(one) for one in prompts], config, **inputs)
-        rows = [self.text_request(one) for one in prompts]
-        return self.stream_ids([row.prompt for row in rows], config, typed=[row.typed for row in rows], **inputs)
+        return self.stream_request(self.text_request(prompt, config, **inputs))
 
     def chat(self, messages: Sequence[Message], config: GenerationConfig | None = None, **template: Any) -> Generation:
         """Answer a conversation, [{"role": "user", "content": "…"}, …]. `template`: tools, enable_thinking, ….
 
         Raises TemplateError where the model has no chat template.
         """
-        return _last(self.stream_ids([self.encode_chat(messages, **template)], config))[0]
+        return _last(self.stream_request(self.chat_request(messages, config, **template), drafts=False))
 
     def stream_chat(
         self, messages: Sequence[Message], config: GenerationConfig | None = None, **template: Any
     ) -> Iterator[StreamEvent]:
         """Like `chat`, event by event."""
-        return self.stream_ids([self.encode_chat(messages, **template)], config)
+        return self.stream_request(self.chat_request(messages, config, **template))
 
     def infill(self, prefix: str, suffix: str, config: GenerationConfig | None = None) -> Generation:
         """The text between prefix and suffix. For models trained to fill in the middle."""
-        return _last(self.stream_infill(prefix, suffix, config))[0]
+        return _last(self.stream_request(self.fill_request(prefix, suffix, config), drafts=False))
 
     def stream_infill(self, prefix: str, suffix: str, config: GenerationConfig | None = None) -> Iterator[StreamEvent]:
         """Like `infill`, event by event."""
@@ -160,7 +160,7 @@ class LLM:
 
         The canvas starts from the damaged text instead of noise, so it is edited in place: what is right can stay.
         """
-        return _last(self.stream_repair(prefix, damaged, suffix, config))[0]
+        return _last(self.stream_repair(prefix, damaged, suffix, config))
 
     def stream_repair(
         self, prefix: str, damaged: str, suffix: str, config: GenerationConfig | None = None
@@ -170,28 +170,50 @@ class LLM:
             raise InvalidRequest("there is no damaged text to repair; infill asks for a text without one")
         return self.stream_request(self.fill_request(prefix, suffix, config, damaged))
 
-    def text_request(self, text: str, config: GenerationConfig | None = None) -> TextRequest:
-        """What `generate` asks of the decoder, for those who want to see or change it."""
-        ids, typed = take_back(self._need_tokenizer(), text, self.encode_prompt(text))
-        return TextRequest(tuple(ids), config or GenerationConfig(), None, typed)
+    # --- requests -----------------------------------------------------------------------------------------------
+
+    def text_request(self, text: str, config: GenerationConfig | None = None, **inputs: Any) -> Request:
+        """What `generate` asks of the engine, checked; for those who want to see it before it runs."""
+        if inputs.get("draft") is not None or inputs.get("pinned") is not None:
+            return self.request(self.encode_prompt(text), config, **inputs)
+        prompt = self.text_prompt(text, config)
+        return self.request(prompt.ids, prompt.config, typed=prompt.typed, **inputs)
+
+    def chat_request(
+        self, messages: Sequence[Message], config: GenerationConfig | None = None, **template: Any
+    ) -> Request:
+        """What `chat` asks of the engine."""
+        return self.request(self.encode_chat(messages, **template), config)
 
     def fill_request(
         self, prefix: str, suffix: str, config: GenerationConfig | None = None, damaged: str | None = None
-    ) -> TextRequest:
-        """What `infill` (or `repair`, with `damaged`) asks of the decoder, for those who want to see or change it.
+    ) -> Request:
+        """What `infill` (or `repair`, with `damaged`) asks of the engine."""
+        prompt = self.fill_prompt(prefix, suffix, config, damaged)
+        return self.request(prompt.ids, prompt.config, draft=prompt.draft, typed=prompt.typed)
+
+    def text_prompt(self, text: str, config: GenerationConfig | None = None) -> Prompt:
+        """A text as ids, without the white space that is left to the answer."""
+        ids, typed = take_back(self._need_tokenizer(), text, self.encode_prompt(text))
+        return Prompt(tuple(ids), config or GenerationConfig(), None, typed)
+
+    def fill_prompt(
+        self, prefix: str, suffix: str, config: GenerationConfig | None = None, damaged: str | None = None
+    ) -> Prompt:
+        """A hole, or a damaged text, with what stands around it, as ids.
 
         The answer will probably be short: where neither `config` nor the checkpoint chooses a canvas length, canvases
         grow from a short one ("auto"). Raises TokenizerError where the tokenizer lacks the markers.
         """
         tokenizer = self._need_tokenizer()
         try:
-            prompt, typed = encode_infill(tokenizer, prefix, suffix, damaged, self._context)
+            ids, typed = encode_infill(tokenizer, prefix, suffix, damaged, self._context)
         except TokenizerError as error:
             raise TokenizerError(f"{self.folder}: {error}") from None
         own = (config or GenerationConfig()).merged({"canvas_length": self.defaults.get("canvas_length", "auto")})
         has_canvas = own.merged(self.defaults).decoder != "autoregressive"
         draft = None if damaged is None or not has_canvas else self._draft(damaged)
-        return TextRequest(tuple(prompt), own, draft, typed)
+        return Prompt(tuple(ids), own, draft, typed)
 
     def _draft(self, text: str) -> tuple[int, ...]:
         """A text, an end, and pads up to the end of any canvas."""
@@ -202,9 +224,54 @@ class LLM:
         pad = end if shape.pad_token_id is None else shape.pad_token_id
         return (*ids, end, *[pad] * shape.canvas_length)
 
-    def stream_request(self, request: TextRequest) -> Iterator[StreamEvent]:
-        """Answer a request that `text_request` or `fill_request` made, event by event."""
-        return self.stream_ids([request.prompt], request.config, draft=[request.draft], typed=[request.typed])
+    def request(
+        self, ids: Ids, config: GenerationConfig | None = None, *, noise: Noise | None = None, draft: Ids | None = None,
+        pinned: Mapping[int, int] | None = None, typed: str = "",
+    ) -> Request:  # fmt: skip
+        """Prompt ids and what else is asked, checked against the model. Raises InvalidRequest or PromptTooLong.
+
+        typed: what the answer's first token must begin with, and its text leave out; "": nothing.
+        """
+        if config is not None and not isinstance(config, GenerationConfig):
+            raise InvalidRequest(f"config must be a GenerationConfig, found {shown(config)}")
+        first = beginning_with(self._need_tokenizer(), typed) if typed else None
+        return make_request(
+            ids,
+            config or GenerationConfig(),
+            self.defaults,
+            self.model.config,
+            noise,
+            draft,
+            pinned,
+            first,
+            typed=typed,
+        )
+
+    def stream_request(
+        self, request: Request, *, drafts: bool = True, trace: Trace | None = None
+    ) -> Iterator[StreamEvent]:
+        """Answer a request, event by event; without drafts, those are not made."""
+        return self.stream_requests([request], drafts=drafts, trace=trace)
+
+    def stream_requests(
+        self, requests: Iterable[Request], *, drafts: bool = True, trace: Trace | None = None
+    ) -> Iterator[StreamEvent]:
+        """Answer requests side by side; events carry their row. However many there are, few are in the engine at a
+        time."""
+        return answers(self._driver, self.tokenizer, requests, drafts, trace)
+
+    def _all(
+        self, requests: Sequence[Request], progress: Progress | None, trace: Trace | None = None
+    ) -> list[Generation]:
+        done: list[Generation | None] = [None] * len(requests)
+        finished = 0
+        for event in self.stream_requests(requests, drafts=False, trace=trace):
+            if isinstance(event, Finished):
+                done[event.row] = event.generation
+                finished += 1
+                if progress is not None:
+                    progress(finished, len(done))
+        return cast(list[Generation], done)
 
     def encode_prompt(self, text: str) -> list[int]:
         """Prompt ids of a text: the beginning-of-sequence id, where there is one, then the text as plain data."""
@@ -240,28 +307,54 @@ class LLM:
 
     async def agenerate(self, prompt: str, config: GenerationConfig | None = None, **inputs: Any) -> Generation:
         """Like `generate`; the event loop stays free. Cancelling it ends the work after the present pass."""
-        return await last_in_threads(lambda: self.stream(prompt, config, **inputs))
+        return await self._answer(lambda: self.text_request(prompt, config, **inputs))
 
     async def achat(
         self, messages: Sequence[Message], config: GenerationConfig | None = None, **template: Any
     ) -> Generation:
         """Like `chat`, in the manner of `agenerate`."""
-        return await last_in_threads(lambda: self.stream_chat(messages, config, **template))
+        return await self._answer(lambda: self.chat_request(messages, config, **template))
 
-    async def astream(
-        self, prompt: str, config: GenerationConfig | None = None, **inputs: Any
-    ) -> AsyncIterator[StreamEvent]:
+    def astream(
+        self, prompt: str, config: GenerationConfig | None = None, *, drafts: bool = True, **inputs: Any
+    ) -> AsyncGenerator[StreamEvent, None]:
         """Like `stream`; the event loop stays free while the model works. Closing it cancels the request."""
-        async with aclosing(in_threads(lambda: self.stream(prompt, config, **inputs))) as events:
+        return self._astream(lambda: self.text_request(prompt, config, **inputs), drafts)
+
+    def astream_chat(
+        self,
+        messages: Sequence[Message],
+        config: GenerationConfig | None = None,
+        *,
+        drafts: bool = True,
+        **template: Any,
+    ) -> AsyncGenerator[StreamEvent, None]:
+        """Like `stream_chat`, in the manner of `astream`."""
+        return self._astream(lambda: self.chat_request(messages, config, **template), drafts)
+
+    def astream_request(self, request: Request, *, drafts: bool = True) -> AsyncGenerator[StreamEvent, None]:
+        """Like `stream_request`, in the manner of `astream`."""
+        return async_answers(self._driver, self.tokenizer, request, drafts)
+
+    async def _astream(self, make: Callable[[], Request], drafts: bool) -> AsyncGenerator[StreamEvent, None]:
+        request = await asyncio.to_thread(make)  # a long prompt takes its time to encode
+        async with aclosing(self.astream_request(request, drafts=drafts)) as events:
             async for event in events:
                 yield event
+
+    async def _answer(self, make: Callable[[], Request]) -> Generation:
+        async with aclosing(self._astream(make, drafts=False)) as events:
+            async for event in events:
+                if isinstance(event, Finished):
+                    return event.generation
+        raise AssertionError("a stream ends with Finished")
 
     # --- ids ----------------------------------------------------------------------------------------------------
 
     def generate_ids(
         self,
         ids: Ids | Sequence[Ids],
-        config: GenerationConfig | None = None,
+        config: GenerationConfig | Sequence[GenerationConfig] | None = None,
         *,
         noise: Noise | Sequence[Noise] | None = None,
         draft: Any = None,
@@ -271,75 +364,37 @@ class LLM:
         """Continue a list of ids -> Generation; or several lists in one batch -> a list of Generations.
 
         draft: ids the answer starts from, from its position 0, instead of noise. pinned: {answer position: id},
-        which stay. For a batch, noise, draft and pinned are lists too, one entry a row.
+        which stay. For a batch noise, draft and pinned are lists, one entry a row, and config may be one too.
         trace is called with a PassDone after every pass of every row.
         """
-        single = not isinstance(ids, Sequence) or len(ids) == 0 or isinstance(ids[0], Integral | float)
-        if single:
-            events = self.stream_ids(
-                [ids], config, noise=None if noise is None else [noise], draft=[draft], pinned=[pinned], trace=trace
-            )  # fmt: skip
-            return _last(events)[0]
-        rows = cast(Sequence[Ids], ids)
-        return _last(self.stream_ids(rows, config, noise=noise, draft=draft, pinned=pinned, trace=trace))
+        inputs = {"noise": noise, "draft": draft, "pinned": pinned}
+        if not isinstance(ids, Sequence) or len(ids) == 0 or isinstance(ids[0], Integral | float):
+            return self._all([self.request(cast(Ids, ids), cast(Any, config), **inputs)], None, trace)[0]
+        return self._all(self._requests(cast(Sequence[Ids], ids), config, inputs), None, trace)
 
     def stream_ids(
         self,
-        ids: Sequence[Any],
+        ids: Sequence[Ids],
         config: GenerationConfig | Sequence[GenerationConfig] | None = None,
         *,
-        noise: Any = None,
-        draft: Any = None,
-        pinned: Any = None,
         trace: Trace | None = None,
-        typed: Sequence[str] | None = None,
+        **inputs: Any,
     ) -> Iterator[StreamEvent]:
         """Continue several lists of ids side by side; events carry their row. Checks all requests before it starts.
 
-        typed: by row, what the answer's first token must begin with, and its text leave out; "": nothing.
+        inputs: those of `request`, each a list with one entry a row.
         """
-        rows = len(ids)
-        configs = _per_row("config", GenerationConfig() if config is None else config, rows, GenerationConfig)
-        noises, drafts, pins = (
-            [None] * rows if value is None else _per_row(name, value, rows)
-            for name, value in (("noise", noise), ("draft", draft), ("pinned", pinned))
-        )
-        heads = [""] * rows if typed is None else _per_row("typed", typed, rows)
-        firsts = [beginning_with(self._need_tokenizer(), head) if head else None for head in heads]
-        requests = [
-            make_request(
-                ids[r], configs[r], self.defaults, self.model.config, noises[r], drafts[r], pins[r], firsts[r],
-                partial(self._check, configs[r], ids[r]),
-            )
-            for r in range(rows)
-        ]  # fmt: skip
-        return self._events(requests, trace, heads)
+        return self.stream_requests(self._requests(ids, config, inputs), trace=trace)
 
-    def _check(self, config: GenerationConfig, prompt: Ids, settings: Settings) -> Check | None:
-        """What the settings prefer, as a check of the answer's ids; None: nothing. Raises TokenizerError."""
-        if settings.prefer == "likely" or settings.best_of == 1:
-            return None
-        if self.tokenizer is None and config.prefer is None:  # the checkpoint's wish, not the caller's
-            return None
-        return python_check(self._need_tokenizer(), torch.as_tensor(prompt).tolist(), settings.stop)
-
-    def _events(self, requests: Sequence[Request], trace: Trace | None, typed: Sequence[str]) -> Iterator[StreamEvent]:
-        started = time.perf_counter()
-        rows = [Row(self.tokenizer, request, i, started, typed[i]) for i, request in enumerate(requests)]
-        programs = [generate(self.model, request) for request in requests]
-        for number, event in run(self.model, programs, self.batch_invariant):
-            row = rows[number]
-            if isinstance(event, PassDone):
-                if trace is not None:
-                    trace(replace(event, row=number))
-                yield row.draft(event)
-            elif isinstance(event, TokensCommitted):
-                yield row.commit(event)
-                if row.answer.stopped:  # a stop string: the row's program ends here
-                    programs[number].close()
-                    yield from row.finish(Answer("stop", tuple(row.passes), row.evaluations))
-            else:
-                yield from row.finish(event)
+    def _requests(
+        self,
+        ids: Sequence[Ids],
+        config: GenerationConfig | Sequence[GenerationConfig] | None,
+        inputs: Mapping[str, Any],
+    ) -> list[Request]:
+        each = _per_row({**inputs, "config": config} if isinstance(config, Sequence) else inputs, len(ids))
+        shared = {} if isinstance(config, Sequence) else {"config": config}
+        return [self.request(own, **shared, **rest) for own, rest in zip(ids, each, strict=True)]
 
 
 def _read_small_files(folder: Path) -> tuple[Tokenizer | None, dict[str, Any]]:
@@ -356,27 +411,21 @@ def _read_small_files(folder: Path) -> tuple[Tokenizer | None, dict[str, Any]]:
     return tokenizer, defaults
 
 
-def _last(events: Iterator[StreamEvent]) -> list[Generation]:
-    """Run a stream to its end and keep the generations, in row order."""
-    done = {event.row: event.generation for event in events if isinstance(event, Finished)}
-    return [done[row] for row in sorted(done)]
+def _last(events: Iterator[StreamEvent]) -> Generation:
+    """Run a stream of one request to its end."""
+    for event in events:
+        if isinstance(event, Finished):
+            return event.generation
+    raise AssertionError("a stream ends with Finished")
 
 
-def _listed(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Inputs of one request as inputs of a batch of one."""
-    return {name: value if name == "trace" or value is None else [value] for name, value in inputs.items()}
-
-
-def _per_row(name: str, value: Any, rows: int, scalar: type | None = None) -> Sequence[Any]:
-    if scalar is not None and isinstance(value, scalar):
-        return [value] * rows
-    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != rows:
-        one = f"a {scalar.__name__} or " if scalar is not None else ""
-        raise InvalidRequest(f"{name} must be {one}a list with one entry a row ({rows}), found {shown(value)}")
-    for entry in value:
-        if scalar is not None and not isinstance(entry, scalar):
-            raise InvalidRequest(f"{name} must hold {scalar.__name__} objects, found {shown(entry)}")
-    return value
+def _per_row(inputs: Mapping[str, Any], rows: int) -> list[dict[str, Any]]:
+    """Inputs of a batch, lists with one entry a row, as the inputs of each row. None: unset for all."""
+    given = {name: values for name, values in inputs.items() if values is not None}
+    for name, values in given.items():
+        if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != rows:
+            raise InvalidRequest(f"{name} must be a list with one entry a row ({rows}), found {shown(values)}")
+    return [{name: values[row] for name, values in given.items()} for row in range(rows)]
 
 
 __all__ = ["LLM", "embedded_path"]

@@ -5,45 +5,39 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from scumble.engine import Answer, PassDone, Request, TokensCommitted
+from scumble.decode import Answer, PassDone, Request, TokensCommitted
 from scumble.events import Committed, Draft, Finished, Generation, StreamEvent, TokenLogprobs
 from scumble.text import AnswerText, Tokenizer
 
 
 class Row:
-    """The text side of one request while it runs.
+    """The text side of one request while it runs."""
 
-    typed: what its first token begins with but the prompt has already.
-    """
-
-    def __init__(self, tokenizer: Tokenizer | None, request: Request, number: int, started: float, typed: str = ""):
+    def __init__(self, tokenizer: Tokenizer | None, request: Request, number: int, started: float):
         self.number = number
         self.request = request
-        settings = request.settings
-        pads = frozenset() if settings.pad_id is None else {settings.pad_id}
+        pads = frozenset() if request.pad_id is None else {request.pad_id}
         self.answer = AnswerText(
-            tokenizer, settings.stop, typed, prompt=request.prompt.tolist(), ends=settings.silent_ids, pads=pads
-        )
-        self._typed = typed
+            tokenizer, request.config.stop or (), request.typed,
+            prompt=request.prompt.tolist(), ends=request.silent_ids, pads=pads,
+        )  # fmt: skip
         self.passes: list[int] = []
         self.evaluations = 0
         self.reads = 0
+        self.is_over = False
         self._tokenizer = tokenizer
         self._started = started
         self._first: float | None = None
         self._logprobs: list[TokenLogprobs] = []
 
     def draft(self, event: PassDone) -> Draft:
-        self.passes[event.canvas_index :] = [event.pass_index + 1]
-        self.evaluations += 1
         ids = tuple(event.argmax.tolist())
         text = ""
         if self._tokenizer is not None:
-            settings = self.request.settings
-            ends = [i for i, token in enumerate(ids) if token in settings.eos_ids]
+            ends = [i for i, token in enumerate(ids) if token in self.request.eos_ids]
             shown = ids[: ends[0]] if ends else ids
-            text = self._tokenizer.decode([token for token in shown if token not in settings.silent_ids])
-        typed = self._typed if event.canvas_index == 0 else ""
+            text = self._tokenizer.decode([token for token in shown if token not in self.request.silent_ids])
+        typed = self.request.typed if event.canvas_index == 0 else ""
         accepted = tuple(event.accepted.tolist())
         return Draft(
             ids, text.removeprefix(typed), event.canvas_index, event.pass_index, accepted, event.candidate, self.number,
@@ -53,8 +47,11 @@ class Row:
     def commit(self, event: TokensCommitted) -> Committed:
         if self._first is None:
             self._first = time.perf_counter() - self._started
-        if self.request.settings.decoder == "autoregressive":
-            self.passes, self.evaluations = [event.canvas_index + 1], event.canvas_index + 1
+        if self.request.decoder == "autoregressive":
+            self.passes = [event.canvas_index + 1]
+        else:
+            self.passes.append(event.passes)
+        self.evaluations += event.evaluations
         self.reads += event.reads
         before = len(self.answer.ids)
         fresh = self.answer.feed(event.ids)
@@ -65,11 +62,12 @@ class Row:
         )  # fmt: skip
 
     def finish(self, end: Answer) -> Iterator[StreamEvent]:
+        self.is_over = True
         rest = self.answer.finish()
         if rest.text or rest.thinking:
             yield Committed((), rest.text, len(end.passes) - 1, self.number, rest.thinking)
         ids = tuple(self.answer.ids)
-        wanted = self.request.settings.logprobs is not None
+        wanted = self.request.config.logprobs is not None
         seconds = time.perf_counter() - self._started
         generation = Generation(
             text=self.answer.text,

@@ -2,7 +2,7 @@
 
 Each field of `GenerationConfig` is one row. From it come the checks, the command line's options (cli/options.py), what
 a checkpoint's generation_config.json may hold (checkpoint/load.py) and the reference page (docs/make_reference.py). To
-add a setting, add a field here, and read it where requests are resolved (engine/request.py).
+add a setting, add a field here, and read it where requests are resolved (decode/request.py).
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from typing import Any, Literal, Protocol
 from scumble.errors import InvalidRequest, shown
 
 Decoder = Literal["diffusion", "autoregressive"]
-Preference = Literal["likely", "python"]
-BudgetRule = Literal["accepted", "changed"]
 CommitRule = Literal["argmax", "sample"]
 StabilityRule = Literal["argmax_history", "argmax_is_canvas"]
 
@@ -194,14 +192,6 @@ class GenerationConfig:
         option=("--steps",),
         stored=("max_denoising_steps",),
     )
-    positions_per_pass: int | None = _of_canvas(
-        Whole(1, 2**20),
-        None,
-        "At most one pass for so many positions of a canvas.",
-        stored=("positions_per_pass",),
-        more="A canvas of L positions takes ⌈L / positions_per_pass⌉ passes at most, so short canvases take fewer. "
-        "Unset, or where a caller sets max_denoising_steps alone, max_denoising_steps alone counts.",
-    )
     stability_threshold: int | None = _of_canvas(
         Whole(0, MAX_PASSES), 1, "Passes over which the argmax must not change.", stored=("stability_threshold",)
     )
@@ -230,8 +220,8 @@ class GenerationConfig:
         1,
         "Candidates a canvas, side by side; the likeliest is kept.",
         stored=("best_of",),
-        more="The causal model reads them. Committed is the one with the highest mean log-probability a token; those "
-        "that came to their end go before those that did not. A draft that was handed in is read with them.",
+        more="The causal model reads them. Committed is the one with the highest mean log-probability a token, its end "
+        "id included. A draft that was handed in is read with them.",
     )
     revisions: int | None = _of_canvas(
         Whole(0, MAX_REVISIONS),
@@ -240,12 +230,6 @@ class GenerationConfig:
         stored=("revisions",),
         more="Where a token surprises the causal model, its own is tried in its place and before it, and so is the "
         "text without it; what reads better goes on. Not where positions are pinned.",
-    )
-    prefer: Preference | None = _of_canvas(
-        OneOf(("likely", "python")),
-        "likely",
-        "Which candidates go first: likely, or python (those that parse).",
-        stored=("prefer",),
     )
     top_k: int | None = _row(
         Whole(1, 2**31 - 1), None, "Autoregressive: only the k best tokens.", decoder="autoregressive"
@@ -258,14 +242,6 @@ class GenerationConfig:
         None,
         "Log-probability of every token, and of so many others.",
         more="Under the causal model, at temperature 1.",
-    )
-    budget: BudgetRule | None = _of_canvas(
-        OneOf(("accepted", "changed")),
-        "accepted",
-        "What the entropy bound limits: accepted, or changed alone.",
-        stored=("budget",),
-        more='The entropies of all positions that a pass accepts (release), or of those that it changes ("changed"), '
-        "which needs fewer passes.",
     )
     commit: CommitRule | None = _of_canvas(
         OneOf(("argmax", "sample")), "argmax", "What a finished canvas commits: argmax, or the last sample."

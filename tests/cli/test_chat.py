@@ -121,7 +121,7 @@ def test_bad_commands(llm: LLM, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_keeps_what_was_committed_and_drops_what_got_nothing(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = llm.stream_ids
+    whole = llm.stream_request
 
     def interrupted_after(events_seen: int):
         def stream(*arguments: object):
@@ -133,10 +133,10 @@ def test_ctrl_c_keeps_what_was_committed_and_drops_what_got_nothing(llm: LLM, mo
         return stream
 
     talk = talk_to(llm)
-    monkeypatch.setattr(llm, "stream_ids", interrupted_after(1))
+    monkeypatch.setattr(llm, "stream_request", interrupted_after(1))
     assert not talk.say("hi")
     assert talk.messages == []
-    monkeypatch.setattr(llm, "stream_ids", interrupted_after(3))  # two passes and a commit
+    monkeypatch.setattr(llm, "stream_request", interrupted_after(3))  # two passes and a commit
     assert not talk.say("hi")
     assert [m["role"] for m in talk.messages] == ["user", "assistant"]
     assert talk.messages[1]["content"] != ""

@@ -120,17 +120,17 @@ def test_autoregressive_and_stop(capfd: pytest.CaptureFixture[str], folder: Path
 
 
 def test_an_autoregressive_answer_says_what_it_ran_with(capfd: pytest.CaptureFixture[str]) -> None:
-    """The embedded model's candidates and their preference are for canvases."""
+    """The embedded model's candidates are for canvases."""
     code, out, _ = run(capfd, "generate", PROMPT, "--decoder", "autoregressive", "-n", 2, "--json")
     config = json.loads(out)["config"]
-    assert (code, config["best_of"], config["prefer"]) == (0, 1, "likely")
+    assert (code, config["best_of"], config["revisions"]) == (0, 1, 0)
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         (("--decoder", "autoregressive", "--steps", 3), "--steps: for canvases, without effect"),
-        (("--decoder", "autoregressive", "--canvas-length", 8, "--budget", "changed"), "--canvas-length, --budget: "),
+        (("--decoder", "autoregressive", "--canvas-length", 8, "--best-of", 2), "--canvas-length, --best-of: "),
         (("--logprobs", 2), "--json alone"),
     ],
 )
@@ -207,7 +207,7 @@ def test_ctrl_c_keeps_what_was_committed(slow_folder: Path) -> None:
 def test_ctrl_c_with_json(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path, expected: str
 ) -> None:
-    whole = LLM.stream_ids
+    whole = LLM.stream_request
 
     def interrupted(*arguments: Any, **inputs: Any):
         for event in whole(*arguments, **inputs):
@@ -215,7 +215,7 @@ def test_ctrl_c_with_json(
             if isinstance(event, Committed):
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(LLM, "stream_ids", interrupted)
+    monkeypatch.setattr(LLM, "stream_request", interrupted)
     code, out, err = run(capfd, "generate", PROMPT, "--model", folder, "--seed", 3, "-n", 20, "--json")
     assert (code, err) == (130, "")
     found = json.loads(out)

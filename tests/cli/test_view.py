@@ -136,7 +136,7 @@ def test_a_region_goes_back_over_what_it_drew() -> None:
 def test_the_drawing_never_exceeds_the_screen(tokenizer: Tokenizer) -> None:
     console = terminal(width=30, height=8)
     view = CanvasView(tokenizer, (), 1000)
-    screen = LiveScreen(console, view, "prompt\n" * 30, lambda length: 48, 1000)
+    screen = LiveScreen(console, view, "prompt\n" * 30, 48, 1000)
     ids = tokenizer.encode("line\n" * 40)
     for draft in drafts((ids, [True] * len(ids)), (ids, [True] * len(ids))):
         before = len(output(console))
@@ -147,7 +147,7 @@ def test_the_drawing_never_exceeds_the_screen(tokenizer: Tokenizer) -> None:
 
 def test_the_drawing_shows_prompt_canvas_and_footer(tokenizer: Tokenizer) -> None:
     console = terminal(width=100)
-    screen = LiveScreen(console, CanvasView(tokenizer, (), 10), "def ", lambda length: 48, 10)
+    screen = LiveScreen(console, CanvasView(tokenizer, (), 10), "def ", 48, 10)
     ids = tokenizer.encode("mean")
     screen.draft(drafts((ids, [False] * len(ids)))[0])
     drawn = output(console)
@@ -155,14 +155,6 @@ def test_the_drawing_shows_prompt_canvas_and_footer(tokenizer: Tokenizer) -> Non
     assert "mean" in drawn
     assert "pass  1/48" in drawn
     assert "0% settled" in drawn
-
-
-def test_the_footer_counts_passes_up_to_the_canvas_s_own_limit(tokenizer: Tokenizer) -> None:
-    console = terminal(width=100)
-    screen = LiveScreen(console, CanvasView(tokenizer, (), 10), "def ", lambda length: 3 * length, 10)
-    ids = tokenizer.encode("mean of")
-    screen.draft(drafts((ids, [False] * len(ids)))[0])
-    assert f"pass  1/{3 * len(ids)}" in output(console)
 
 
 @pytest.mark.parametrize("width", [20, 40, 56, 80, 200])
@@ -178,7 +170,7 @@ def test_the_footer_fits(width: int) -> None:
 
 
 def test_committed_text_goes_to_stdout_once(capsys: pytest.CaptureFixture[str], tokenizer: Tokenizer) -> None:
-    screen = LiveScreen(terminal(), CanvasView(tokenizer, (), 10), "p", lambda length: 48, 10)
+    screen = LiveScreen(terminal(), CanvasView(tokenizer, (), 10), "p", 48, 10)
     screen.committed("one\ntw", 3)
     screen.committed("o", 1)
     screen.close()

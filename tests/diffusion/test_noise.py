@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from scumble.diffusion import SeededNoise
-from scumble.diffusion.noise import philox
+from scumble.diffusion.noise import Address, philox, round_keys
 
 seeds = st.integers(0, 2**64 - 1)
 indices = st.integers(0, 2**32 - 1)
@@ -23,9 +23,44 @@ indices = st.integers(0, 2**32 - 1)
     ],
 )
 def test_philox_gives_the_published_known_answers(counter, key, expected):
-    words = np.array([[int(word, 16)] for word in counter.split()], dtype=np.uint64)
-    low, high = (int(word, 16) for word in key.split())
-    assert [f"{int(word):08x}" for word in philox(words, low, high)[:, 0]] == expected.split()
+    words = torch.tensor([[int(word, 16)] for word in counter.split()])
+    low, high = (torch.tensor([int(word, 16)]) for word in key.split())
+    assert [f"{int(word):08x}" for word in philox(words, round_keys(low, high))[:, 0]] == expected.split()
+
+
+def philox_plainly(counter: list[int], key: list[int]) -> list[int]:
+    """Ten rounds in whole numbers without end."""
+    (a, b, c, d), (low, high) = counter, key
+    for _ in range(10):
+        left, right = a * 0xD2511F53, c * 0xCD9E8D57
+        a, b, c, d = right >> 32 ^ b ^ low, right % 2**32, left >> 32 ^ d ^ high, left % 2**32
+        low, high = (low + 0x9E3779B9) % 2**32, (high + 0xBB67AE85) % 2**32
+    return [a, b, c, d]
+
+
+@given(st.lists(indices, min_size=4, max_size=4), st.lists(indices, min_size=2, max_size=2))
+def test_philox_in_64_bits_is_philox(counter, key):
+    keys = round_keys(*torch.tensor(key)[:, None])
+    assert philox(torch.tensor(counter)[:, None], keys)[:, 0].tolist() == philox_plainly(counter, key)
+
+
+@given(st.lists(st.tuples(seeds, st.integers(0, 63), indices, st.integers(0, 9999)), min_size=1, max_size=5))
+@settings(max_examples=30)
+def test_the_noise_of_several_canvases_is_that_of_each(slots):
+    address = Address.of(
+        [SeededNoise(seed, candidate) for seed, candidate, _, _ in slots], [s[2] for s in slots], "cpu"
+    )
+    uniforms, ids = address.draw(torch.tensor([number for *_, number in slots]), 20, 1000)
+    for place, (seed, candidate, canvas, number) in enumerate(slots):
+        noise = SeededNoise(seed, candidate)
+        assert torch.equal(uniforms[place], noise.uniform(canvas, number, 20))
+        assert torch.equal(ids[place], noise.renoise(canvas, number, 20, 1000))
+
+
+@given(seeds, st.integers(0, 2**31))
+def test_first_uniforms_are_those_of_each_canvas(seed, first):
+    noise = SeededNoise(seed)
+    assert noise.first_uniforms(first, 5).tolist() == [float(noise.uniform(first + i, 0, 1)[0]) for i in range(5)]
 
 
 @given(seeds, indices, indices, st.integers(0, 300), st.integers(0, 300))

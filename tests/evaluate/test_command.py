@@ -44,7 +44,7 @@ def test_a_sweep_of_repair(capfd, folder, data, tmp_path):
     target, plot = tmp_path / "sweep.json", tmp_path / "sweep.svg"
     out, _ = run(
         capfd, "--model", folder, "--data", data, "-t", "repair", *QUICK, "--grid", "entropy_bound=0.5,1",
-        "--grid", "budget=changed", "--metric", "better", "--sweep", target, "--plot", plot,
+        "--grid", "commit=argmax", "--metric", "better", "--sweep", target, "--plot", plot,
     )  # fmt: skip
     assert "no other point has as much quality" in out
     report = json.loads(target.read_text())
@@ -58,7 +58,7 @@ def test_a_sweep_of_repair(capfd, folder, data, tmp_path):
     ("arguments", "said"),
     [
         (["--task", "magic"], "--task must be one of loss, infill"),
-        (["--grid", "budget=changed"], "--grid says what a sweep tries"),
+        (["--grid", "commit=argmax"], "--grid says what a sweep tries"),
         (["--grid", "temperature=1", "--temperature", "1", "--sweep", "x.json"], "both fix temperature"),
         (["--decoder", "magic"], "--decoder must be one of diffusion, autoregressive"),
         (["--limit", "-1"], "--limit must be 0"),

@@ -56,25 +56,25 @@ def test_a_grid_has_every_point_once_and_fixed_settings_stay():
 
 
 def test_a_grid_of_ones_own():
-    grid = read_grid(["entropy_bound=0.1,2", "canvas_length=auto,8", "budget=changed"])
-    assert grid == {"entropy_bound": [0.1, 2], "canvas_length": ["auto", 8], "budget": ["changed"]}
+    grid = read_grid(["entropy_bound=0.1,2", "canvas_length=auto,8", "stability=argmax_is_canvas"])
+    assert grid == {"entropy_bound": [0.1, 2], "canvas_length": ["auto", 8], "stability": ["argmax_is_canvas"]}
     assert [variant.name for variant in grid_variants(grid, {})][:2] == [
-        "bound=0.1 canvas=auto budget=changed", "bound=0.1 canvas=8 budget=changed",
+        "bound=0.1 canvas=auto stability=argmax_is_canvas", "bound=0.1 canvas=8 stability=argmax_is_canvas",
     ]  # fmt: skip
     for fixed in ("seed=1,2", "max_new_tokens=4", "decoder=autoregressive", "top_k=3", "stop=a", "nothing=1"):
         with pytest.raises(InvalidRequest, match=r"^--grid tries one of temperature, .*, stability, found '\w+'$"):
             read_grid([fixed])
-    for bad in ("entropy_bound", "entropy_bound=", "budget=none", "entropy_bound=-1"):
+    for bad in ("entropy_bound", "entropy_bound=", "commit=none", "entropy_bound=-1"):
         with pytest.raises(InvalidRequest):
             read_grid([bad])
     with pytest.raises(InvalidRequest, match="once a setting"):
-        read_grid(["budget=changed", "budget=accepted"])
+        read_grid(["commit=argmax", "commit=sample"])
 
 
 def test_a_value_that_is_there_twice_is_one_point():
-    grid = read_grid(["entropy_bound=0.5,1,0.50,1.0", "budget=changed,changed"])
+    grid = read_grid(["entropy_bound=0.5,1,0.50,1.0", "commit=sample,sample"])
     names = [variant.name for variant in grid_variants(grid, {})]
-    assert names == ["bound=0.5 budget=changed", "bound=1 budget=changed"]
+    assert names == ["bound=0.5 commit=sample", "bound=1 commit=sample"]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from oracle import BORDER, Oracle, OracleRun, RecordedNoise, Settings, Shape, decisive_run, random_shape
-from scumble import LLM, GenerationConfig
+from scumble import GenerationConfig
 from scumble.events import Generation
 
 from .conftest import Pair, PairMaker
@@ -227,13 +227,11 @@ PROMPTS = [PROMPT, [50], [(11 * i + 2) % 97 for i in range(29)], [7, 7, 7, 7, 7,
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 1, 0, 2]])
-@pytest.mark.parametrize("together", [False, True], ids=["forward per row", "one forward"])
-def test_batch_of_unequal_prompts(sharp: Pair, order: list[int], together: bool):
+def test_batch_of_unequal_prompts(sharp: Pair, order: list[int]):
     """Rows of unequal prompts, that stop after unequal numbers of passes: each is its own run of the oracle alone."""
-    llm = LLM.load(sharp.folder, dtype="float32", batch_invariant=not together)
     alone = [decisive_run(sharp.oracle, prompt, EARLY, first_seed=60 * row) for row, prompt in enumerate(PROMPTS)]
     events: dict[int, list] = defaultdict(list)
-    generations = llm.generate_ids(
+    generations = sharp.llm.generate_ids(
         [PROMPTS[row] for row in order],
         GenerationConfig(**EARLY.as_dict()),
         noise=[alone[row][0] for row in order],

@@ -76,11 +76,10 @@ def parts(model: Transformer) -> list[tuple[Any, str, str]]:
     found: list[tuple[Any, str, str]] = [(model, name, stage) for name, stage in MODEL_PARTS.items()]
     for layer in model.layers:
         found += [(getattr(layer, name, None), "forward", stage) for name, stage in LAYER_PARTS.items()]
-    loop = import_module("scumble.engine.generate")  # the module; the package has a function of that name
-    found += [(loop, "committed_ids", "sampler")]
-    found += [(diffusion.EntropyBound, "accept", "sampler"), (diffusion.EntropyBound, "renoise", "sampler")]
-    found += [(diffusion.StableAndConfident, "done", "sampler")]
-    found += [(diffusion.SeededNoise, "uniform", "sampler"), (diffusion.SeededNoise, "renoise", "sampler")]
+    denoise = import_module("scumble.engine.denoise")
+    found += [(denoise, name, "sampler") for name in ("committed_ids", "count_unchanged", "renoise")]
+    found += [(diffusion.EntropyBound, "accept", "sampler"), (diffusion.StableAndConfident, "done", "sampler")]
+    found += [(diffusion.Address, "draw", "sampler")]
     return [(owner, name, stage) for owner, name, stage in found if owner is not None and hasattr(owner, name)]
 
 

@@ -17,7 +17,7 @@ from scumble.cli.canvas_view import CanvasView
 from scumble.cli.follow import follow, print_summary
 from scumble.cli.screen import LiveScreen, PlainScreen, Screen
 from scumble.cli.terminal import quiet_keyboard, visible
-from scumble.engine.request import Settings, resolve
+from scumble.decode import Request
 from scumble.errors import InvalidRequest, ScumbleError
 from scumble.events import Generation
 from scumble.llm import LLM
@@ -43,11 +43,10 @@ class Conversation:
         A message that gets no answer at all is forgotten, so that turns keep alternating.
         """
         messages = [*self.all_messages(), {"role": "user", "content": text}]
-        ids = self.llm.encode_chat(messages)
-        settings = resolve(self.config, self.llm.defaults, self.llm.model.config, len(ids))
-        events = self.llm.stream_ids([ids], self.config)
+        request = self.llm.chat_request(messages, self.config)
+        events = self.llm.stream_request(request)
         with quiet_keyboard(self.live):
-            outcome = follow(events, self._screen(settings), self.delay)
+            outcome = follow(events, self._screen(request), self.delay)
         sys.stdout.flush()
         whole = outcome.generation is not None
         answer = outcome.generation.text if outcome.generation is not None else outcome.text
@@ -56,7 +55,7 @@ class Conversation:
             if self.save_to is not None:
                 self._write(self.save_to)
         if self.live:
-            print_summary(self.console, outcome, settings.decoder)
+            print_summary(self.console, outcome, request.decoder)
         if outcome.generation is not None:
             self._explain(outcome.generation)
         return whole
@@ -118,11 +117,12 @@ class Conversation:
         except OSError as error:
             raise ScumbleError(f"{path}: cannot be written: {error.strerror or error}") from None
 
-    def _screen(self, settings: Settings) -> Screen:
+    def _screen(self, request: Request) -> Screen:
         if not self.live:
             return PlainScreen()
-        view = CanvasView(self.llm.tokenizer, settings.eos_ids, settings.max_new_tokens)
-        return LiveScreen(self.console, view, "", settings.passes_at_most, settings.max_new_tokens, settings.best_of)
+        view = CanvasView(self.llm.tokenizer, request.eos_ids, request.max_new_tokens)
+        passes = request.schedule.passes
+        return LiveScreen(self.console, view, "", passes, request.max_new_tokens, len(request.noises))
 
 
 def write_whole(path: Path, text: str) -> None:

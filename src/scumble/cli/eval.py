@@ -82,7 +82,7 @@ def eval(
             rich_help_panel=SWEEP,
             help=(
                 "With --sweep: values of a setting to try, entropy_bound=0.1,1 say; may be given several times. "
-                "Bounds, temperatures and budgets when left out."
+                "Bounds and temperatures when left out."
             ),
         ),
     ] = None,

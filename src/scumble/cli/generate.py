@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,10 +22,9 @@ if TYPE_CHECKING:
 
     from scumble.cli.follow import Outcome
     from scumble.cli.screen import Screen
-    from scumble.engine.request import Settings
+    from scumble.decode import Request
     from scumble.events import Generation, TokenLogprobs
-    from scumble.llm import LLM, TextRequest
-    from scumble.settings import GenerationConfig
+    from scumble.llm import LLM
 
 EPILOG = """\
 Examples:
@@ -93,32 +93,30 @@ def generate(
 
 
 def _run(
-    llm: LLM, prompt: str, request: TextRequest, console: Console,
+    llm: LLM, prompt: str, request: Request, console: Console,
     *, live: bool, as_json: bool, delay: float, around: tuple[str, str] | None,
 ) -> None:  # fmt: skip
     """around: what to print in front of the answer and behind it; None: the answer alone."""
     from scumble.cli.follow import INTERRUPTED, follow, print_summary
     from scumble.cli.screen import EchoScreen
-    from scumble.engine.request import resolve
 
-    settings = resolve(request.config, llm.defaults, llm.model.config, len(request.prompt))
-    events = llm.stream_request(request)  # checks the request before anything is printed
-    screen = _screen(llm, settings, console, "" if around else prompt, live=live, as_json=as_json)
+    events = llm.stream_request(request)
+    screen = _screen(llm, request, console, "" if around else prompt, live=live, as_json=as_json)
     with quiet_keyboard(live):
         if around is not None:
             screen = EchoScreen(screen, *around)
         outcome = follow(events, screen, delay)
     if as_json:
-        text = json.dumps(describe(outcome, llm, settings, request.config, len(request.prompt)), ensure_ascii=False)
+        text = json.dumps(describe(outcome, llm, request), ensure_ascii=False)
         print(visible(text) if stdout_is_terminal() else text)
     sys.stdout.flush()
     if live or (can_draw(console) and not as_json):
-        print_summary(console, outcome, settings.decoder)
+        print_summary(console, outcome, request.decoder)
     if outcome.generation is None:
         raise typer.Exit(INTERRUPTED)
 
 
-def _screen(llm: LLM, settings: Settings, console: Console, prompt: str, *, live: bool, as_json: bool) -> Screen:
+def _screen(llm: LLM, request: Request, console: Console, prompt: str, *, live: bool, as_json: bool) -> Screen:
     from scumble.cli.canvas_view import CanvasView
     from scumble.cli.screen import LiveScreen, PlainScreen, SilentScreen
 
@@ -126,13 +124,11 @@ def _screen(llm: LLM, settings: Settings, console: Console, prompt: str, *, live
         return SilentScreen()
     if not live:
         return PlainScreen()
-    view = CanvasView(llm.tokenizer, settings.eos_ids, settings.max_new_tokens)
-    return LiveScreen(console, view, prompt, settings.passes_at_most, settings.max_new_tokens, settings.best_of)
+    view = CanvasView(llm.tokenizer, request.eos_ids, request.max_new_tokens)
+    return LiveScreen(console, view, prompt, request.schedule.passes, request.max_new_tokens, len(request.noises))
 
 
-def describe(
-    outcome: Outcome, llm: LLM, settings: Settings, config: GenerationConfig, prompt_tokens: int
-) -> dict[str, Any]:
+def describe(outcome: Outcome, llm: LLM, request: Request) -> dict[str, Any]:
     """The object that --json prints. finish_reason: "stop", "length", or "interrupted"."""
     done = outcome.generation
     seconds = outcome.seconds if done is None else done.seconds
@@ -141,7 +137,7 @@ def describe(
         "text": outcome.text if done is None else done.text,
         "token_ids": outcome.token_ids if done is None else list(done.token_ids),
         "finish_reason": "interrupted" if done is None else done.finish_reason,
-        "prompt_tokens": prompt_tokens,
+        "prompt_tokens": len(request.prompt),
         "passes": outcome.passes if done is None else list(done.passes),
         "evaluations": outcome.evaluations if done is None else done.evaluations,
         "reads": 0 if done is None else done.reads,
@@ -155,7 +151,7 @@ def describe(
             "dtype": str(llm.model.dtype).removeprefix("torch."),
             "device": str(llm.model.device),
         },
-        "config": used_config(llm, settings, config),
+        "config": asdict(request.config),  # every setting, as the request ran with it
     }
 
 
@@ -176,18 +172,6 @@ def _marked(done: Generation | None) -> dict[str, Any]:
         "tool_calls": [{"id": call.id, "name": call.name, "arguments": call.arguments} for call in done.tool_calls],
         "malformed_tool_calls": list(done.malformed_tool_calls),
     }
-
-
-def used_config(llm: LLM, settings: Settings, config: GenerationConfig) -> dict[str, Any]:
-    """Every setting by its GenerationConfig name, as the request ran with it."""
-    from dataclasses import asdict
-
-    from scumble.settings import RELEASE_DEFAULTS
-
-    full = asdict(config.merged(llm.defaults).merged(RELEASE_DEFAULTS))
-    length = full["canvas_length"] or llm.model.config.canvas_length
-    ran = {name: getattr(settings, name) for name in ("max_new_tokens", "best_of", "revisions", "prefer")}
-    return {**full, **ran, "canvas_length": length}
 
 
 def _logprob(llm: LLM, one: TokenLogprobs) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -93,13 +92,13 @@ class Progress:
 class LiveScreen:
     """Draws the canvas on stderr. Committed lines move to stdout, above the canvas, and are never drawn again.
 
-    passes_at_most: of a canvas, by its length.
+    passes_at_most: of a canvas.
     prompt: shown dimmed before the answer; "" for none. A last line that is not yet complete stays in the drawing,
     so that the answer goes on where the prompt or the committed text ends.
     """
 
     def __init__(
-        self, console: Console, view: CanvasView, prompt: str, passes_at_most: Callable[[int], int], room: int,
+        self, console: Console, view: CanvasView, prompt: str, passes_at_most: int, room: int,
         candidates: int = 1,
     ) -> None:  # fmt: skip
         self._console = console
@@ -163,9 +162,7 @@ class LiveScreen:
         rows += [[] for _ in range(self._floor - len(rows))]
         window, below = self._window(rows, height - 2)
         seconds = time.perf_counter() - self._started
-        progress = Progress(
-            view, self._passes_at_most(self._length), self._tokens, self._room, seconds, self._candidates
-        )
+        progress = Progress(view, self._passes_at_most, self._tokens, self._room, seconds, self._candidates)
         self._region.draw([*(text_of(row, self._palette) for row in window), Text(), footer(progress, below, width)])
 
     def _window(self, rows: list[Row], room: int) -> tuple[list[Row], int]:

@@ -1,8 +1,13 @@
-"""A canvas is a value: the block of tokens being denoised, with what is fixed in it. Rules take one and return one."""
+"""A canvas is a value: the block of tokens being denoised, with what is fixed in it. Rules take one and return one.
+
+Rules work on S canvases at a time, [S, L]. One that is shorter than L is pinned behind its end: a pinned position
+costs nothing, changes nothing and is never asked for its opinion, so no rule needs to know of lengths.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,18 +18,13 @@ from scumble.diffusion.noise import Noise
 
 @dataclass(frozen=True)
 class Canvas:
-    """ids [L] int64; pinned [L] bool: positions that may not change; index: which canvas of the answer, from 0."""
+    """S canvases. ids [S, L] int64; pinned [S, L] bool: positions that may not change."""
 
     ids: Tensor
     pinned: Tensor
-    index: int
-
-    @property
-    def length(self) -> int:
-        return self.ids.shape[0]
 
     def replace(self, ids: Tensor) -> Canvas:
-        """The same canvas with other ids, except where it is pinned."""
+        """The same canvases with other ids, except where they are pinned."""
         return dataclasses.replace(self, ids=self.keep_pinned(ids))
 
     def keep_pinned(self, ids: Tensor) -> Tensor:
@@ -33,7 +33,8 @@ class Canvas:
 
 @dataclass(frozen=True)
 class Proposal:
-    """What one pass proposes, per position [L]: argmax and sample (ids), entropy (nats, of the tempered softmax)."""
+    """What one pass proposes at every position [S, L]: argmax and sample (ids), entropy (nats, of the tempered
+    softmax). Entropies of pinned positions are 0."""
 
     argmax: Tensor
     sample: Tensor
@@ -45,15 +46,21 @@ def start_canvas(
     index: int,
     length: int,
     vocab: int,
-    draft: Tensor | None = None,
-    pinned: dict[int, int] | None = None,
-    device: torch.device | str = "cpu",
+    draft: Sequence[int] = (),
+    pinned: Mapping[int, int] | None = None,
 ) -> Canvas:
-    """Uniform noise, overwritten by a given draft ([m ≤ L] ids, from position 0) and by pinned ids (position -> id)."""
+    """One canvas [1, L]: uniform noise, overwritten by a given draft (m ≤ L ids, from position 0) and by pinned ids
+    (position -> id). index: which canvas of the answer, from 0; noise depends on it."""
     ids = torch.as_tensor(noise.initial(index, length, vocab), dtype=torch.int64).clone()
-    if draft is not None:
-        ids[: draft.shape[0]] = draft
+    if draft:
+        ids[: len(draft)] = torch.tensor(draft)
     fixed = torch.zeros(length, dtype=torch.bool)
     for position, token in (pinned or {}).items():
         ids[position], fixed[position] = token, True
-    return Canvas(ids.to(device), fixed.to(device), index)
+    return Canvas(ids[None], fixed[None])
+
+
+def exact(nats: Tensor) -> Tensor:
+    """Entropies as whole multiples of 2⁻⁴⁰ nat, int64. Sums of whole numbers do not depend on their order, so a
+    decision is the same whatever else is in the batch."""
+    return (nats.double() * 2.0**40).round().long()

@@ -3,14 +3,17 @@ pass, position, purpose).
 
 So a request gives the same tokens alone or in any batch, on any device, after a restart. The function is Philox4x32
 with ten rounds (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), a counter-based generator:
-the address is the counter, the seed is the key.
+the address is the counter, the seed is the key. It is written in integer operations of torch, so that the numbers of
+all canvases of a pass are made together, on the device that uses them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,47 +37,99 @@ class Noise(Protocol):
 _INITIAL, _PROPOSAL, _RENOISE = 0, 1, 2
 
 
+@dataclass(frozen=True)
 class SeededNoise:
     """Noise from a seed in 0 … 2⁶⁴-1, of its own for each candidate of a request, numbered from 0."""
 
-    def __init__(self, seed: int, candidate: int = 0):
-        self.seed = seed
-        self.candidate = candidate
+    seed: int
+    candidate: int = 0
 
     def initial(self, canvas_index: int, length: int, vocab: int) -> Tensor:
-        return self._ids(_INITIAL, canvas_index, 0, length, vocab)
+        return _ids(self._uniforms(_INITIAL, canvas_index, 0, length), vocab)
 
     def uniform(self, canvas_index: int, pass_index: int, length: int) -> Tensor:
-        return torch.from_numpy(self._uniforms(_PROPOSAL, canvas_index, pass_index, length))
+        return self._uniforms(_PROPOSAL, canvas_index, pass_index, length)
 
     def renoise(self, canvas_index: int, pass_index: int, length: int, vocab: int) -> Tensor:
-        return self._ids(_RENOISE, canvas_index, pass_index, length, vocab)
+        return _ids(self._uniforms(_RENOISE, canvas_index, pass_index, length), vocab)
 
-    def _ids(self, purpose: int, canvas_index: int, pass_index: int, length: int, vocab: int) -> Tensor:
-        # floor(u · vocab) with 53 random bits: for vocab = 2¹⁸ no id is favoured by more than one part in 2³⁵.
-        uniforms = self._uniforms(purpose, canvas_index, pass_index, length)
-        return torch.from_numpy((uniforms * vocab).astype(np.int64))
+    def first_uniforms(self, canvas_index: int, count: int) -> Tensor:
+        """Of `count` canvases from canvas_index on: the proposal's uniform [count] at pass 0, position 0."""
+        address = Address.of([self] * count, range(canvas_index, canvas_index + count), "cpu")
+        return _uniforms((_PROPOSAL,), address, torch.zeros(count, dtype=torch.int64), 1)[0, :, 0]
 
-    def _uniforms(self, purpose: int, canvas_index: int, pass_index: int, length: int) -> np.ndarray:
-        counter = np.zeros((4, length), dtype=np.uint64)
-        counter[0] = np.arange(length, dtype=np.uint64)
-        counter[1], counter[2], counter[3] = pass_index, canvas_index, purpose + 4 * self.candidate
-        words = philox(counter, self.seed & 0xFFFFFFFF, self.seed >> 32)
-        bits = (words[0] << np.uint64(21)) ^ (words[1] >> np.uint64(11))  # 32 + 21 = 53 bits
-        return bits.astype(np.float64) * 2.0**-53
+    def _uniforms(self, purpose: int, canvas_index: int, pass_index: int, length: int) -> Tensor:
+        address = Address.of([self], [canvas_index], "cpu")
+        return _uniforms((purpose,), address, torch.tensor([pass_index]), length)[0, 0]
 
 
-def philox(counter: np.ndarray, key_low: int, key_high: int) -> np.ndarray:
-    """Philox4x32-10: counter [4, n] of 32-bit words held in uint64, two 32-bit key words -> random words [4, n]."""
-    mask, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
-    c0, c1, c2, c3 = (counter[i].astype(np.uint64) & mask for i in range(4))
-    for _ in range(10):
-        left, right = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)  # 32 x 32 -> 64 bits, no overflow
-        c0, c1, c2, c3 = (
-            (right >> shift) ^ c1 ^ np.uint64(key_low),
-            right & mask,
-            (left >> shift) ^ c3 ^ np.uint64(key_high),
-            left & mask,
-        )
-        key_low, key_high = (key_low + 0x9E3779B9) & 0xFFFFFFFF, (key_high + 0xBB67AE85) & 0xFFFFFFFF
-    return np.stack((c0, c1, c2, c3))
+@dataclass(frozen=True)
+class Address:
+    """What all passes of S canvases have in common. keys [10, 2, S, 1]; candidate, canvas [S, 1]; int64."""
+
+    keys: Tensor
+    candidate: Tensor
+    canvas: Tensor
+
+    @classmethod
+    def of(cls, noises: Sequence[SeededNoise], canvases: Sequence[int], device: torch.device | str) -> Address:
+        rows = [
+            (noise.seed & 0xFFFFFFFF, noise.seed >> 32, noise.candidate, canvas)
+            for noise, canvas in zip(noises, canvases, strict=True)
+        ]
+        low, high, candidate, canvas = torch.tensor(rows, dtype=torch.int64, device=device).T[..., None]
+        return cls(round_keys(low, high), candidate, canvas)
+
+    def draw(self, pass_index: Tensor, length: int, vocab: int) -> tuple[Tensor, Tensor]:
+        """For pass pass_index [S]: uniforms [S, length] float64 for the proposals, ids [S, length] to renoise."""
+        proposal, renoise = _uniforms((_PROPOSAL, _RENOISE), self, pass_index, length)
+        return proposal, _ids(renoise, vocab)
+
+
+def _uniforms(purposes: tuple[int, ...], address: Address, pass_index: Tensor, length: int) -> Tensor:
+    """-> [purposes, S, length] float64 in [0, 1)."""
+    device = pass_index.device
+    purpose = _constant(purposes, device)[:, None, None]
+    counter = torch.broadcast_tensors(
+        torch.arange(length, device=device), pass_index[:, None], address.canvas, purpose + 4 * address.candidate
+    )
+    words = philox(torch.stack(counter), address.keys[:, :, None])
+    bits = (words[0] << 21) ^ (words[1] >> 11)  # 32 + 21 = 53 bits
+    return bits.double() * 2.0**-53
+
+
+def _ids(uniforms: Tensor, vocab: int) -> Tensor:
+    # floor(u · vocab) with 53 random bits: for vocab = 2¹⁸ no id is favoured by more than one part in 2³⁵.
+    return (uniforms * vocab).long()
+
+
+@lru_cache(maxsize=64)
+def _constant(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """Kept on the device, so that a pass copies nothing there."""
+    return torch.tensor(values, device=device)
+
+
+_WORD, _ROUNDS = 0xFFFFFFFF, 10
+
+
+def philox(counter: Tensor, keys: Tensor) -> Tensor:
+    """Philox4x32-10: counter [4, …] of 32-bit words held in int64, keys from `round_keys` -> words [4, …].
+
+    A product of two words wraps around in int64; its bits are right all the same, which is all that is read of it.
+    In every round words 0 and 2 change places, and 1 and 3. Here they stay, and in every other round (0, 2, …) the
+    factors' and keys' order changes instead.
+    """
+    even, odd = counter[0::2], counter[1::2]  # words 0, 2 and 1, 3
+    factor = _constant((0xD2511F53, 0xCD9E8D57), counter.device).view(2, *[1] * (counter.ndim - 1))
+    for key in keys:
+        product = even * factor
+        even, odd, factor = ((product >> 32) ^ odd.flip(0) ^ key) & _WORD, product & _WORD, factor.flip(0)
+    return torch.stack((even[0], odd[0], even[1], odd[1]))
+
+
+def round_keys(low: Tensor, high: Tensor) -> Tensor:
+    """The two 32-bit key words […] of every round [10, 2, …], in the order in which `philox` takes them."""
+    step = _constant((0x9E3779B9, 0xBB67AE85), low.device).view(2, *[1] * low.ndim)
+    first = torch.stack((low, high))
+    keys = [(first + number * step) & _WORD for number in range(_ROUNDS)]
+    return torch.stack([key.flip(0) if number % 2 == 0 else key for number, key in enumerate(keys)])

@@ -1,4 +1,4 @@
-"""Temperature over the passes of one canvas."""
+"""Temperature over the passes of a canvas."""
 
 from __future__ import annotations
 

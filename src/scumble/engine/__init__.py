@@ -1,8 +1,8 @@
-"""From prompt ids to committed ids: requests, the main loop, the scheduler. Ids only; text lives at the edge."""
+"""Many rows at once: what of them shares a forward, and what comes of it. Ids only; text lives at the edge."""
 
-from scumble.engine.generate import generate
-from scumble.engine.request import Request, make_request
-from scumble.engine.scheduler import run
-from scumble.engine.steps import Answer, PassDone, TokensCommitted
+from scumble.engine.driver import Driver
+from scumble.engine.engine import Engine
+from scumble.engine.row import Event, Failed
+from scumble.engine.stats import Stats
 
-__all__ = ["Answer", "PassDone", "Request", "TokensCommitted", "generate", "make_request", "run"]
+__all__ = ["Driver", "Engine", "Event", "Failed", "Stats"]

@@ -1,64 +1,74 @@
-"""Run the programs of many rows side by side, each at its own stage, over a shared model."""
+"""Who takes part in the next pass: requests that run, requests that wait, and how much of a prompt fits beside them.
+
+Every canvas and every next token takes part in every pass. Prompts fill what is left of the token budget, a chunk a
+row, in turns: who was served longest ago goes first, so a line of chat does not wait for a prompt of 100,000 tokens,
+and the long prompt moves on in every step all the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
-from scumble.engine.steps import Answer, Event, Steps
-from scumble.model import Segment, Transformer
+from scumble.config import ModelConfig
+from scumble.decode.steps import Denoise, Read
+from scumble.engine.memory import cache_bytes
+from scumble.engine.row import Row
+from scumble.engine.runner import Work
+from scumble.engine.slots import Slots
 
-
-def run(
-    model: Transformer, programs: Sequence[Steps], batch_invariant: bool = True
-) -> Iterator[tuple[int, Event | Answer]]:
-    """Advance all rows until each has returned its Answer; yields (row, event) in the order in which they happen.
-
-    batch_invariant: every row's segment is a forward of its own. A matrix product rounds differently for different
-    numbers of rows, and a rounding can flip an argmax; only this way is a row's result, bit for bit, independent of
-    its neighbours. False: one forward over all segments, faster where many small rows share one device.
-    Closing a program between two events cancels its row; closing the iterator ends all of them.
-    """
-    replies: dict[int, Tensor | None] = dict.fromkeys(range(len(programs)))
-    try:
-        while replies:
-            work: dict[int, tuple[Segment, ...]] = {}
-            for row in list(replies):
-                for event in _until_work(programs[row], replies.pop(row)):
-                    if isinstance(event, tuple):
-                        work[row] = event
-                    else:
-                        yield row, event
-            replies = dict(zip(work, forward(model, list(work.values()), batch_invariant), strict=True))
-    finally:
-        for program in programs:
-            program.close()
+CHUNK = 512  # tokens; bounds the memory of attention masks and activations. A fixed size keeps results reproducible.
+TOKENS = 2048  # of all rows in a pass, canvases and chunks; more would only make every row wait for longer passes
+ROWS = 256
 
 
-def _until_work(program: Steps, reply: Tensor | None) -> Iterator[tuple[Segment, ...] | Event | Answer]:
-    """Send the reply, then pass on what the program yields up to its next segments, or its answer."""
-    try:
-        while True:
-            with torch.no_grad():  # not around the yield: the caller's code is not ours to switch gradients off in
-                item = program.send(reply)
-            if isinstance(item, Segment | tuple):
-                yield (item,) if isinstance(item, Segment) else item
+@dataclass
+class Scheduler:
+    config: ModelConfig
+    dtype: torch.dtype
+    waiting: deque[Row] = field(default_factory=deque)
+    running: list[Row] = field(default_factory=list)
+    step: int = 0
+
+    def admit(self, memory: int) -> Iterator[Row]:
+        """Waiting requests that may run now, first come, first served. memory: bytes that all caches may take; a
+        request counts with all that it can come to need.
+
+        The first that does not fit holds up all behind it, lest a long request wait for ever. One alone always fits.
+        """
+        while self.waiting and len(self.running) < ROWS:
+            row = self.waiting[0]
+            together = [*self.running, row]
+            need = sum(cache_bytes(self.config, self.dtype, one.most_tokens) for one in together)
+            if self.running and (need > memory or sum(one.pass_tokens for one in together) > TOKENS):
                 return
-            yield item
-            reply = None
-    except StopIteration as stop:
-        if stop.value is not None:  # None: the caller closed the program, a cancelled row
-            yield stop.value
+            self.running.append(self.waiting.popleft())
+            yield row
 
+    def plan(self, slots: Slots) -> list[Work]:
+        """What every running row puts into the next pass."""
+        self.step += 1
+        left = TOKENS - slots.tokens
+        work = []
+        for row in sorted(self.running, key=lambda row: row.served):
+            if isinstance(row.wants, Denoise):
+                own = [slot for slot in slots.slots if slot.row is row]
+                chunk, row.unread = row.unread, None
+                work.append(Work(row, chunk, True, slots=own))
+            elif isinstance(row.wants, Read):
+                work.append(Work(row, texts=row.wants.texts))
+            elif row.unread is not None and (left > 0 or len(row.unread) == 1):
+                chunk, rest = row.unread[:CHUNK], row.unread[CHUNK:]
+                row.unread, row.served = rest, self.step
+                left -= len(chunk)
+                work.append(Work(row, chunk, is_last=len(rest) == 0))
+        return work
 
-@torch.no_grad()
-def forward(model: Transformer, work: list[tuple[Segment, ...]], batch_invariant: bool) -> list[Tensor]:
-    """For every row's segments: the hidden states [n, D] of those that are not quiet."""
-    if batch_invariant:
-        return [model(segments) for segments in work]
-    if not work:
-        return []
-    sizes = [sum(segment.tokens.shape[0] for segment in segments if not segment.quiet) for segments in work]
-    return list(model([segment for segments in work for segment in segments]).split(sizes))
+    def remove(self, row: Row) -> None:
+        if row in self.running:
+            self.running.remove(row)
+        elif row in self.waiting:
+            self.waiting.remove(row)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scumble.errors import DataError
-from scumble.text.python import parse
+from scumble.evaluate.python import parse
 
 SHIPPED = Path(__file__).with_name("held_out.jsonl")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scumble.text.python import parse
+from scumble.evaluate.python import parse
 
 
 def exact_match(found: str, wanted: str) -> bool:

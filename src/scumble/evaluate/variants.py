@@ -15,7 +15,6 @@ Grid = Mapping[str, Sequence[Any]]
 GRID: Grid = {
     "entropy_bound": (0.1, 0.3, 1.0, 3.0),
     "temperature": (0.25, 0.5, 1.0),
-    "budget": ("accepted", "changed"),
 }
 # What the diffusion decoder can be asked for; the tasks fix the rest.
 SWEPT = ("temperature", *CANVAS_SETTINGS)
@@ -50,7 +49,7 @@ def decoder_variants(names: Sequence[str], overrides: Mapping[str, Any]) -> list
 
 
 def read_grid(texts: Sequence[str]) -> Grid:
-    """["entropy_bound=0.1,0.3", "budget=changed"] -> a grid of those settings. Raises InvalidRequest."""
+    """["entropy_bound=0.1,0.3", "canvas_length=auto"] -> a grid of those settings. Raises InvalidRequest."""
     grid: dict[str, list[Any]] = {}
     for text in texts:
         name, equals, values = text.partition("=")
@@ -91,5 +90,5 @@ def grid_variants(grid: Grid, overrides: Mapping[str, Any]) -> list[Variant]:
 
 _SHORT = {
     "entropy_bound": "bound", "confidence_threshold": "confidence", "max_denoising_steps": "steps",
-    "positions_per_pass": "positions", "canvas_length": "canvas", "best_of": "of",
+    "canvas_length": "canvas", "best_of": "of",
 }  # fmt: skip

@@ -20,7 +20,7 @@ import torch
 
 from scumble.errors import InvalidRequest, PromptTooLong
 from scumble.events import Draft, Finished, Generation, StreamEvent, TokenLogprobs
-from scumble.llm import LLM, TextRequest
+from scumble.llm import LLM, Prompt
 from scumble.serve.errors import ApiError
 from scumble.serve.slots import Slots
 from scumble.settings import SETTINGS, GenerationConfig
@@ -110,7 +110,7 @@ class Backend:
         return await asyncio.get_running_loop().run_in_executor(self._helpers, make)
 
     def text(self, prompt: str, config: GenerationConfig) -> Job:
-        return self._fitted(_job(self.llm.text_request(prompt, config)))
+        return self._fitted(_job(self.llm.text_prompt(prompt, config)))
 
     def ids(self, prompt: Sequence[int], config: GenerationConfig) -> Job:
         vocab = self.llm.model.config.vocab_size
@@ -135,7 +135,7 @@ class Backend:
         if not (self.can_fill if damaged is None else self.can_edit):
             what = "fill in the middle" if damaged is None else "edit a text in place"
             raise ApiError(400, f"this model cannot {what}: its tokenizer lacks the markers", code="unsupported")
-        return self._fitted(_job(self.llm.fill_request(prefix, suffix, config, damaged)))
+        return self._fitted(_job(self.llm.fill_prompt(prefix, suffix, config, damaged)))
 
     def with_draft(self, job: Job, text: str) -> Job:
         """The job, its canvas starting from a predicted text: the text, an end, and pads."""
@@ -210,7 +210,7 @@ class Backend:
             left.set()
 
     def _start(self, job: Job) -> Iterator[StreamEvent]:
-        return self.llm.stream_request(TextRequest(job.prompt, job.config, job.draft, job.typed))
+        return self.llm.stream_request(self.llm.request(job.prompt, job.config, draft=job.draft, typed=job.typed))
 
     def check(self, job: Job) -> None:
         """Refuse at once what the engine would refuse, so that a stream does not have to begin in order to fail."""
@@ -266,5 +266,5 @@ def replace_settings(config: GenerationConfig, **changes: Any) -> GenerationConf
     return GenerationConfig(**{name: getattr(config, name) for name in SETTINGS} | changes)
 
 
-def _job(request: TextRequest) -> Job:
-    return Job(tuple(request.prompt), request.config, request.draft, request.typed)
+def _job(prompt: Prompt) -> Job:
+    return Job(*prompt)

@@ -1,12 +1,17 @@
 """The engine's promises: reproducible in any batch, exact cuts, pins and drafts, end ids, logprobs, cancelling."""
 
+import random
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scumble import GenerationConfig, ScumbleError
-from scumble.engine import generate, make_request, run
+from scumble.decode import Answer, Constraint, TokensCommitted, make_request
+from scumble.diffusion import SeededNoise
+from scumble.engine import Engine, Failed
+from scumble.engine.scheduler import CHUNK
 from scumble.model import Segment
 from scumble.ops import softcap
 from tiny import EOS, answer, prompt, tiny_model
@@ -62,31 +67,6 @@ def test_another_seed_gives_another_answer():
     assert answers[0] != answers[1]
 
 
-def test_one_forward_over_all_segments_gives_the_same_hidden_states():
-    """batch_invariant=False: products of other sizes round differently, by no more than float32 does."""
-    caches = [MODEL.new_cache() for _ in range(3)]
-    for cache, length in zip(caches, (4, 9, 6), strict=True):
-        MODEL.encode(torch.tensor(prompt(length, length)), cache)
-    segments = [
-        Segment(torch.tensor(prompt(8, 1)), caches[0], "denoise"),
-        Segment(torch.tensor(prompt(8, 2)), caches[1], "denoise", torch.randn(8, 32)),
-        Segment(torch.tensor(prompt(5, 3)), caches[2], "encode"),
-    ]
-    with torch.no_grad():
-        separate = [MODEL([segment]) for segment in segments[:2]]
-        together = MODEL(segments).split([8, 8, 5])
-    for one, other in zip(separate, together, strict=False):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-
-
-def test_shared_forwards_answer_every_row(alone):
-    rows = answer(MODEL, [ids for ids, _ in ROWS], [config for _, config in ROWS], batch_invariant=False)
-    for row, separate in zip(rows, alone, strict=True):
-        assert row["answer"].finish_reason in ("stop", "length")
-        if separate["answer"].finish_reason == "length" and row["answer"].finish_reason == "length":
-            assert len(row["ids"]) == len(separate["ids"])
-
-
 # --- lengths and ends -------------------------------------------------------------------------------------------------
 
 
@@ -118,17 +98,6 @@ def test_automatic_canvases_begin_short_and_double(tokens):
     assert lengths == [16, 32, 64, 64, 64][: len(lengths)]
     assert sum(lengths[:-1]) < tokens <= sum(lengths)
     assert len(row["ids"]) == tokens
-
-
-def test_short_canvases_may_take_fewer_passes():
-    model = tiny_model(canvas_length=64)
-    config = GenerationConfig(
-        max_new_tokens=112, canvas_length="auto", positions_per_pass=5, **(FREE | {"max_denoising_steps": 12})
-    )
-    row = answer(model, [prompt(4)], config)[0]
-    assert row["answer"].passes == (4, 7, 12)
-    temperatures = [event.temperature for event in row["passes"] if event.canvas_index == 0]
-    assert temperatures == pytest.approx([0.8, 0.7, 0.6, 0.5])
 
 
 def test_automatic_canvases_of_a_short_checkpoint_are_its_own():
@@ -254,9 +223,8 @@ def test_logprobs_cost_no_pass_and_change_no_token():
 def test_an_output_that_is_not_a_number_is_an_error_before_anything_is_committed(name, config, dtype):
     model = tiny_model(dtype=dtype)
     model.get_parameter(name).view(-1)[3] = float("nan")
-    request = make_request(prompt(4), GenerationConfig(max_new_tokens=8, **config), {}, model.config)
     with pytest.raises(ScumbleError, match="must be finite numbers, found nan; its weights may be damaged"):
-        next(run(model, [generate(model, request)]))
+        answer(model, [prompt(4)], GenerationConfig(max_new_tokens=8, **config))
 
 
 def test_positions_without_any_doubt_are_no_error():
@@ -268,27 +236,173 @@ def test_positions_without_any_doubt_are_no_error():
     assert len(row["ids"]) == 8
 
 
-# --- cancelling -------------------------------------------------------------------------------------------------------
+# --- what shares a forward --------------------------------------------------------------------------------------------
 
 
-def test_closing_the_run_ends_every_program():
-    programs = [generate(MODEL, make_request(prompt(4), GenerationConfig(**FREE), {}, MODEL.config)) for _ in range(3)]
-    events = run(MODEL, programs)
-    for _ in range(4):
-        next(events)
-    events.close()
-    assert all(program.gi_frame is None for program in programs)
+@pytest.fixture
+def forwards(monkeypatch) -> list[list[Segment]]:
+    """The segments of every forward."""
+    seen: list[list[Segment]] = []
+    original = type(MODEL).forward
+
+    def forward(self, segments):
+        seen.append(list(segments))
+        return original(self, segments)
+
+    monkeypatch.setattr(type(MODEL), "forward", forward)
+    return seen
 
 
-def test_closing_one_program_leaves_its_neighbours_alone():
+def test_a_commit_rides_along_with_the_next_canvas_s_first_pass(forwards):
+    """One forward a pass and one for the prompt; none for commits."""
+    answer(MODEL, [prompt(4)], GenerationConfig(max_new_tokens=3 * L, **FREE))
+    assert len(forwards) == 1 + 3 * FREE["max_denoising_steps"]
+    assert [len(segments) for segments in forwards].count(2) == 2
+
+
+def test_a_long_prompt_is_encoded_in_chunks(forwards):
+    ids = prompt(CHUNK + 37)
+    row = answer(MODEL, [ids], GenerationConfig(max_new_tokens=3, decoder="autoregressive", temperature=0))[0]
+    assert [len(segments[0].tokens) for segments in forwards] == [CHUNK, 37, 1, 1]
+    hidden = MODEL.encode(torch.tensor(ids), MODEL.new_cache())
+    assert row["ids"][0] == int(MODEL.logits(hidden[-1:]).argmax())
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one():
+    """A chunk each in every step, who waited longest first; the short one is answered while the long one is read."""
+    config = GenerationConfig(max_new_tokens=L, **FREE)
+    engine, ends = Engine(tiny_model(max_position_embeddings=20_000)), []
+
+    def note(name):
+        return lambda event: ends.append(name) if isinstance(event, Answer) else None
+
+    engine.add(make_request(prompt(8_000), config, {}, engine.model.config), note("long"))
+    engine.step()
+    engine.add(make_request(prompt(5), config, {}, engine.model.config), note("short"))
+    steps = 0
+    while not ends:
+        engine.step()
+        steps += 1
+    assert ends == ["short"]
+    assert steps <= 1 + FREE["max_denoising_steps"]
+    while engine.has_work:
+        engine.step()
+    assert ends == ["short", "long"]
+
+
+# --- cancelling and failing -------------------------------------------------------------------------------------------
+
+
+def test_a_cancelled_row_is_gone_within_a_step_and_its_neighbours_go_on():
     config = GenerationConfig(max_new_tokens=20, **FREE)
-    programs = [generate(MODEL, make_request(prompt(4, i), config, {}, MODEL.config)) for i in range(3)]
-    seen = {0: [], 1: [], 2: []}
-    for row, event in run(MODEL, programs):
-        seen[row].append(event)
-        if row == 1 and len(seen[1]) == 2:
-            programs[1].close()
-    assert len(seen[1]) == 2
+    engine, seen = Engine(MODEL), {0: [], 1: [], 2: []}
+    rows = [engine.add(make_request(prompt(4, i), config, {}, MODEL.config), seen[i].append, drafts=True) for i in seen]
+    engine.step()
+    engine.step()
+    engine.cancel(rows[1])
+    told = len(seen[1])
+    while engine.has_work:
+        engine.step()
+    assert len(seen[1]) == told
+    assert rows[1].cache is None
     for row in (0, 2):
-        ids = [token for event in seen[row] if hasattr(event, "ids") for token in event.ids]
+        ids = [token for event in seen[row] if isinstance(event, TokensCommitted) for token in event.ids]
         assert ids == answer(MODEL, [prompt(4, row)], config)[0]["ids"]
+    assert (engine.stats.finished, engine.stats.cancelled, engine.stats.slots) == (2, 1, 0)
+
+
+@pytest.mark.parametrize("decoder", ["diffusion", "autoregressive"])
+def test_a_prompt_that_is_being_read_can_be_cancelled(decoder):
+    engine = Engine(MODEL)
+    request = make_request(prompt(3_000), GenerationConfig(max_new_tokens=9, decoder=decoder), {}, MODEL.config)
+    row = engine.add(request, lambda event: pytest.fail("nobody listens"))
+    engine.step()
+    engine.cancel(row)
+    engine.step()
+    assert not engine.has_work
+    assert engine.stats.prefilled == CHUNK
+
+
+class Broken(SeededNoise):
+    """Noise of a caller's own that fails in the third pass."""
+
+    def uniform(self, canvas_index, pass_index, length):
+        if pass_index == 2:
+            raise RuntimeError("this noise is broken")
+        return super().uniform(canvas_index, pass_index, length)
+
+
+class Refusing(Constraint):
+    def after(self, ids):
+        raise ValueError("nothing may follow")
+
+
+@pytest.mark.parametrize("inputs", [{"noise": Broken(5)}, {"constraint": Refusing()}])
+def test_an_error_ends_its_own_request_only(inputs):
+    config = GenerationConfig(max_new_tokens=20, **FREE)
+    engine, seen = Engine(MODEL), {0: [], 1: [], 2: []}
+    for i, events in seen.items():
+        request = make_request(prompt(4, i), config, {}, MODEL.config, **(inputs if i == 1 else {}))
+        engine.add(request, events.append)
+    while engine.has_work:
+        engine.step()
+    assert isinstance(seen[1][-1], Failed)
+    assert str(seen[1][-1].error) in ("this noise is broken", "nothing may follow")
+    for row in (0, 2):
+        assert isinstance(seen[row][-1], Answer)
+        ids = [token for event in seen[row] if isinstance(event, TokensCommitted) for token in event.ids]
+        assert ids == answer(MODEL, [prompt(4, row)], config)[0]["ids"]
+
+
+@pytest.mark.parametrize("decoder", ["diffusion", "autoregressive"])
+@pytest.mark.parametrize("logprobs", [None, 1])
+def test_an_output_that_is_not_a_number_ends_its_own_request_only(decoder, logprobs):
+    """One id's embedding is damaged: the row whose prompt has it fails, its neighbour's answer stays what it was."""
+    config = GenerationConfig(max_new_tokens=12, decoder=decoder, logprobs=logprobs, **FREE)
+    model = tiny_model(sliding_window=40)
+    poisoned = prompt(6, 1)
+    engine, seen = Engine(model), ([], [])
+    original = type(model).embed
+
+    def embed(self, tokens):
+        out = original(self, tokens)
+        return out.masked_fill((tokens == 96)[:, None], float("nan"))
+
+    alone = answer(model, [prompt(4)], config)[0]["ids"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(model), "embed", embed)
+        for ids, events in zip(([*poisoned, 96], prompt(4)), seen, strict=True):
+            engine.add(make_request(ids, config, {}, model.config), events.append)
+        while engine.has_work:
+            engine.step()
+    assert isinstance(seen[0][-1], Failed)
+    assert "must be finite numbers" in str(seen[0][-1].error)
+    found = [token for event in seen[1] if isinstance(event, TokensCommitted) for token in event.ids]
+    assert 96 in alone or found == alone
+
+
+@given(st.integers(0, 2**32))
+@settings(deadline=None, max_examples=10)
+def test_tokens_are_the_same_whoever_joins_and_leaves(alone, seed):
+    """Rows join at random steps; some are cancelled at random; the others' tokens are what they are alone."""
+    dice = random.Random(seed)
+    engine = Engine(MODEL)
+    waiting = [(dice.randrange(len(ROWS)), dice.randrange(12)) for _ in range(7)]
+    found, rows, step = [], [], 0
+    while waiting or engine.has_work:
+        for number, when in list(waiting):
+            if when <= step:
+                waiting.remove((number, when))
+                events = []
+                request = make_request(ROWS[number][0], ROWS[number][1], {}, MODEL.config)
+                rows.append(engine.add(request, events.append))
+                found.append((number, events))
+        if rows and dice.random() < 0.1:
+            engine.cancel(dice.choice(rows))
+        engine.step()
+        step += 1
+    for number, events in found:
+        ids = [token for event in events if isinstance(event, TokensCommitted) for token in event.ids]
+        assert ids == alone[number]["ids"][: len(ids)]
+        if events and isinstance(events[-1], Answer):
+            assert ids == alone[number]["ids"]

@@ -1,21 +1,15 @@
 """What the cache holds: encoding fills it, in any pieces; denoising and reading leave it as it was."""
 
-import contextlib
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scumble import GenerationConfig
-from scumble.engine import generate, make_request
-from scumble.engine.prefill import CHUNK
 from scumble.model import Segment
-from tiny import answer, prompt, tiny_model
+from tiny import prompt, tiny_model
 
 MODEL = tiny_model()
 L = MODEL.config.canvas_length
-FREE = {"ignore_eos": True, "max_denoising_steps": 4}  # quick, and never cut by an end id
 
 
 def snapshot(cache):
@@ -63,20 +57,6 @@ def test_encoding_in_pieces_equals_encoding_at_once(pieces):
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-4)
 
 
-def test_a_prompt_longer_than_a_prefill_chunk():
-    ids = prompt(CHUNK + 37)
-    request = make_request(ids, GenerationConfig(max_new_tokens=3, **FREE), {}, MODEL.config)
-    program = generate(MODEL, request)
-    first = next(program)
-    assert first.mode == "encode"
-    assert first.tokens.shape == (CHUNK,)
-    second = program.send(MODEL([first]))
-    assert second.tokens.shape == (37,)
-    row = answer(MODEL, [ids], GenerationConfig(max_new_tokens=3, decoder="autoregressive", temperature=0))[0]
-    hidden = MODEL.encode(torch.tensor(ids), MODEL.new_cache())
-    assert row["ids"][0] == int(MODEL.logits(hidden[-1:]).argmax())
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tokens", [1, 3, 7, 30])
@@ -106,21 +86,6 @@ def test_quiet_and_heard_segments_of_several_rows_share_a_forward():
         alone.append(MODEL([Segment(canvas, one, "denoise")]))
         together += [Segment(commit, two, "encode", quiet=True), Segment(canvas, two, "denoise")]
     torch.testing.assert_close(MODEL(together), torch.cat(alone), rtol=1e-4, atol=1e-4)
-
-
-def test_a_commit_rides_along_with_the_next_canvas_s_first_pass():
-    """One forward a pass and one for the prompt; none for commits."""
-    config = GenerationConfig(max_new_tokens=3 * L, **FREE)
-    program = generate(MODEL, make_request(prompt(4), config, {}, MODEL.config))
-    forwards, reply = 0, None
-    with contextlib.suppress(StopIteration):
-        while True:
-            item = program.send(reply)
-            reply = None
-            if isinstance(item, Segment | tuple):
-                forwards += 1
-                reply = MODEL(item if isinstance(item, tuple) else [item])
-    assert forwards == 1 + 3 * FREE["max_denoising_steps"]
 
 
 @torch.no_grad()

@@ -15,10 +15,10 @@ from scumble.events import TokenLogprobs
 PLACES = 2  # of a text, at a time: those where the causal model's own token is likelier by most
 
 
-def edits(text: Sequence[TokenLogprobs]) -> list[list[int]]:
+def edits(text: Sequence[TokenLogprobs]) -> list[tuple[int, ...]]:
     """What one change makes of a text that was read with at least one alternative a token; most surprising place first,
     and none where nothing surprises."""
-    ids = [one.token_id for one in text]
+    ids = tuple(one.token_id for one in text)
     surprises = [one.top[0][1] - one.logprob for one in text]
     places = sorted(range(len(ids)), key=lambda place: -surprises[place])[:PLACES]
     changed = []
@@ -26,5 +26,5 @@ def edits(text: Sequence[TokenLogprobs]) -> list[list[int]]:
         own = text[place].top[0][0]
         if own != ids[place]:
             before, behind = ids[:place], ids[place + 1 :]
-            changed += [[*before, own, *behind], [*before, own, *ids[place:]], [*before, *behind]]
+            changed += [(*before, own, *behind), (*before, own, *ids[place:]), (*before, *behind)]
     return [one for one in changed if one]

@@ -6,15 +6,9 @@ from scipy import stats
 
 from scumble import GenerationConfig
 from scumble.diffusion import SeededNoise
-from scumble.engine import make_request
-from scumble.engine.autoregressive import choose
+from scumble.engine.choose import choose
 from scumble.ops import softcap
-from tiny import answer, prompt, tiny_config, tiny_model
-
-
-def settings_of(**changes):
-    config = GenerationConfig(decoder="autoregressive", **changes)
-    return make_request([5], config, {}, tiny_config()).settings
+from tiny import answer, prompt, tiny_model
 
 
 def test_greedy_equals_the_argmax_recomputed_from_the_whole_text_each_time():
@@ -56,28 +50,43 @@ def truncated(probabilities: torch.Tensor, top_k: int | None, top_p: float | Non
 def test_samples_follow_the_truncated_softmax(top_k, top_p, temperature):
     """Chi-square over 4,000 draws of 30 ids; nothing outside the kept ids is ever drawn. Fixed seed."""
     logits = torch.randn(30, generator=torch.Generator().manual_seed(4)) * 1.5
-    settings = settings_of(top_k=top_k, top_p=top_p, temperature=temperature)
+    config = GenerationConfig(top_k=top_k, top_p=top_p, temperature=temperature)
     law = truncated(torch.softmax(logits.double() / temperature, -1), top_k, top_p)
-    draws = [choose(logits, settings, u) for u in SeededNoise(9).uniform(0, 0, 4_000).tolist()]
-    counts = torch.bincount(torch.tensor(draws), minlength=30)
+    draws = choose(logits.expand(4_000, -1), [config] * 4_000, SeededNoise(9).uniform(0, 0, 4_000))
+    counts = torch.bincount(draws, minlength=30)
     assert int(counts[law == 0].sum()) == 0
-    expected = law * len(draws)
+    expected = law * 4_000
     common = expected >= 5
     observed, wanted = counts[common].double(), expected[common]
     if len(wanted) > 1:
         wanted = wanted * observed.sum() / wanted.sum()
         assert stats.chisquare(observed.numpy(), wanted.numpy()).pvalue > 1e-3
     else:
-        assert int(counts[law > 0].sum()) == len(draws)
+        assert int(counts[law > 0].sum()) == 4_000
+
+
+UNIFORMS = torch.tensor([0.0, 0.5, 1 - 2.0**-53], dtype=torch.float64)
 
 
 def test_temperature_zero_ignores_the_uniform():
     logits = torch.randn(30)
-    assert {choose(logits, settings_of(temperature=0), u) for u in (0.0, 0.5, 1 - 2.0**-53)} == {int(logits.argmax())}
+    chosen = choose(logits.expand(3, -1), [GenerationConfig(temperature=0)] * 3, UNIFORMS)
+    assert chosen.tolist() == [int(logits.argmax())] * 3
+
+
+def test_rows_with_settings_of_their_own_are_what_they_are_alone():
+    logits = torch.randn(4, 30, generator=torch.Generator().manual_seed(5))
+    configs = [
+        GenerationConfig(temperature=0), GenerationConfig(), GenerationConfig(temperature=0.5, top_k=3),
+        GenerationConfig(top_p=0.4, temperature=2.0),
+    ]  # fmt: skip
+    uniforms = torch.tensor([0.1, 0.7, 0.3, 0.9], dtype=torch.float64)
+    alone = [int(choose(logits[i : i + 1], configs[i : i + 1], uniforms[i : i + 1])) for i in range(4)]
+    assert choose(logits, configs, uniforms).tolist() == alone
 
 
 @pytest.mark.parametrize("temperature", [1e-4, 1000])
 def test_extreme_temperatures_stay_finite(temperature):
     logits = softcap(torch.randn(30) * 100, 30.0)
-    for uniform in (0.0, 0.5, 1 - 2.0**-53):
-        assert 0 <= choose(logits, settings_of(temperature=temperature), uniform) < 30
+    chosen = choose(logits.expand(3, -1), [GenerationConfig(temperature=temperature)] * 3, UNIFORMS)
+    assert all(0 <= token < 30 for token in chosen.tolist())

@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scumble import GenerationConfig, InvalidRequest, PromptTooLong
-from scumble.engine import make_request
+from scumble.decode import make_request
 from tiny import tiny_config
 
 NUMBERS = ("max_new_tokens", "seed", "temperature", "entropy_bound", "t_min", "t_max", "max_denoising_steps",
-           "positions_per_pass", "stability_threshold", "confidence_threshold", "canvas_length", "top_k", "top_p",
-           "best_of", "logprobs")  # fmt: skip
-WHOLE = ("max_new_tokens", "seed", "max_denoising_steps", "positions_per_pass", "stability_threshold", "canvas_length",
-         "top_k", "best_of", "logprobs")  # fmt: skip
+           "stability_threshold", "confidence_threshold", "canvas_length", "top_k", "top_p", "best_of",
+           "logprobs")  # fmt: skip
+WHOLE = ("max_new_tokens", "seed", "max_denoising_steps", "stability_threshold", "canvas_length", "top_k", "best_of",
+         "logprobs")  # fmt: skip
 ANYTHING = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.text(), max_size=2))
 NAMES = [field.name for field in dataclasses.fields(GenerationConfig)]
 
@@ -94,7 +94,6 @@ def test_ranges_hold_at_their_ends(name, inside, outside):
 
 def test_choices_list_what_is_valid():
     assert "diffusion, autoregressive" in refused(decoder="ar")
-    assert "accepted, changed" in refused(budget="all")
     assert "argmax, sample" in refused(commit=3)
     assert "argmax_history, argmax_is_canvas" in refused(stability=["argmax_history"])
     assert "True or False" in refused(ignore_eos=1)
@@ -126,7 +125,7 @@ def test_whatever_is_given_either_makes_a_config_or_an_invalid_request(given_set
 
 
 def settings_of(config: GenerationConfig, checkpoint: dict, **changes):
-    return make_request([5, 6], config, checkpoint, tiny_config(**changes)).settings
+    return make_request([5, 6], config, checkpoint, tiny_config(**changes))
 
 
 def test_the_caller_goes_before_the_checkpoint_and_the_checkpoint_before_the_release():
@@ -145,12 +144,8 @@ def test_with_nothing_given_the_release_s_values_serve():
     schedule, stopping = settings.schedule, settings.stopping
     assert (schedule.t_min, schedule.t_max, schedule.passes, settings.sampler.bound) == (0.4, 0.8, 48, 0.1)
     assert (stopping.stability, stopping.confidence, stopping.rule) == (1, 0.005, "argmax_history")
-    assert (settings.max_new_tokens, settings.seed, settings.commit, settings.decoder) == (
-        256,
-        0,
-        "argmax",
-        "diffusion",
-    )
+    config = settings.config
+    assert (config.max_new_tokens, config.seed, config.commit, config.decoder) == (256, 0, "argmax", "diffusion")
     assert settings.eos_ids == {1}
 
 
@@ -166,20 +161,6 @@ def test_temperature_scales_the_schedule():
     settings = settings_of(GenerationConfig(temperature=0.5), {})
     assert (settings.schedule.t_min, settings.schedule.t_max) == pytest.approx((0.2, 0.4))
     assert settings_of(GenerationConfig(temperature=0), {}).schedule.t_max == 0.8
-
-
-def test_passes_may_follow_a_canvas_s_length():
-    stored = {"max_denoising_steps": 12, "positions_per_pass": 5}
-    follows = settings_of(GenerationConfig(), stored)
-    assert [follows.passes_at_most(length) for length in (1, 5, 6, 16, 60, 61, 256)] == [1, 1, 2, 4, 12, 12, 12]
-    assert follows.schedule_of(16)(0) == 0.8, "hot at first"
-    assert follows.schedule_of(16)(3) == pytest.approx(0.4 + 0.4 / 4), "as cold at the last as with four passes"
-    assert settings_of(GenerationConfig(), {"max_denoising_steps": 12}).passes_at_most(1) == 12
-    # Who asks for passes gets them; who names both gets both.
-    assert settings_of(GenerationConfig(max_denoising_steps=40), stored).passes_at_most(16) == 40
-    both = GenerationConfig(max_denoising_steps=40, positions_per_pass=2)
-    assert settings_of(both, stored).passes_at_most(16) == 8
-    assert settings_of(GenerationConfig(positions_per_pass=8), stored).passes_at_most(16) == 2
 
 
 def test_ignore_eos_and_the_context_s_end():

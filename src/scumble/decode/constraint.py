@@ -1,0 +1,186 @@
+"""Constraints: which ids may stand where in an answer, and which canvases are jointly valid.
+
+A constraint is a value. It says what the next canvas may hold (`restrict`), and what it is once ids have been
+committed (`after`): so state goes from canvas to canvas, and a row can start anew from any point of its answer.
+Positions count from where the answer stands: position 0 is the next token.
+
+`Pins`, `OneOf` (the ids that an answer may begin with, see text/healing.py) and `Forbidden` restrict positions one by
+one. A constraint on whole canvases, such as a grammar, gives its restriction a `Law`, which takes the place of
+independent positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from scumble.diffusion import Canvas, Proposal
+
+
+@dataclass(frozen=True)
+class Restriction:
+    """What one canvas, or the next token, may hold; nothing in here: anything.
+
+    pinned: position -> the id that stands there. allowed: position -> mask [V] bool of the ids that may stand there.
+    Positions that share a mask share the tensor itself: then the vocabulary operator is called once for all of them.
+    law: joint validity; it may keep state from pass to pass, so it belongs to one canvas (one candidate).
+    """
+
+    pinned: Mapping[int, int] = field(default_factory=dict)
+    allowed: Mapping[int, Tensor] = field(default_factory=dict)
+    law: Law | None = None
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a law sees of one pass over its canvas of L positions.
+
+    canvas: as it went into the pass [1, L]. proposal: what independent positions would propose [1, L].
+    temperature: what the logits are divided by. uniforms [L]: one a position, of this pass; None: propose the argmax.
+    vocabulary(**options): the vocabulary operator on this canvas's hidden states at this temperature; options are the
+    operator's own (`allowed`, `top`, …), and the result is whatever it returns for them.
+    """
+
+    canvas: Canvas
+    proposal: Proposal
+    temperature: float
+    uniforms: Tensor | None
+    vocabulary: Callable[..., Any]
+
+
+class Law(Protocol):
+    """Joint validity of one canvas."""
+
+    def propose(self, look: Look) -> Proposal:
+        """The proposal [1, L] under the law: argmax is the most probable valid canvas, sample a valid draw, entropy
+        that of each position under the law. Acceptance and stopping go by these."""
+        ...
+
+    def accept(self, look: Look, proposal: Proposal) -> Tensor | None:
+        """The accepted positions [1, L] bool; None: by the request's own sampler, from the law's entropies."""
+        ...
+
+    def commit(self, canvas: Canvas, proposal: Proposal) -> Tensor:
+        """The ids [1, L] to commit after the last pass, which went over `canvas` and proposed `proposal`."""
+        ...
+
+
+class Constraint:
+    """Any answer at all; the constraints below say what they forbid of it."""
+
+    def restrict(self, length: int, room: int, vocab: int) -> Restriction:
+        """What the next `length` positions may hold, of an answer that has `room` tokens left for them and all that
+        follows. A new restriction for every canvas and candidate. The next token alone: length 1."""
+        return Restriction()
+
+    def after(self, ids: Sequence[int]) -> Constraint:
+        """The constraint on what follows these ids, once they are committed."""
+        return self
+
+    def fits(self, ids: Sequence[int]) -> bool:
+        """Whether a text may follow that did not come from `restrict`: a draft, or what a revision makes of it."""
+        return True
+
+    @property
+    def is_movable(self) -> bool:
+        """Whether ids may move to other positions, as revisions move them."""
+        return True
+
+
+@dataclass(frozen=True)
+class Pins(Constraint):
+    """Ids that stand at certain positions: position ≥ 0 -> id."""
+
+    ids: Mapping[int, int]
+
+    def restrict(self, length: int, room: int, vocab: int) -> Restriction:
+        return Restriction(pinned={position: token for position, token in self.ids.items() if position < length})
+
+    def after(self, ids: Sequence[int]) -> Constraint:
+        rest = {position - len(ids): token for position, token in self.ids.items() if position >= len(ids)}
+        return Pins(rest) if rest else Constraint()
+
+    def fits(self, ids: Sequence[int]) -> bool:
+        return all(ids[position] == token for position, token in self.ids.items() if position < len(ids))
+
+    @property
+    def is_movable(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class OneOf(Constraint):
+    """The answer begins with one of these ids."""
+
+    ids: tuple[int, ...]
+
+    def restrict(self, length: int, room: int, vocab: int) -> Restriction:
+        return Restriction(allowed={0: only(self.ids, vocab)})
+
+    def after(self, ids: Sequence[int]) -> Constraint:
+        return Constraint() if ids else self
+
+    def fits(self, ids: Sequence[int]) -> bool:
+        return not ids or ids[0] in self.ids
+
+
+@dataclass(frozen=True)
+class Forbidden(Constraint):
+    """Ids that stand nowhere in the answer."""
+
+    ids: frozenset[int]
+
+    def restrict(self, length: int, room: int, vocab: int) -> Restriction:
+        mask = ~only(self.ids, vocab)
+        return Restriction(allowed=dict.fromkeys(range(length), mask))
+
+    def fits(self, ids: Sequence[int]) -> bool:
+        return self.ids.isdisjoint(ids)
+
+
+@dataclass(frozen=True)
+class All(Constraint):
+    """Several constraints at once. At most one of them may have a law."""
+
+    parts: tuple[Constraint, ...]
+
+    def restrict(self, length: int, room: int, vocab: int) -> Restriction:
+        pinned: dict[int, int] = {}
+        allowed: dict[int, Tensor] = {}
+        laws = []
+        for own in (part.restrict(length, room, vocab) for part in self.parts):
+            pinned.update(own.pinned)
+            for position, mask in own.allowed.items():
+                allowed[position] = mask & allowed[position] if position in allowed else mask
+            laws += [] if own.law is None else [own.law]
+        assert len(laws) < 2, "two laws for one canvas"
+        return Restriction(pinned, allowed, laws[0] if laws else None)
+
+    def after(self, ids: Sequence[int]) -> Constraint:
+        return together(part.after(ids) for part in self.parts)
+
+    def fits(self, ids: Sequence[int]) -> bool:
+        return all(part.fits(ids) for part in self.parts)
+
+    @property
+    def is_movable(self) -> bool:
+        return all(part.is_movable for part in self.parts)
+
+
+def together(parts: Iterable[Constraint]) -> Constraint:
+    """All of them, as simply as possible."""
+    kept = tuple(part for part in parts if type(part) is not Constraint)
+    if len(kept) < 2:
+        return kept[0] if kept else Constraint()
+    return All(kept)
+
+
+def only(ids: Iterable[int], vocab: int) -> Tensor:
+    """Mask [V] of some ids."""
+    mask = torch.zeros(vocab, dtype=torch.bool)
+    mask[torch.tensor(sorted(ids), dtype=torch.int64)] = True
+    return mask

@@ -1,0 +1,124 @@
+"""The engine: many requests over one model. Schedule, run, deliver.
+
+One thread at a time may step it (engine/driver.py sees to that); `add` and `cancel` may be called from any.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+
+from scumble.decode import Answer, Request
+from scumble.decode.steps import Denoise
+from scumble.engine.memory import cache_memory
+from scumble.engine.row import Deliver, Failed, Outcome, Row
+from scumble.engine.runner import Runner, Work
+from scumble.engine.scheduler import Scheduler
+from scumble.engine.stats import Stats
+from scumble.model import Transformer
+
+
+class Engine:
+    def __init__(self, model: Transformer):
+        self.model = model
+        self.memory = cache_memory(model.device)
+        self.runner = Runner(model)
+        self.scheduler = Scheduler(model.config, model.dtype)
+        self._counts: Counter[str] = Counter()
+        self._new: deque[Row] = deque()
+        self._cancelled: deque[Row] = deque()
+
+    # --- from any thread --------------------------------------------------------------------------------------------
+
+    def add(self, request: Request, deliver: Deliver, drafts: bool = False) -> Row:
+        """Answer a request, when its turn comes. deliver: takes its events, on the thread that steps; it must neither
+        block nor raise. The last event is an Answer or Failed. drafts: whether PassDone is wanted too."""
+        row = Row(request, deliver, drafts)
+        self._new.append(row)
+        return row
+
+    def cancel(self, row: Row) -> None:
+        """End a request within one step, wherever it is; nothing is delivered any more. Ended ones stay as they are."""
+        self._cancelled.append(row)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._new or self._cancelled or self.scheduler.waiting or self.scheduler.running)
+
+    @property
+    def stats(self) -> Stats:
+        scheduler, counts = self.scheduler, self._counts
+        return Stats(
+            waiting=len(self._new) + len(scheduler.waiting), running=len(scheduler.running),
+            slots=len(self.runner.denoiser.slots), **counts,
+        )  # fmt: skip
+
+    # --- on the thread that steps -----------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Schedule, run, deliver: one pass for everybody who can take part."""
+        self.take_orders()
+        try:
+            batch = self.scheduler.plan(self.runner.denoiser.slots)
+            outcomes = self.runner.run(batch)
+        except Exception as error:  # nobody's in particular, such as a device that ran out of memory
+            self.end_all(error)
+            return
+        self._count(batch)
+        for outcome in outcomes:
+            self.deliver(outcome)
+
+    def take_orders(self) -> None:
+        """Let go of cancelled requests; let new ones in, as far as there is room."""
+        while self._new:
+            self.scheduler.waiting.append(self._new.popleft())
+        while self._cancelled:
+            self.end(self._cancelled.popleft(), None)
+        for row in self.scheduler.admit(self.memory):
+            row.cache = self.model.new_cache()
+            self.advance(row, None)
+
+    def deliver(self, outcome: Outcome) -> None:
+        row = outcome.row
+        if row.is_over:  # an error of another of its candidates came first
+            return
+        if outcome.error is not None:
+            self.end(row, Failed(outcome.error))
+        elif outcome.told is not None:
+            row.deliver(outcome.told)
+        else:
+            self.advance(row, outcome.result)
+
+    def advance(self, row: Row, result: object) -> None:
+        """Send a row what it waited for, and begin what it wants next."""
+        try:
+            answer = row.advance(result)
+            if answer is not None:
+                self.end(row, answer)
+            elif isinstance(row.wants, Denoise):
+                self.runner.denoiser.begin(row, row.wants)
+        except Exception as error:  # of the request's own constraint, noise or selector
+            self.end(row, Failed(error))
+
+    def end(self, row: Row, last: Answer | Failed | None) -> None:
+        """last: the event to end with; None: it was cancelled, and nobody listens."""
+        if row.is_over:
+            return
+        row.is_over = True
+        row.life.close()
+        self.scheduler.remove(row)
+        self.runner.denoiser.slots.keep(lambda slot: slot.row is not row)
+        row.cache = row.wants = row.unread = None
+        self._counts["cancelled" if last is None else "failed" if isinstance(last, Failed) else "finished"] += 1
+        self._counts["tokens"] += row.committed
+        if last is not None:
+            row.deliver(last)
+
+    def end_all(self, error: Exception | None) -> None:
+        """End every request that has begun, with an error; None: those who asked are gone."""
+        for row in list(self.scheduler.running):
+            self.end(row, None if error is None else Failed(error))
+
+    def _count(self, batch: list[Work]) -> None:
+        self._counts["steps"] += 1
+        self._counts["passes"] += sum(len(work.slots) for work in batch)
+        self._counts["prefilled"] += sum(len(work.chunk) for work in batch if work.chunk is not None)

@@ -1,0 +1,101 @@
+"""A row: one request's place in the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from scumble.decode import Answer, PassDone, Request, TokensCommitted, live
+from scumble.decode.steps import Command, Denoise, Denoised, Life, Prefill, Step
+from scumble.diffusion import SeededNoise
+from scumble.model import Cache
+
+BLOCK = 64  # tokens whose uniforms are made at a time
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The request ended with an error, which concerns no other."""
+
+    error: Exception
+
+
+Event = PassDone | TokensCommitted | Answer | Failed
+Deliver = Callable[[Event], None]
+
+
+@dataclass(eq=False)
+class Row:
+    """deliver: takes the row's events, on the thread that steps the engine. wants_drafts: PassDone among them.
+
+    wants: what its life has asked for and not yet been sent. unread: what of its ids is not encoded yet.
+    denoised: the candidates of a canvas that are done. served: the step in which its ids last moved on.
+    """
+
+    request: Request
+    deliver: Deliver
+    wants_drafts: bool = False
+    life: Life = field(init=False)
+    cache: Cache | None = None
+    wants: Command | None = None
+    unread: Tensor | None = None
+    denoised: dict[int, Denoised] = field(default_factory=dict)
+    served: int = 0
+    committed: int = 0
+    is_over: bool = False
+    _uniforms: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.life = live(self.request)
+
+    def advance(self, result: object) -> Answer | None:
+        """Send the life its result and note what it wants next; its Answer, if it wants nothing any more."""
+        try:
+            item = self.life.send(result)
+            while isinstance(item, TokensCommitted):
+                self.committed += len(item.ids)
+                self.deliver(item)
+                item = next(self.life)
+        except StopIteration as stop:
+            return stop.value
+        self.wants, self.denoised = item, {}
+        self.unread = item.ids if isinstance(item, Prefill | Step) else None
+        if isinstance(item, Denoise) and item.uncached:
+            self.unread = torch.tensor(item.uncached)
+        return None
+
+    @property
+    def most_tokens(self) -> int:
+        """Of its context, when the answer is as long as it may be and the last canvas is being denoised."""
+        request = self.request
+        return request.prompt.shape[0] + request.max_new_tokens + self.pass_tokens
+
+    @property
+    def pass_tokens(self) -> int:
+        """What it may put into a pass again and again: its longest canvas, or one token."""
+        request = self.request
+        return request.longest * len(request.noises) if request.decoder == "diffusion" else 1
+
+    def uniform(self, index: int) -> float:
+        """Token number `index`'s own number in [0, 1): canvas `index`, pass 0, position 0."""
+        if self.request.config.temperature == 0:
+            return 0.0
+        noise = self.request.noises[0]
+        if type(noise) is not SeededNoise:
+            return float(noise.uniform(index, 0, 1)[0])
+        if index % BLOCK == 0:
+            self._uniforms = noise.first_uniforms(index, BLOCK).tolist()
+        return self._uniforms[index % BLOCK]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a pass means for a row: the result that its life waited for, an event to tell, or the error that ends it."""
+
+    row: Row
+    result: object = None
+    told: PassDone | None = None
+    error: Exception | None = None

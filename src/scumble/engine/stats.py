@@ -1,0 +1,22 @@
+"""What an engine is doing, for whoever watches it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Now: requests waiting and running, canvases in flight (slots). Since the start: requests that ended, failed or
+    were cancelled; steps, passes over a canvas (candidates count each), tokens committed, prompt tokens encoded."""
+
+    waiting: int = 0
+    running: int = 0
+    slots: int = 0
+    finished: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    steps: int = 0
+    passes: int = 0
+    tokens: int = 0
+    prefilled: int = 0

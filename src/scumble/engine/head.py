@@ -27,7 +27,11 @@ class Head:
 
     def look(self, slots: Sequence[Slot], hidden: Tensor, uniforms: Tensor) -> VocabResult:
         """hidden [N, D], uniforms [N] of all positions of the slots, one slot after another -> [N] of everything."""
-        groups = [list(slots)] if self.model.ops.batch_invariant else [list(own) for _, own in groupby(slots, lambda slot: slot.row)]
+        groups = (
+            [list(slots)]
+            if self.model.ops.batch_invariant
+            else [list(own) for _, own in groupby(slots, lambda slot: slot.row)]
+        )
         sizes = [sum(slot.length for slot in group) for group in groups]
         parts = zip(groups, hidden.split(sizes), uniforms.split(sizes), strict=True)
         return joined([self._look(*part) for part in parts])
@@ -55,10 +59,8 @@ class Head:
         masks = restricted(slots)
         if not masks:
             return call(None)
-        free = torch.ones(hidden.shape[0], dtype=torch.bool)
-        for _, places in masks:
-            free[places] = False
-        parts = [(None, free.nonzero()[:, 0].tolist()), *masks]
+        taken = {place for _, places in masks for place in places}
+        parts = [(None, [place for place in range(hidden.shape[0]) if place not in taken]), *masks]
         parts = [(mask, places) for mask, places in parts if places]
         results, order = [], []
         for mask, places in parts:

@@ -99,7 +99,9 @@ def watched(monkeypatch):
     """An engine whose passes over canvases run without waiting."""
     original = Denoiser.compute
 
-    def plain(self, *arguments, head=None, **options):
+    def plain(self, *arguments, head=None, classes=None, **options):
+        assert head is None
+        assert classes is None
         return vocab_head_reference(*arguments, **options)
 
     monkeypatch.setattr(ReferenceOps, "vocab_head", plain)

@@ -15,6 +15,7 @@ import torch
 
 from scumble.answers import Trace, answers, async_answers
 from scumble.checkpoint import load_checkpoint, load_config, read_generation_config
+from scumble.checkpoint.files import as_folder
 from scumble.decode import Request, make_request
 from scumble.diffusion import Noise
 from scumble.engine import Driver, Engine, Stats
@@ -86,7 +87,7 @@ class LLM:
             can, or what the environment variable SCUMBLE_OPS names.
         A folder without tokenizer.json loads for work on ids. Raises CheckpointError or TokenizerError.
         """
-        folder = embedded_path() if path is None else Path(path)
+        folder = embedded_path() if path is None else as_folder(path)
         where = choose_device(device)
         form = choose_dtype(dtype, where)
         tokenizer, defaults = _read_small_files(folder)  # a mistake there shows before minutes of reading weights

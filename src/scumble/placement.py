@@ -28,6 +28,17 @@ def choose_device(device: str | torch.device) -> torch.device:
     return where
 
 
+def named_dtype(dtype: torch.dtype | str | None) -> torch.dtype | Format | None:
+    """A number format by its name or as torch has it; None keeps what is stored. Raises InvalidRequest."""
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1:
+        return dtype
+    if dtype is None or (isinstance(dtype, str) and dtype in DTYPES):
+        return None if dtype is None else DTYPES[dtype]
+    raise InvalidRequest(
+        f"dtype must be None, a floating torch.dtype or one of {', '.join(DTYPES)}; found {shown(dtype)}"
+    )
+
+
 def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | Format | None:
     """The dtype to convert to; None keeps what is stored. Raises InvalidRequest."""
     if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from scumble import LLM, CheckpointError, ScumbleError, TemplateError, TokenizerError
+from scumble import LLM, CheckpointError, InvalidRequest, ScumbleError, TemplateError, TokenizerError
 from scumble.checkpoint import load_checkpoint, load_config, read_generation_config
 from tiny import save_folder, tiny_model
 
@@ -497,3 +497,31 @@ def test_a_chat_template_of_a_strange_shape(tmp_path, template):
             LLM.load(folder)
     else:
         LLM.load(folder)
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [5, b"x", ["x"], {}, 1.5])
+def test_a_path_that_is_none(path):
+    for load in (load_checkpoint, LLM.load):
+        with pytest.raises(InvalidRequest, match="a checkpoint must be named by its path, a str or Path; found"):
+            load(path)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["nope", "", 5, torch.int8, torch.float8_e4m3fn, torch.bool, torch.complex64, ["int8"]]
+)
+def test_a_dtype_that_is_none(folder, dtype):
+    with pytest.raises(InvalidRequest, match=r"dtype must be None, a floating torch.dtype or one of float32, bfloat16"):
+        load_checkpoint(folder, dtype)
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+def test_a_dtype_by_its_name(folder, name):
+    assert load_checkpoint(folder, name).dtype is getattr(torch, name)
+
+
+def test_a_device_that_is_not_there(folder):
+    with pytest.raises(InvalidRequest, match="and present; found 'abacus'"):
+        load_checkpoint(folder, device="abacus")

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from scumble.config import read_json
-from scumble.errors import CheckpointError, shown
+from scumble.errors import CheckpointError, InvalidRequest, shown
 from scumble.reading import check_regular, is_there, open_regular, parse_json
 
 WEIGHTS = "model.safetensors"
@@ -49,6 +49,13 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
                 raise CheckpointError(f"{folder}: {key} is stored twice, in {out[key].file.name} and in {file.name}")
             out[key] = stored
     return out
+
+
+def as_folder(path: object) -> Path:
+    """A path that a caller gave. Raises InvalidRequest for what is none."""
+    if not isinstance(path, (str, Path)):
+        raise InvalidRequest(f"a checkpoint must be named by its path, a str or Path; found {shown(path)}")
+    return Path(path)
 
 
 def check_folder(folder: Path) -> None:

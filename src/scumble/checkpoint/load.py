@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from scumble.checkpoint.copies import check_copies, find_copies
-from scumble.checkpoint.files import DTYPES, Stored, check_folder, find_tensors, read_mapped
+from scumble.checkpoint.files import DTYPES, Stored, as_folder, check_folder, find_tensors, read_mapped
 from scumble.checkpoint.gguf.blocks import BY_NAME
 from scumble.checkpoint.gguf.model import config_json, generation_json, is_gguf, weight_entries
 from scumble.checkpoint.gguf.reader import read_gguf
@@ -31,6 +31,7 @@ from scumble.formats.sizes import weight_bytes
 from scumble.formats.swap import quantize_part
 from scumble.model import Transformer, weight_shapes
 from scumble.ops import choose
+from scumble.placement import choose_device, named_dtype
 from scumble.reading import is_there
 from scumble.settings import RELEASE_DEFAULTS, SETTINGS, GenerationConfig
 
@@ -191,12 +192,13 @@ def read_contents(folder: Path) -> Contents:
 
 def load_checkpoint(
     path: str | Path,
-    dtype: torch.dtype | Format | None = None,
+    dtype: torch.dtype | str | None = None,
     device: torch.device | str = "cpu",
     ops: str | None = None,
 ) -> Transformer:
     """The model in a released-format folder, in `dtype` (None: as stored), ready for inference.
 
+    dtype: a floating torch.dtype, or "float32", "bfloat16", "int8" or "int4" by name; None: as stored.
     Weights that need no conversion stay memory-mapped: their pages are the only copy. Others are converted piece by
     piece. A file of several formats becomes the one that most of its bytes have, unless dtype says otherwise.
     dtype "int8" or "int4": bfloat16, then linear layers and experts in that format (see formats/).
@@ -205,11 +207,11 @@ def load_checkpoint(
     (SCUMBLE_MEMORY_CHECK=0 in the environment: try all the same).
     The result has `.config` (ModelConfig), `.load_report` (LoadReport) and `.ops` (what serves).
     """
-    folder = Path(path)
+    folder, dtype, device = as_folder(path), named_dtype(dtype), choose_device(device)
     found = read_contents(folder)
     plan = found.plan
     whole = torch.bfloat16 if isinstance(dtype, str) else dtype or main_dtype(plan)
-    check_memory(found.config, found.shapes, dtype if isinstance(dtype, str) else whole, torch.device(device), folder)
+    check_memory(found.config, found.shapes, dtype if isinstance(dtype, str) else whole, device, folder)
     check_copies(found.copies, whole, folder)
     with torch.device("meta"):
         model = Transformer(found.config)
@@ -218,9 +220,9 @@ def load_checkpoint(
     model.use(choice.ops)
     if isinstance(dtype, str):
         kept_bytes = weight_bytes(found.shapes, dtype)
-        _load_quantized(model, plan, dtype, torch.device(device))
+        _load_quantized(model, plan, dtype, device)
     else:
-        weights = _read(plan, whole, torch.device(device))
+        weights = _read(plan, whole, device)
         kept_bytes = sum(tensor.nbytes for tensor in weights.values())
         model.load_state_dict(weights, assign=True)
     model.eval().requires_grad_(False)

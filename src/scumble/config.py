@@ -117,6 +117,7 @@ class ModelConfig:
         for name in ("bos_token_id", "pad_token_id", "image_token_id"):  # may lie outside a small model's vocabulary
             if getattr(self, name) is not None:
                 _check_whole(f"config.json: {name}", getattr(self, name), 0, 2**31 - 1)
+        # "vision" lets tokens of one image see each other; text, which is all that comes in here, is causal either way.
         if self.use_bidirectional_attention not in (None, "vision"):
             raise CheckpointError(
                 f"config.json: use_bidirectional_attention must be null or 'vision' for text generation, "

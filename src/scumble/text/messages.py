@@ -62,8 +62,8 @@ def _check_part(part: Any, where: str) -> dict[str, Any]:
         raise InvalidRequest(f"{where} must be {{'type': 'text', 'text': …}}; got {type(part).__name__}")
     if kind != "text":
         raise InvalidRequest(
-            f"{where} is of type {shown(kind)}, but the text-only model was loaded: no vision tower, and none of the "
-            "attention within images (use_bidirectional_attention 'vision'), which text does not need; send text parts only"
+            f"{where} is of type {shown(kind)}, but the text-only model was loaded, without the vision tower and without "
+            "the attention within images (use_bidirectional_attention 'vision'); send text parts only"
         )
     if not isinstance(part.get("text"), str):
         raise InvalidRequest(f"{where}.text must be a str; got {type(part.get('text')).__name__}")

@@ -350,3 +350,36 @@ def test_an_llm_without_tokenizer_works_on_ids_and_says_so_for_text():
     assert len(generation.token_ids) == 5
     with pytest.raises(TokenizerError):
         llm.generate("text")
+
+
+# --- arguments that do not exist --------------------------------------------------------------------------------------
+
+
+def test_unknown_keywords_are_named_as_the_caller_wrote_them(llm):
+    for call in (
+        lambda **more: llm.generate("x", **more),
+        lambda **more: llm.generate(["x", "y"], **more),
+        lambda **more: list(llm.stream("x", **more)),
+        lambda **more: list(llm.stream_ids([[5]], **more)),
+        lambda **more: asyncio.run(llm.agenerate("x", **more)),
+    ):
+        with pytest.raises(
+            InvalidRequest, match=r"^unknown input 'foo'; valid: draft, pinned, noise; settings go into"
+        ):
+            call(foo=1)
+        with pytest.raises(
+            InvalidRequest, match=r"^max_new_tokens is a setting; give GenerationConfig\(max_new_tokens=4"
+        ):
+            call(max_new_tokens=4)
+
+
+def test_a_setting_is_no_variable_of_a_chat_template(llm):
+    with pytest.raises(InvalidRequest, match=r"^max_new_tokens is a setting"):
+        llm.chat([{"role": "user", "content": "x"}], max_new_tokens=4)
+
+
+@pytest.mark.parametrize("prompt", [b"x", bytearray(b"x"), 5, None, 1.5])
+def test_a_prompt_that_is_no_text_is_shown_as_it_is(llm, prompt):
+    with pytest.raises(InvalidRequest, match="a prompt must be a text, found ") as caught:
+        llm.generate(prompt)
+    assert repr(prompt) in str(caught.value)

@@ -24,7 +24,7 @@ from scumble.events import Finished, Generation, StreamEvent
 from scumble.model import Transformer
 from scumble.placement import choose_device, choose_dtype
 from scumble.reading import is_there
-from scumble.settings import GenerationConfig
+from scumble.settings import SETTINGS, GenerationConfig
 from scumble.text import ChatTemplate, Message, Tokenizer
 from scumble.text.chat import find_sources
 from scumble.text.healing import beginning_with, take_back
@@ -32,6 +32,9 @@ from scumble.text.infill import encode_infill
 
 Ids = Sequence[int] | torch.Tensor
 Progress = Callable[[int, int], None]
+
+
+INPUTS = ("draft", "pinned", "noise")  # what a request may have besides its prompt and its settings
 
 
 def embedded_path() -> Path:
@@ -125,8 +128,9 @@ class LLM:
         left to the answer, whose first token then begins with it, and whose text leaves it out. Not so with drafts and
         pins, which count positions from the prompt's end.
         """
-        if isinstance(prompt, str) or not isinstance(prompt, Sequence):
+        if isinstance(prompt, (str, bytes, bytearray)) or not isinstance(prompt, Sequence):
             return _last(self.stream_request(self.text_request(prompt, config, **inputs), drafts=False, trace=trace))
+        _check_inputs(inputs)
         each = _per_row(inputs, len(prompt))
         requests = [self.text_request(one, config, **own) for one, own in zip(prompt, each, strict=True)]
         return self._all(requests, progress, trace)
@@ -175,6 +179,7 @@ class LLM:
 
     def text_request(self, text: str, config: GenerationConfig | None = None, **inputs: Any) -> Request:
         """What `generate` asks of the engine, checked; for those who want to see it before it runs."""
+        _check_inputs(inputs)
         if inputs.get("draft") is not None or inputs.get("pinned") is not None:
             return self.request(self.encode_prompt(text), config, **inputs)
         prompt = self.text_prompt(text, config)
@@ -286,6 +291,7 @@ class LLM:
 
     def encode_chat(self, messages: Sequence[Message], **template: Any) -> list[int]:
         """Prompt ids of a conversation, by the checkpoint's chat template."""
+        _check_no_settings(template)
         return self.chat_template.encode(messages, self._need_tokenizer(), **{"context": self._context, **template})
 
     @cached_property
@@ -385,6 +391,7 @@ class LLM:
 
         inputs: those of `request`, each a list with one entry a row.
         """
+        _check_inputs({name: value for name, value in inputs.items() if name != "typed"})
         return self.stream_requests(self._requests(ids, config, inputs), trace=trace)
 
     def _requests(
@@ -418,6 +425,28 @@ def _last(events: Iterator[StreamEvent]) -> Generation:
         if isinstance(event, Finished):
             return event.generation
     raise AssertionError("a stream ends with Finished")
+
+
+def _check_inputs(inputs: Mapping[str, Any]) -> None:
+    """Raises InvalidRequest for a keyword that no request has."""
+    for name in inputs:
+        if name in SETTINGS:
+            raise InvalidRequest(
+                f"{name} is a setting; give GenerationConfig({name}={shown(inputs[name])}) as the config"
+            )
+        if name not in INPUTS:
+            raise InvalidRequest(
+                f"unknown input {name!r}; valid: {', '.join(INPUTS)}; settings go into a GenerationConfig"
+            )
+
+
+def _check_no_settings(keywords: Mapping[str, Any]) -> None:
+    """Raises InvalidRequest for a setting among the keywords: there it would be without effect."""
+    for name in keywords:
+        if name in SETTINGS:
+            raise InvalidRequest(
+                f"{name} is a setting; give GenerationConfig({name}={shown(keywords[name])}) as the config"
+            )
 
 
 def _per_row(inputs: Mapping[str, Any], rows: int) -> list[dict[str, Any]]:

@@ -62,7 +62,7 @@ def _check_part(part: Any, where: str) -> dict[str, Any]:
         raise InvalidRequest(f"{where} must be {{'type': 'text', 'text': …}}; got {type(part).__name__}")
     if kind != "text":
         raise InvalidRequest(
-            f"{where} is of type {shown(kind)}, but the text-only model was loaded, without the vision tower and without "
+            f"{where} is of type {shown(kind)}, but the text-only model was loaded, without the vision tower and "
             "the attention within images (use_bidirectional_attention 'vision'); send text parts only"
         )
     if not isinstance(part.get("text"), str):

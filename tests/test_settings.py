@@ -85,3 +85,10 @@ def test_a_checkpoint_may_choose_what_the_table_says_it_may(row, tmp_path):
     (tmp_path / "generation_config.json").write_text(json.dumps(holder))
     if row.name != "canvas_length":  # checked against the model as well, which this folder lacks
         assert read_generation_config(tmp_path) == {row.name: value}
+
+
+def test_a_stop_string_is_valid_unicode():
+    for stop in ("\ud800", ["ok", "\udcff"], "", [""], [b"x"]):
+        with pytest.raises(InvalidRequest, match=r"stop must be a string or a list of strings, none of them empty"):
+            GenerationConfig(stop=stop)
+    assert GenerationConfig(stop="\U0001f642").stop == ("\U0001f642",)

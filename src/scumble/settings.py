@@ -103,15 +103,19 @@ class YesNo:
 
 @dataclass(frozen=True)
 class Texts:
-    """A text, or a list of texts; none of them empty. Kept as a tuple."""
+    """A text, or a list of texts; none of them empty or with half a surrogate pair. Kept as a tuple."""
 
     @property
     def allowed(self) -> str:
-        return "a string or a list of strings, none of them empty"
+        return "a string or a list of strings, none of them empty, all of them valid Unicode"
 
     def holds(self, value: Any) -> bool:
         texts = (value,) if isinstance(value, str) else value
-        return isinstance(texts, (list, tuple)) and all(isinstance(text, str) and text for text in texts)
+        return isinstance(texts, (list, tuple)) and all(isinstance(text, str) and _is_text(text) for text in texts)
+
+
+def _is_text(text: str) -> bool:
+    return text != "" and not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 # --- the table ---------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Functions from files, and the places in them that tasks are made of."""
 
+import gzip
+import os
 import textwrap
 
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from scumble.errors import DataError
 from scumble.evaluate.functions import body_lines, docstring_end, read_functions
+from scumble.evaluate.human_eval import read_problems
 
 from .conftest import FUNCTIONS, write_lines
 
@@ -139,3 +142,26 @@ def test_any_text_has_lines_and_perhaps_a_docstring(text):
     assert all(lines[number].strip() for number in body_lines(text))
     end = docstring_end(text)
     assert end is None or 0 < end <= len(text)
+
+
+# --- files of strangers -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("read", [read_functions, read_problems])
+def test_pipes_devices_and_depth_are_refused_at_once(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
+    (tmp_path / "deep.jsonl").write_text('{"text": "x", "a": ' + "[" * 900 + "]" * 900 + "}")
+    with pytest.raises(DataError, match="is a named pipe, not a regular file"):
+        read(tmp_path / "pipe.jsonl")
+    with pytest.raises(DataError, match="is a device, not a regular file"):
+        read(tmp_path / "zero.jsonl")
+    with pytest.raises(DataError, match="nested too deep"):
+        read(tmp_path / "deep.jsonl")
+
+
+def test_an_archive_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("scumble.evaluate.human_eval.MOST", 1000)
+    (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(b" " * 100_000))
+    with pytest.raises(DataError, match="unpacks to more than 1,000 bytes"):
+        read_problems(tmp_path / "bomb.jsonl.gz")

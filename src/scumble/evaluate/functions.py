@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import Any
 
 from scumble.errors import DataError
 from scumble.evaluate.python import parse
+from scumble.reading import parse_json, read_bytes
 
 SHIPPED = Path(__file__).with_name("held_out.jsonl")
+MOST = 2**30  # bytes
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ def read_functions(path: Path | None = None) -> list[Function]:
     """Functions of a JSON Lines file with a "text" each (and a "package"); None: the shipped ones. Raises DataError."""
     path = SHIPPED if path is None else path
     try:
-        lines = path.read_bytes().decode().split("\n")  # splitlines would cut at U+2028 inside a text too
+        lines = read_bytes(path, MOST).decode().split("\n")  # splitlines would cut at U+2028 inside a text too
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f'{path}: cannot be read: {reason}; give a JSON Lines file with a "text" a line') from None
@@ -43,8 +44,8 @@ def read_functions(path: Path | None = None) -> list[Function]:
 
 def _function(path: Path, number: int, line: str) -> Function:
     try:
-        record: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        record: Any = parse_json(line)
+    except ValueError as error:
         raise DataError(f"{path}, line {number}: not JSON: {error}") from None
     if not isinstance(record, dict) or not isinstance(record.get("text"), str) or not record["text"].strip():
         raise DataError(f'{path}, line {number}: must be an object with a string "text" that is not blank')

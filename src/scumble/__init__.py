@@ -6,34 +6,42 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from scumble.errors import (
-    CheckpointError,
-    DataError,
-    InvalidRequest,
-    PromptTooLong,
-    ScumbleError,
-    TemplateError,
-    TokenizerError,
-)
-
+# Everything is loaded on first use, so that `import scumble` takes a millisecond: torch alone takes a second or two,
+# and the command line wants to be in charge of Ctrl-C as early as possible (cli/entry.py).
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
+    from scumble.errors import (
+        CheckpointError,
+        DataError,
+        InvalidRequest,
+        PromptTooLong,
+        ScumbleError,
+        TemplateError,
+        TokenizerError,
+    )
     from scumble.events import Committed, Draft, Finished, Generation, TokenLogprobs, ToolCall
     from scumble.llm import LLM
-
-    __version__: str
     from scumble.settings import GenerationConfig
 
-# Loaded on first use, so that `import scumble` stays quick: torch alone takes a second or two.
+    __version__: str
+
 _LAZY = {
     "LLM": "scumble.llm",
+    "CheckpointError": "scumble.errors",
     "Committed": "scumble.events",
+    "DataError": "scumble.errors",
     "Draft": "scumble.events",
     "Finished": "scumble.events",
     "Generation": "scumble.events",
     "GenerationConfig": "scumble.settings",
+    "InvalidRequest": "scumble.errors",
+    "PromptTooLong": "scumble.errors",
+    "ScumbleError": "scumble.errors",
+    "TemplateError": "scumble.errors",
     "TokenLogprobs": "scumble.events",
+    "TokenizerError": "scumble.errors",
     "ToolCall": "scumble.events",
 }
 

@@ -114,8 +114,22 @@ def make_request(
                 "first is empty, so nothing could begin the answer; give at least one id, or None for any"
             )
         parts.append(OneOf(tuple(firsts)))
-    drafted = () if draft is None else tuple(_ids("draft", draft, model.vocab_size).tolist())
+    drafted = () if draft is None else _drafted(draft, _set(full.max_new_tokens), model)
     return _build(ids, full, model, _noises(noise, full), together(parts), drafted, typed)
+
+
+def _drafted(draft: Sequence[int] | Tensor, room: int, model: ModelConfig) -> tuple[int, ...]:
+    """The draft's ids. What lies behind the answer's last position would have no effect: it is refused, but for ends
+    and pads, which ask for nothing."""
+    ids = tuple(_ids("draft", draft, model.vocab_size).tolist())
+    nothing = {*model.eos_token_ids, model.pad_token_id}
+    length = max((place + 1 for place, token in enumerate(ids) if token not in nothing), default=0)
+    if length > room:
+        raise InvalidRequest(
+            f"the draft has {length} ids, but max_new_tokens leaves room for {room}; "
+            "raise max_new_tokens, or shorten the draft"
+        )
+    return ids
 
 
 def _build(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -33,13 +32,3 @@ class VocabResult:
     top_logprobs: Tensor | None = None
     target_logprobs: Tensor | None = None
     classes: ClassSweep | None = None
-
-    def followed_by(self, other: VocabResult) -> VocabResult:
-        """The results of these positions and then of others, asked for alike, without classes."""
-        assert self.classes is None
-        assert other.classes is None
-        both: dict[str, Any] = {}
-        for field in fields(self):
-            one, two = getattr(self, field.name), getattr(other, field.name)
-            both[field.name] = None if one is None else torch.cat([one, two])
-        return VocabResult(**both)

@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from scumble.errors import InvalidRequest, TokenizerError
 from scumble.text.healing import take_back
 from scumble.text.tokenizer import Tokenizer
@@ -48,14 +46,3 @@ def encode_infill(
         before, typed = take_back(tokenizer, prefix, before)
     after = [marker[SUFFIX], *tokenizer.encode(suffix, context=context)]
     return [*start, *before, *after, *hint, marker[MIDDLE]], typed
-
-
-def surroundings(tokenizer: Tokenizer, prompt: Sequence[int]) -> tuple[str, str]:
-    """The text before and behind the answer to a prompt: of the form above, or one that is simply continued."""
-    before, after = list(prompt), []
-    special = tokenizer.special_tokens
-    if can_infill(tokenizer) and prompt and prompt[-1] == special[MIDDLE]:
-        end = prompt.index(special[REPAIR]) if special.get(REPAIR) in prompt else len(prompt)
-        middle = prompt.index(special[SUFFIX])
-        before, after = before[:middle], before[middle:end]
-    return tokenizer.decode(before), tokenizer.decode(after)

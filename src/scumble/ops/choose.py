@@ -3,7 +3,7 @@
 A backend is an entry of BACKENDS: the name of a module, imported only when it is looked at, with two functions:
 
     unfit(device, dtype, config) -> why it cannot serve such a model here, in a few words; None: it can
-    make(device, dtype) -> its Ops
+    make(device, dtype, config) -> its Ops
 
 Quickest first; the first that is fit serves. `ops=` of the loaders, or the environment variable SCUMBLE_OPS, names one:
 then it serves, or loading fails with its reason.
@@ -24,7 +24,8 @@ from scumble.ops.api import Ops
 
 log = logging.getLogger("scumble")
 
-BACKENDS = {"cpu": "scumble.ops.cpu", "reference": "scumble.ops.reference"}
+BACKENDS = {"triton": "scumble.ops.triton", "cpu": "scumble.ops.cpu", "reference": "scumble.ops.reference"}
+ONLY_ON = {"triton": ("cuda",)}  # on other devices it is not worth a word
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,14 @@ def choose(
         why = backend.unfit(where, dtype, config)
         if why is not None:
             raise InvalidRequest(f"{source}: {asked} cannot serve this model here: {why}; use auto or reference")
-        return Choice(backend.make(where, dtype), True, {})
+        return Choice(backend.make(where, dtype, config), True, {})
     passed_over: dict[str, str] = {}
     for candidate, module in BACKENDS.items():
+        if where.type not in ONLY_ON.get(candidate, (where.type,)):
+            continue
         backend = import_module(module)
         why = backend.unfit(where, dtype, config)
         if why is None:
-            return Choice(backend.make(where, dtype), False, passed_over)
+            return Choice(backend.make(where, dtype, config), False, passed_over)
         passed_over[candidate] = why
     raise AssertionError("the reference serves everything")

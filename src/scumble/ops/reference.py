@@ -116,7 +116,7 @@ def unfit(device: torch.device, dtype: torch.dtype, config: ModelConfig | None) 
     return None
 
 
-def make(device: torch.device, dtype: torch.dtype) -> ReferenceOps:
+def make(device: torch.device, dtype: torch.dtype, config: ModelConfig | None) -> ReferenceOps:
     return REFERENCE
 
 

@@ -21,6 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +98,8 @@ def check(launch: Launch, arch: int) -> Verdict:
     """Compile and look."""
     options = {"num_warps": launch.tiles.warps, "num_stages": launch.tiles.stages, "enable_fp_fusion": False}
     try:
-        compiled = triton.compile(source(launch), target=GPUTarget("cuda", arch, 32), options=options)
+        with silenced():
+            compiled = triton.compile(source(launch), target=GPUTarget("cuda", arch, 32), options=options)
     except Exception as error:  # whatever the compiler raises is a fault of the kernel
         return Verdict(0, 0, 0, 0, (f"does not compile: {str(error).strip().splitlines()[-1][:160]}",))
     code, registers = machine_code(compiled.asm["cubin"])
@@ -112,6 +115,19 @@ def check(launch: Launch, arch: int) -> Verdict:
     if "tt.dot" in compiled.asm["ttir"] and not tensor_core:
         faults.append(f"no {wanted} in its code")
     return Verdict(registers, shared, spills, tensor_core, tuple(faults))
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Inside, nothing reaches stderr: where a pass of the compiler fails it prints the whole program."""
+    saved, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nothing)
 
 
 def machine_code(cubin: bytes) -> tuple[str, int]:

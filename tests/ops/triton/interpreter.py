@@ -129,6 +129,19 @@ def install() -> None:
     _builder.cast_impl, _builder.create_fp_to_fp = cast(plain_cast), cast(plain_fp_to_fp)
     _builder.get_bf16, _builder.create_dot_scaled = bfloat16, dot_scaled
     _builder.get_fp8e4nv = lambda self, value: narrowed(np.array([value]), tl.float8e4nv)
+    plain_patch = interpreter._patch_lang
+    patched: set[frozenset[str]] = set()
+
+    def patch_once(kernel: Any) -> Any:
+        """It replaces the language's functions at every call of a kernel's helper, which takes most of the time. The
+        modules are always the same two, and nothing else in the process needs their old functions."""
+        modules = frozenset(name for name, value in kernel.__globals__.items() if value is tl or value is tl.core)
+        if modules not in patched:
+            patched.add(modules)
+            plain_patch(kernel)
+        return interpreter._LangPatchScope()  # which has nothing to restore
+
+    interpreter._patch_lang = patch_once
     plain_semantic = TritonSemantic.dot_scaled
 
     def semantic_dot_scaled(

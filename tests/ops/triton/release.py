@@ -10,6 +10,7 @@ from scumble.ops.triton import (
     activations,
     attention,
     experts,
+    geglu,
     grouping,
     layouts,
     linear,
@@ -74,6 +75,7 @@ def _norms() -> None:
     x, one = empty(tokens, HIDDEN), empty(HIDDEN)
     norms.norm(x, one, EPS)
     norms.attention_tail(x, x, one, one, one, EPS)
+    geglu.geglu(empty(tokens, MLP), empty(tokens, MLP))
     scalars = (empty(1), empty(1))
     norms.layer_tail(x, (x, x), (one, one, one), empty(tokens, 1, dtype=torch.bool), scalars, EPS)
 

@@ -25,6 +25,7 @@ def close(one: torch.Tensor, two: torch.Tensor) -> None:
 def test_norm(size: int, dtype: torch.dtype, device: torch.device) -> None:
     x, weight = numbers(7, size, dtype=dtype, device=device), numbers(size, dtype=dtype, device=device)
     close(norms.norm(x, weight, EPS), norms.norm_reference(x, weight, EPS))
+    close(norms.norm(x, None, EPS), norms.norm_reference(x, None, EPS))
 
 
 def test_attention_tail(dtype: torch.dtype, device: torch.device) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scumble.diffusion.noise import SeededNoise
-from scumble.ops.triton import noise, rotate, router
+from scumble.ops.triton import geglu, noise, rotate, router
 
 
 @pytest.mark.parametrize("experts", [8, 24])
@@ -37,6 +37,12 @@ def test_norm_and_rotary_positions(size: int, dtype: torch.dtype, device: torch.
     torch.testing.assert_close(
         ours, rotate.norm_rope_reference(x, weight, cos, sin, 1e-6), rtol=tolerance, atol=tolerance
     )
+
+
+def test_gated_activation(dtype: torch.dtype, device: torch.device) -> None:
+    gate, up = (torch.randn(7, 90, device=device).to(dtype) for _ in range(2))
+    tolerance = {torch.bfloat16: 2**-7, torch.float32: 5e-6}[dtype]
+    torch.testing.assert_close(geglu.geglu(gate, up), geglu.geglu_reference(gate, up), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("vocab", [1000, 262_144])

@@ -27,7 +27,7 @@ def _even(config: ModelConfig) -> dict[str, int]:
     return {"hidden_size": config.hidden_size, "moe_intermediate_size": config.moe_intermediate_size}
 
 
-def make(device: torch.device, dtype: torch.dtype) -> CpuOps:
+def make(device: torch.device, dtype: torch.dtype, config: ModelConfig | None) -> CpuOps:
     lib = library()
     assert lib is not None
     return CpuOps(lib)

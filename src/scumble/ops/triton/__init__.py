@@ -8,4 +8,42 @@ Rules that every kernel keeps, so that a row's numbers are the same alone and in
   - statistics are float32 or better; results are rounded where the reference rounds.
 
 docs/gpu.md says what has been proved about them, how, and what has not.
+
+Triton is an extra; nothing here is imported before a card is there.
 """
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING
+
+import torch
+
+from scumble.config import ModelConfig
+
+if TYPE_CHECKING:
+    from scumble.ops.triton.ops import TritonOps
+
+
+def unfit(device: torch.device, dtype: torch.dtype, config: ModelConfig | None) -> str | None:
+    """Why the kernels cannot serve a model here; None: they can. As a backend of ops/choose.py."""
+    if device.type != "cuda":
+        return f"the device is {device.type}"
+    if dtype not in (torch.bfloat16, torch.float32):
+        return f"the model is in {str(dtype).removeprefix('torch.')}, the kernels read bfloat16 and float32"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (pip install scumble[gpu])"
+    if torch.version.hip is not None:
+        return "the card is AMD's, the kernels are checked for NVIDIA's"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0):
+        return f"the card has compute capability {capability[0]}.{capability[1]}, the kernels need 8.0"
+    return None
+
+
+def make(device: torch.device, dtype: torch.dtype, config: ModelConfig | None) -> TritonOps:
+    """The operations, less those that fail their check on this card."""
+    from scumble.ops.triton.ops import TritonOps
+    from scumble.ops.triton.selfcheck import refused
+
+    return TritonOps() if config is None else TritonOps(refused(device, dtype, config))

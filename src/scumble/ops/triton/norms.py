@@ -14,9 +14,15 @@ from scumble.ops.triton.launch import launch, power_of_two
 
 
 @triton.jit
+def _scaled(x, eps, D: tl.constexpr):
+    """x [B] float32, 0 beyond D, with mean square 1."""
+    return x * tl.rsqrt(tl.sum(x * x, 0) / D + eps)
+
+
+@triton.jit
 def _rms(x, weight, column, ok, eps, D: tl.constexpr):
     """x [B] float32, 0 beyond D -> float32 [B]."""
-    x = x * tl.rsqrt(tl.sum(x * x, 0) / D + eps)
+    x = _scaled(x, eps, D)
     return x * tl.load(weight + column, mask=ok, other=0.0).to(tl.float32)
 
 
@@ -27,26 +33,29 @@ def _rounded(x, like):
 
 
 @triton.jit
-def _norm(x, weight, out, eps, D: tl.constexpr, B: tl.constexpr):
+def _norm(x, weight, out, eps, WEIGHTED: tl.constexpr, D: tl.constexpr, B: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, B)
     ok = column < D
     value = tl.load(x + row * D + column, mask=ok, other=0.0).to(tl.float32)
-    value = _rms(value, weight, column, ok, eps, D)
+    value = _rms(value, weight, column, ok, eps, D) if WEIGHTED else _scaled(value, eps, D)
     tl.store(out + row * D + column, value.to(out.dtype.element_ty), mask=ok)
 
 
-def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """rms(x) of x [N, D], weight [D]."""
-    rows, size = x.shape
+def norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """rms(x) over the last axis of x, contiguous; weight [D], or None for 1."""
+    size = x.shape[-1]
     out = torch.empty_like(x)
-    launch("norm", _norm, (rows,), (x, weight, out, eps), D=size, B=power_of_two(size))
+    arguments = (x, x if weight is None else weight, out, eps)
+    grid = (x.numel() // size,)
+    launch("norm", _norm, grid, arguments, WEIGHTED=weight is not None, D=size, B=power_of_two(size))
     return out
 
 
-def norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def norm_reference(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     h = x.float()
-    return (h * (h.square().mean(-1, keepdim=True) + eps).rsqrt() * weight.float()).to(x.dtype)
+    h = h * (h.square().mean(-1, keepdim=True) + eps).rsqrt()
+    return (h if weight is None else h * weight.float()).to(x.dtype)
 
 
 @triton.jit
@@ -122,7 +131,7 @@ def layer_tail(
     """
     rows, size = h.shape
     out = torch.empty_like(h)
-    arguments = (h, *branches, *weights, denoise.to(torch.int8), *scales, out, eps)
+    arguments = (h, *branches, *weights, denoise.view(torch.uint8), *scales, out, eps)
     launch("layer tail", _layer_tail, (rows,), arguments, D=size, B=power_of_two(size))
     return out
 

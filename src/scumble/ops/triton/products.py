@@ -13,6 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from scumble.ops.triton.geglu import gelu_tanh
+
 
 @triton.jit
 def weighted_sum(
@@ -114,6 +116,4 @@ def gated(both, like, BM: tl.constexpr, BN: tl.constexpr):
     gate, up = tl.split(tl.permute(tl.reshape(both, (2, BN, BM)), (1, 2, 0)))
     gate = gate.to(like.dtype.element_ty).to(tl.float32)
     up = up.to(like.dtype.element_ty).to(tl.float32)
-    u = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
-    activated = gate / (1.0 + tl.exp(-2.0 * u))  # ½ x (1 + tanh u)
-    return activated.to(like.dtype.element_ty).to(tl.float32) * up
+    return gelu_tanh(gate).to(like.dtype.element_ty).to(tl.float32) * up

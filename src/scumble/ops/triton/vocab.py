@@ -137,14 +137,14 @@ def _summary(
 @triton.jit
 def _pick(
     h, embedding, tiles, rest, peaks, sample, allowed, temperature, cap, V, MASK_ROW,
-    D: tl.constexpr, MASK: tl.constexpr, BV: tl.constexpr, BK: tl.constexpr,
+    D: tl.constexpr, MASK: tl.constexpr, COLUMNS: tl.constexpr, BV: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """One position a program: the first id of its tile whose cumulative weight exceeds what is left of its target."""
     row = tl.program_id(0)
-    r = row + tl.zeros((16,), tl.int32)  # the tensor core wants 8 columns at least; one of these counts
-    only = tl.arange(0, 16) == 0
+    r = row + tl.zeros((COLUMNS,), tl.int32)  # the tensor core takes no single column; one of these counts
+    only = tl.arange(0, COLUMNS) == 0
     ids = tl.load(tiles + row) * BV + tl.arange(0, BV)
-    z = logits(h, embedding, r, only, ids, V, allowed, MASK_ROW, cap, temperature, D, MASK, 16, BV, BK)
+    z = logits(h, embedding, r, only, ids, V, allowed, MASK_ROW, cap, temperature, D, MASK, COLUMNS, BV, BK)
     own = tl.sum(tl.where(only[None, :], z, 0.0), 1)
     weight = tl.exp(own.to(tl.float64) - tl.load(peaks + row))
     beyond = tl.cumsum(weight, 0) > tl.load(rest + row)
@@ -156,14 +156,14 @@ def _pick(
 @triton.jit
 def _again(
     h, embedding, tiles, out, allowed, temperature, cap, V, MASK_ROW, COUNT,
-    D: tl.constexpr, MASK: tl.constexpr, BV: tl.constexpr, BK: tl.constexpr,
+    D: tl.constexpr, MASK: tl.constexpr, COLUMNS: tl.constexpr, BV: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """out [N, COUNT, BV]: the logits of tiles [N, COUNT] of each position."""
     row, which = tl.program_id(0), tl.program_id(1)
-    r = row + tl.zeros((16,), tl.int32)
-    only = tl.arange(0, 16) == 0
+    r = row + tl.zeros((COLUMNS,), tl.int32)
+    only = tl.arange(0, COLUMNS) == 0
     ids = tl.load(tiles + row * COUNT + which) * BV + tl.arange(0, BV)
-    z = logits(h, embedding, r, only, ids, V, allowed, MASK_ROW, cap, temperature, D, MASK, 16, BV, BK)
+    z = logits(h, embedding, r, only, ids, V, allowed, MASK_ROW, cap, temperature, D, MASK, COLUMNS, BV, BK)
     at = (row.to(tl.int64) * COUNT + which) * BV + tl.arange(0, BV)
     tl.store(out + at, tl.sum(tl.where(only[None, :], z, 0.0), 1))
 

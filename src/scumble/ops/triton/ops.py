@@ -1,0 +1,118 @@
+"""The operations of a forward, by these kernels: what layers call (ops/api.py).
+
+What has no kernel here, or whose kernel failed its check on this card, is the reference's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scumble.ops.api import Temperature
+from scumble.ops.reference import REFERENCE, ReferenceOps
+from scumble.ops.result import VocabResult
+from scumble.ops.triton import attention, experts, geglu, grouping, linear, norms, rotate, router, vocab
+from scumble.ops.triton.activations import for_format
+from scumble.ops.triton.layouts import Plain
+
+# What may be replaced by the reference, one by one: the methods below.
+OPERATIONS = (
+    "rms_norm", "norm_rope", "geglu", "attention_tail", "layer_tail", "attend_all", "attend_causal", "linear", "router",
+    "experts", "vocab_head",
+)  # fmt: skip
+
+
+class TritonOps(ReferenceOps):
+    """refused: operations that the reference serves instead."""
+
+    name = "triton"
+    batch_invariant = True
+
+    def __init__(self, refused: Collection[str] = ()):
+        self.refused = frozenset(refused)
+        for name in self.refused:
+            setattr(self, name, getattr(REFERENCE, name))
+        # The reference's products are a library's, which may round a row differently for every number of rows.
+        self.batch_invariant = not self.refused
+
+    def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        return norms.norm(x.contiguous(), weight, eps)
+
+    def norm_rope(self, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+        return rotate.norm_rope(x.contiguous(), weight, cos.contiguous(), sin.contiguous(), eps)
+
+    def geglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        return geglu.geglu(gate.contiguous(), up.contiguous())
+
+    def attention_tail(
+        self, x: Tensor, y: Tensor, weight: Tensor, first: Tensor, second: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return norms.attention_tail(x.contiguous(), y.contiguous(), weight, first, second, eps)
+
+    def layer_tail(
+        self, h: Tensor, branches: tuple[Tensor, Tensor], weights: tuple[Tensor, Tensor, Tensor], denoise: Tensor,
+        scalars: tuple[Tensor, Tensor], eps: float,
+    ) -> Tensor:  # fmt: skip
+        dense, mixed = branches
+        both = dense.contiguous(), mixed.contiguous()
+        return norms.layer_tail(h.contiguous(), both, weights, denoise.contiguous(), scalars, eps)
+
+    def attend_all(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        tokens = queries.shape[0]
+        low = torch.zeros(tokens, dtype=torch.int32, device=queries.device)
+        return _attend(queries, keys, values, low, torch.full_like(low, keys.shape[1]))
+
+    def attend_causal(self, queries: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
+        tokens, seen = queries.shape[0], keys.shape[1]
+        high = torch.arange(seen - tokens + 1, seen + 1, dtype=torch.int32, device=queries.device)
+        low = torch.zeros_like(high) if window is None else (high - window).clamp_min(0)
+        return _attend(queries, keys, values, low, high)
+
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        return linear.linear(for_format(x.contiguous(), "plain"), Plain(weight.contiguous()))
+
+    def router(
+        self, h: Tensor, scale: Tensor, proj: Tensor, per_expert: Tensor, k: int, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        return *router.router(h.contiguous(), scale, proj, per_expert, k, eps), None
+
+    def experts(self, x: Tensor, weights: Tensor, chosen: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+        groups = grouping.group(chosen, gate_up.shape[0], "plain")
+        return experts.experts(for_format(x.contiguous(), "plain"), weights, groups, Plain(gate_up), Plain(down))
+
+    def vocab_head(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self,
+        hidden: Tensor,
+        embedding: Tensor,
+        *,
+        cap: float,
+        temperature: Temperature = 1.0,
+        uniforms: Tensor | None = None,
+        want_soft: bool = False,
+        allowed: Tensor | None = None,
+        top: int = 0,
+        targets: Tensor | None = None,
+        **others: Any,
+    ) -> VocabResult:
+        given: dict[str, Any] = {
+            "cap": cap, "temperature": temperature, "uniforms": uniforms, "want_soft": want_soft, "allowed": allowed,
+            "top": top, "targets": targets,
+        }  # fmt: skip
+        if any(value is not None for value in others.values()):  # the embedding in int8, statistics by class
+            return REFERENCE.vocab_head(hidden, embedding, **given, **others)
+        return vocab.vocab_head(hidden.contiguous(), embedding, **given)
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """queries [n, H, K]; keys and values [G, S, K], as one row's cache has them."""
+    n, heads, dim = queries.shape
+    groups, seen, _ = keys.shape
+    k, v = keys.transpose(0, 1), values.transpose(0, 1)
+    if k.stride() != v.stride() or k.stride(2) != 1:
+        k, v = k.contiguous(), v.contiguous()
+    step = n == 1
+    asking = attention.one_row(low, high, heads // groups, attention.name_of(dim, step))
+    return attention.attend(queries.contiguous(), k, v, asking, seen, step=step)

@@ -1,0 +1,248 @@
+"""Before kernels serve a model on a card, each proves itself there: never wrong, at worst slower.
+
+For every operation, on seeded inputs with the model's own sizes (few tokens, experts, keys and ids):
+  - its result is the plain torch one's, in float32, within the roundings of the model's dtype;
+  - no number is missing: all new memory is filled with NaN first;
+  - once more gives the same bits, and so do a few of the tokens alone;
+  - on a card, a captured CUDA graph gives the same bits when it is replayed.
+What fails is served by the reference, with one line in the log. The verdict is kept in the user's cache folder, under
+the card, its driver, torch, Triton, the kernels' source and the model's sizes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+import triton
+from torch import Tensor
+
+from scumble.config import ModelConfig
+from scumble.ops.reference import REFERENCE, ReferenceOps
+from scumble.ops.triton.ops import OPERATIONS, TritonOps
+
+log = logging.getLogger("scumble")
+
+TOKENS, ALONE, KEYS, IDS, EXPERTS = 40, 4, 300, 4096, 4
+TOLERANCE = {torch.bfloat16: 8e-3, torch.float32: 1e-4}  # ‖difference‖ / ‖reference‖
+
+Cast = Callable[[Tensor], Tensor]
+# What an operation makes of tokens [n, …]: results with one row a token. Weights go through the cast.
+Case = Callable[[ReferenceOps, Tensor, Cast], tuple[Tensor, ...]]
+
+
+def refused(device: torch.device, dtype: torch.dtype, config: ModelConfig) -> dict[str, str]:
+    """Operations that may not serve, and why not each. From the cache where this was asked before."""
+    path = _cache_folder() / f"{_fingerprint(device, dtype, config)}.json"
+    with contextlib.suppress(OSError, ValueError):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(kept, dict):
+            return {name: str(why) for name, why in kept.items()}
+    verdict = examine(device, dtype, config)
+    for name, why in verdict.items():
+        log.warning("operation %s is served by torch on this card: %s", name, why)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(f".{os.getpid()}")
+        draft.write_text(json.dumps(verdict), encoding="utf-8")
+        draft.replace(path)
+    return verdict
+
+
+def examine(device: torch.device, dtype: torch.dtype, config: ModelConfig) -> dict[str, str]:
+    """The checks themselves. Any exception of a kernel is a reason too: a compiler's, or too little shared memory."""
+    verdict: dict[str, str] = {}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _poisoned(), torch.no_grad():
+        for name in OPERATIONS:
+            torch.manual_seed(0)
+            try:
+                why = _fault(name, device, dtype, config)
+            except Exception as error:  # whatever it is, the reference serves
+                why = f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:200] if str(error) else ''}"
+            if why is not None:
+                verdict[name] = why
+    return verdict
+
+
+def _fault(name: str, device: torch.device, dtype: torch.dtype, config: ModelConfig) -> str | None:
+    """What is wrong with an operation, or None."""
+    ops = TritonOps()
+    for x, case in _cases(name, device, dtype, config):
+        ours = case(ops, x, _same)
+        wanted = case(REFERENCE, x.float(), torch.Tensor.float)
+        for one, two in zip(ours, wanted, strict=True):
+            if one.is_floating_point() and not bool(torch.isfinite(one).all()):
+                return "results are missing or not finite"
+            error = float((one.double() - two.double()).norm() / two.double().norm().clamp_min(1e-30))
+            if not error <= TOLERANCE[dtype]:
+                return f"its results are off by {error:.1e} of their size, allowed are {TOLERANCE[dtype]:.0e}"
+        if not _equal(ours, case(ops, x, _same)):
+            return "the same inputs give other bits the second time"
+        alone = case(ops, x[-ALONE:].contiguous(), _same)
+        if not _equal(tuple(one[-ALONE:] for one in ours), alone):
+            return "a token's bits depend on the tokens beside it"
+        if device.type == "cuda" and not _equal(ours, _replayed(partial(case, ops, x, _same))):
+            return "a captured graph gives other bits"
+    return None
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _equal(one: tuple[Tensor, ...], two: tuple[Tensor, ...]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def _replayed(call: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = call()
+    for one in out:
+        one.zero_()
+    graph.replay()
+    torch.cuda.synchronize()
+    return out
+
+
+def _cases(name: str, device: torch.device, dtype: torch.dtype, config: ModelConfig) -> Iterator[tuple[Tensor, Case]]:
+    """Tokens and what to do with them, for one operation: once, or once for each kind of layer."""
+    size, eps = config.hidden_size, config.rms_norm_eps
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.randn(*shape, device=device).to(dtype)
+
+    def tokens(width: int) -> Tensor:
+        return numbers(TOKENS, width)
+
+    match name:
+        case "rms_norm":
+            weight = numbers(size)
+            yield tokens(size), lambda ops, x, cast: (ops.rms_norm(x, cast(weight), eps), ops.rms_norm(x, None, eps))
+        case "geglu":
+            yield tokens(config.intermediate_size), lambda ops, x, cast: (ops.geglu(x, x.flip(-1)),)
+        case "attention_tail":
+            w = [numbers(size) for _ in range(3)]
+            yield (
+                tokens(size),
+                lambda ops, x, cast: ops.attention_tail(x, x.flip(-1), cast(w[0]), cast(w[1]), cast(w[2]), eps),
+            )
+        case "layer_tail":
+            w = [numbers(size) for _ in range(3)]
+            scalars = numbers(1), numbers(1)
+
+            def tail(ops: ReferenceOps, x: Tensor, cast: Cast) -> tuple[Tensor, ...]:
+                denoise = torch.ones(x.shape[0], 1, dtype=torch.bool, device=device)
+                both, weights = (x.flip(-1), x.roll(1, -1)), (cast(w[0]), cast(w[1]), cast(w[2]))
+                return (ops.layer_tail(x, both, weights, denoise, (cast(scalars[0]), cast(scalars[1])), eps),)
+
+            yield tokens(size), tail
+        case "linear":
+            for outputs, inputs in ((size, config.intermediate_size), (config.intermediate_size, size)):
+                matrix = numbers(outputs, inputs) / inputs**0.5
+                yield tokens(inputs), lambda ops, x, cast, matrix=matrix: (ops.linear(x, cast(matrix)),)
+        case "router":
+            w = numbers(size), numbers(config.num_experts, size), numbers(config.num_experts)
+            k = config.top_k_experts
+            yield tokens(size), lambda ops, x, cast: ops.router(x, cast(w[0]), cast(w[1]), cast(w[2]), k, eps)[:2]
+        case "experts":
+            width, count = config.moe_intermediate_size, min(EXPERTS, config.num_experts)
+            up, down = numbers(count, 2 * width, size) / size**0.5, numbers(count, size, width) / width**0.5
+            k = min(2, count)
+
+            def mixed(ops: ReferenceOps, x: Tensor, cast: Cast) -> tuple[Tensor, ...]:
+                # a token's experts follow from its number, counted from the end, so that they are the same alone
+                number = torch.arange(x.shape[0], 0, -1, device=device)[:, None]
+                chosen = (number + torch.arange(k, device=device)) % count
+                weights = torch.full((x.shape[0], k), 0.5, device=device)
+                return (ops.experts(x, weights, chosen, cast(up), cast(down)),)
+
+            yield tokens(size), mixed
+        case "vocab_head":
+            yield _vocabulary(device, dtype, config)
+        case _:
+            yield from _heads(name, device, dtype, config)
+
+
+def _heads(name: str, device: torch.device, dtype: torch.dtype, config: ModelConfig) -> Iterator[tuple[Tensor, Case]]:
+    """norm_rope and both ways to attend, for every kind of layer."""
+    for layer in dict.fromkeys(config.layers):
+        heads, groups, dim = config.num_attention_heads, layer.num_key_value_heads, layer.head_dim
+
+        def numbers(*shape: int) -> Tensor:
+            return torch.randn(*shape, device=device).to(dtype)
+
+        q, weight = numbers(TOKENS, heads, dim), numbers(dim)
+        if name == "norm_rope":
+
+            def rope(ops: ReferenceOps, x: Tensor, cast: Cast, weight: Tensor = weight) -> tuple[Tensor, ...]:
+                table = torch.linspace(-1, 1, weight.shape[0], device=device).to(dtype).expand(x.shape[0], 1, -1)
+                return (ops.norm_rope(x, cast(weight), cast(table), cast(table), config.rms_norm_eps),)
+
+            yield q, rope
+            continue
+        k, v = numbers(groups, KEYS, dim), numbers(groups, KEYS, dim)
+        window = config.sliding_window if layer.is_sliding else None
+
+        def attend(
+            ops: ReferenceOps, x: Tensor, cast: Cast, k: Tensor = k, v: Tensor = v, window: int | None = window
+        ) -> tuple[Tensor, ...]:
+            if name == "attend_all":
+                return (ops.attend_all(x, cast(k), cast(v)),)
+            return (ops.attend_causal(x, cast(k), cast(v), window),)
+
+        yield q / dim**0.5, attend
+
+
+def _vocabulary(device: torch.device, dtype: torch.dtype, config: ModelConfig) -> tuple[Tensor, Case]:
+    """Small whole numbers: all products are exact, so ids agree. Ids go out as numbers of their own size."""
+    ids, size = min(IDS, config.vocab_size), config.hidden_size
+    embedding = torch.randint(-1, 2, (ids, size), device=device).to(dtype)
+    x = torch.randint(-1, 2, (TOKENS, size), device=device).to(dtype)
+
+    def head(ops: ReferenceOps, x: Tensor, cast: Cast) -> tuple[Tensor, ...]:
+        uniforms = torch.arange(x.shape[0], 0, -1, device=device).double() / (TOKENS + 1)
+        found = ops.vocab_head(
+            x, cast(embedding), cap=config.final_logit_softcapping, temperature=1.0, uniforms=uniforms, want_soft=True
+        )
+        assert found.sample is not None
+        assert found.soft is not None
+        ids = found.argmax.float(), found.sample.float()
+        return found.logsumexp, found.entropy, *ids, found.soft
+
+    return x, head
+
+
+@contextlib.contextmanager
+def _poisoned() -> Iterator[None]:
+    """Inside, torch fills all new memory: with NaN, or the largest whole number."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "scumble" / "triton"
+
+
+def _fingerprint(device: torch.device, dtype: torch.dtype, config: ModelConfig) -> str:
+    """Of all that a verdict depends on."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.iterdir()):
+        if path.suffix in (".py", ".toml"):
+            digest.update(path.read_bytes())
+    card = torch.cuda.get_device_properties(device) if device.type == "cuda" else "none"
+    driver = torch._C._cuda_getDriverVersion() if device.type == "cuda" else 0  # type: ignore[attr-defined]
+    digest.update(f"{card} {driver} {torch.__version__} {triton.__version__} {dtype} {config}".encode())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,87 @@
+"""Kernels prove themselves before they serve; one that is wrong, in whichever way, is left out by name."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from scumble.errors import InvalidRequest
+from scumble.ops import choose
+from scumble.ops.reference import REFERENCE
+from scumble.ops.triton import selfcheck
+from scumble.ops.triton.ops import TritonOps
+from tiny import tiny_config
+
+
+@pytest.fixture(autouse=True)
+def _few_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    for name, value in (("TOKENS", 6), ("ALONE", 2), ("KEYS", 40)):
+        monkeypatch.setattr(selfcheck, name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def test_all_kernels_pass(dtype: torch.dtype, device: torch.device) -> None:
+    assert selfcheck.examine(device, dtype, tiny_config()) == {}
+
+
+def only(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(selfcheck, "OPERATIONS", (name,))
+
+
+FAULTS = {
+    "a wrong number": (lambda out, x: out + (x.shape[0] > 2) * 0.1, "off by"),
+    "a number that was not written": (lambda out, x: out.index_fill(0, torch.tensor([1]), float("nan")), "missing"),
+    "another number each time": (lambda out, x: out * (1 + 5e-5 * torch.rand(1)), "second time"),
+    "a number that depends on the others": (lambda out, x: out * (1 + 1e-5 * x.shape[0]), "tokens beside it"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_kernel_is_refused_and_the_reason_is_named(fault: str, device, monkeypatch) -> None:
+    change, reason = FAULTS[fault]
+    only(monkeypatch, "linear")
+    right = TritonOps.linear
+    monkeypatch.setattr(TritonOps, "linear", lambda self, x, weight: change(right(self, x, weight), x))
+    verdict = selfcheck.examine(device, torch.float32, tiny_config())
+    assert list(verdict) == ["linear"]
+    assert reason in verdict["linear"]
+
+
+def test_a_kernel_that_does_not_compile_is_refused(device, monkeypatch, caplog) -> None:
+    only(monkeypatch, "geglu")
+
+    def broken(self, gate, up):
+        raise RuntimeError("out of resource: shared memory")
+
+    monkeypatch.setattr(TritonOps, "geglu", broken)
+    verdict = selfcheck.refused(device, torch.float32, tiny_config())
+    assert "shared memory" in verdict["geglu"]
+    assert "operation geglu is served by torch" in caplog.text
+    assert TritonOps(verdict).geglu == REFERENCE.geglu
+
+
+def test_the_verdict_is_kept_for_this_card_and_these_sizes(device, monkeypatch) -> None:
+    calls = []
+    monkeypatch.setattr(selfcheck, "examine", lambda *arguments: calls.append(arguments) or {"router": "because"})
+    for _ in range(2):
+        assert selfcheck.refused(device, torch.float32, tiny_config()) == {"router": "because"}
+    selfcheck.refused(device, torch.float32, tiny_config(hidden_size=64))
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{", "\x00"])
+def test_a_damaged_verdict_is_made_anew(content: str, device, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(selfcheck, "examine", lambda *arguments: {})
+    selfcheck.refused(device, torch.float32, tiny_config())
+    (path,) = (tmp_path / "scumble" / "triton").iterdir()
+    path.write_text(content)
+    assert selfcheck.refused(device, torch.float32, tiny_config()) == {}
+    assert json.loads(path.read_text()) == {}
+
+
+def test_without_a_card_others_serve() -> None:
+    assert "triton" not in choose("cpu", torch.float32).line()
+    with pytest.raises(InvalidRequest, match="triton cannot serve this model here: the device is cpu"):
+        choose("cpu", torch.float32, name="triton")

@@ -53,10 +53,8 @@ def random_model(dtype: torch.dtype, seed: int = 0) -> Transformer:
 
 def ours(dtype: str) -> dict[str, Task]:
     model = random_model(torch.float32 if dtype == "float32" else torch.bfloat16)
-    if dtype == "int8":
-        from scumble.formats.swap import quantize
-
-        quantize(model)
+    if model.ops.packs:
+        model.convert("int8" if dtype == "int8" else None)
     generator = torch.Generator().manual_seed(1)
     prompt = torch.randint(0, CONFIG.vocab_size, (CONTEXT,), generator=generator)
     canvas = torch.randint(0, CONFIG.vocab_size, (CONFIG.canvas_length,), generator=generator)

@@ -12,7 +12,6 @@ from scumble import LLM, CheckpointError
 from scumble.checkpoint import load_checkpoint, memory, read_contents
 from scumble.checkpoint.memory import Available, available_here, needed
 from scumble.cli.main import main
-from scumble.formats.swap import quantize
 from tiny import save_folder, tiny_model
 
 GIB = 2**30
@@ -115,7 +114,7 @@ def test_quantizing_needs_one_layer_in_bfloat16_as_well(tmp_path, form):
         sum(w.numel() for name, w in tiny_model().state_dict().items() if name.startswith(f"layers.{i}."))
         for i in range(3)
     )
-    model = quantize(tiny_model(dtype=torch.bfloat16), form)
+    model = tiny_model(dtype=torch.bfloat16).convert(form)
     assert model.quantized == form
     smallest = needed(found.config, found.shapes, form)
     assert 2 * layer < smallest < needed(found.config, found.shapes, "bfloat16") + 2 * layer + 100_000

@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 
 from scumble import LLM, GenerationConfig
 from scumble.formats import int4
-from scumble.formats.int4_modules import Int4Experts
+from scumble.formats.int4_weights import Int4Experts
 from scumble.formats.sizes import FORMATS, weight_bytes
-from scumble.formats.swap import quantize
 from scumble.ops import REFERENCE
 from scumble.ops.cpu import native
 from tiny import prompt, save_folder, tiny_model
@@ -63,7 +62,7 @@ def test_a_model_of_four_bits_is_that_of_its_unpacked_weights():
         for name, weight in rounded.named_parameters():
             if "_proj" in name:
                 weight.copy_(int4.unpack(*int4.quantize(weight), weight.shape[-1]))
-    quantize(small, "int4")
+    small.convert("int4")
     canvas, logits = torch.tensor(prompt(8, seed=5)), []
     for model in (rounded, small):
         cache = model.new_cache()
@@ -81,14 +80,14 @@ def test_same_seed_same_tokens_alone_and_in_a_batch(tmp_path):
     assert llm.generate_ids(prompt(5), greedy).token_ids == llm.generate_ids(prompt(5), greedy).token_ids
 
 
+SCALARS = 3 * 2 * 2  # two layer scalars a layer, bfloat16: no parameters
+
+
 def test_sizes_are_those_of_the_loaded_weights():
     """What `info` and `bench` state, against the tensors that a quantized model holds."""
     model = tiny_model(dtype=torch.bfloat16, hidden_size=64, intermediate_size=64, moe_intermediate_size=32)
     shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
     assert weight_bytes(shapes, "bfloat16") == sum(weight.nbytes for weight in model.parameters())
-    quantize(model, "int4")
-    held = sum(weight.nbytes for weight in model.parameters())
-    held += sum(part.nbytes for m in model.modules() for part in vars(m).values() if isinstance(part, int4.Int4Matrix))
-    assert weight_bytes(shapes, "int4") == held
+    assert weight_bytes(shapes, "int4") == model.convert("int4").nbytes - SCALARS
     sizes = [weight_bytes(shapes, form) for form in FORMATS]
     assert sizes == sorted(sizes, reverse=True)

@@ -4,6 +4,7 @@ Tolerances: results are bfloat16, which rounds to 2⁻⁹ of a number. A kernel 
 where torch rounds in between, so a result may land on the neighbouring number: 2⁻⁷ of its magnitude covers that twice.
 """
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from scumble.ops import REFERENCE, vocab_head_reference
 from scumble.ops.cpu import CpuOps, native
-from scumble.ops.cpu import vocab as swept
 from scumble.ops.reference import apply_rope, attend_grouped, causal_mask
 
 needs_kernels = pytest.mark.skipif(native.library() is None, reason="no compiler, or a processor without AVX-512 BF16")
@@ -110,7 +110,7 @@ class TestAgainstTorch:
         mine = ops.experts(x, weights, chosen, gate_up, down)
         assert_near(mine, plain, 2 * CLOSE)
 
-    @pytest.mark.parametrize("n", [1, 2, 3, 4])
+    @pytest.mark.parametrize("n", [1, 2, 4, 5, 40])
     @pytest.mark.parametrize(("size", "out"), [(32, 64), (50, 7), (768, 130)])
     def test_linear(self, ops, n, size, out):
         x, weight = some(n, size), some(out, size, seed=1, scale=size**-0.5)
@@ -129,12 +129,13 @@ class TestAgainstTorch:
             (2, 2, 2, 6, 2, 2),
         ],
     )
-    def test_attention(self, ops, n, heads, groups, dim, seen, window):
+    @pytest.mark.parametrize("first", [0, 7])
+    def test_attention(self, ops, n, heads, groups, dim, seen, window, first):
         queries = some(n, heads, dim, scale=3 * dim**-0.5)
         keys, values = (some(groups, seen + 9, dim, seed=s)[:, 4 : seen + 4] for s in (1, 2))
         mask = causal_mask(n, seen, window, queries.device) if window else None
         plain = attend_grouped(queries.float(), keys.float(), values.float(), mask)
-        assert_near(ops._attend(queries, keys, values, window), plain, 2 * CLOSE)
+        assert_near(ops._attend(queries, keys, values, window, first), plain, 2 * CLOSE)
 
 
 @needs_kernels
@@ -150,7 +151,7 @@ class TestVocabulary:
         embedding = (torch.randint(-8, 9, (vocab, 8), generator=generator) / 8).bfloat16()
         uniforms = torch.rand(70, dtype=torch.float64, generator=generator)
         options = {"cap": 30.0, "temperature": temperature, "uniforms": uniforms, "want_soft": True}
-        mine = swept.vocab_head(ops.lib, hidden, embedding, **options)
+        mine = ops.vocab_head(hidden, embedding, **options)
         plain = vocab_head_reference(hidden, embedding, **options)
         torch.testing.assert_close(mine.logsumexp, plain.logsumexp, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(mine.entropy, plain.entropy, rtol=1e-5, atol=1e-15)
@@ -167,16 +168,36 @@ class TestVocabulary:
         hidden, embedding = torch.full((70, 4), 9.0).bfloat16(), torch.full((3000, 4), -9.0).bfloat16()
         embedding[[77, 2222]] = 9.0
         uniforms = torch.full((70,), uniform, dtype=torch.float64)
-        found = swept.vocab_head(
-            ops.lib, hidden, embedding, cap=30.0, temperature=0.02, uniforms=uniforms, want_soft=False
-        ).sample
+        found = ops.vocab_head(hidden, embedding, cap=30.0, temperature=0.02, uniforms=uniforms).sample
         assert set(found.tolist()) == {77 if uniform == 0 else 2222}
 
-    def test_serves_behind_the_public_name(self, ops):
-        hidden, embedding = some(64, 16), some(2048, 16, seed=1)
-        options = {"cap": 30.0, "temperature": 0.6}
-        plain = swept.vocab_head(ops.lib, hidden, embedding, uniforms=None, want_soft=True, **options)
-        assert torch.equal(ops.vocab_head(hidden, embedding, want_soft=True, **options).soft, plain.soft)
+    @pytest.mark.parametrize("shared", [True, False])
+    def test_masks_wanted_ids_and_a_temperature_a_position(self, ops, shared):
+        generator = torch.Generator().manual_seed(1)
+        hidden = (torch.randint(-4, 5, (20, 8), generator=generator) / 4).bfloat16()
+        embedding = (torch.randint(-8, 9, (2100, 8), generator=generator) / 8).bfloat16()
+        allowed = torch.rand(2100 if shared else (20, 2100), generator=generator) < 0.3
+        allowed[..., 1024:2048] = False  # a whole tile
+        allowed[..., 5] = True
+        options = {
+            "cap": 30.0, "temperature": torch.linspace(0.1, 2.0, 20), "want_soft": True, "allowed": allowed, "top": 7,
+            "uniforms": torch.rand(20, dtype=torch.float64, generator=generator), "targets": torch.full((20,), 5),
+        }  # fmt: skip
+        mine, plain = ops.vocab_head(hidden, embedding, **options), vocab_head_reference(hidden, embedding, **options)
+        torch.testing.assert_close(mine.logsumexp, plain.logsumexp, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(mine.entropy, plain.entropy, rtol=1e-5, atol=1e-15)
+        torch.testing.assert_close(mine.top_logprobs, plain.top_logprobs, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(mine.target_logprobs, plain.target_logprobs, rtol=1e-5, atol=1e-5)
+        assert torch.equal(mine.argmax, plain.argmax)
+        assert torch.equal(mine.top_ids[:, 0], mine.argmax)
+        assert bool(allowed.expand(20, -1).gather(1, mine.sample[:, None]).all())
+        assert float((mine.sample == plain.sample).float().mean()) > 0.9  # the rest: rounding ties
+        assert float((mine.soft - plain.soft).abs().max()) <= CLOSE
+
+    def test_a_logit_that_is_no_number_shows_in_the_entropy(self, ops):
+        hidden, embedding = some(6, 16), some(300, 16, seed=1)
+        embedding[7, 3] = float("nan")
+        assert bool(ops.vocab_head(hidden, embedding, cap=30.0).entropy.isnan().all())
 
 
 @needs_kernels
@@ -196,3 +217,24 @@ def test_processes_that_start_together_build_one_binary(tmp_path):
     made = sorted(path.name for path in (tmp_path / "scumble" / "native").iterdir())
     assert len(made) == 2
     assert made[0].startswith("kernels-")
+
+
+@needs_kernels
+def test_a_structure_that_has_grown_is_refused_by_name(monkeypatch):
+    class VocabState(native.VocabState):
+        _fields_ = [("more", ctypes.c_int64)]  # noqa: RUF012
+
+    monkeypatch.setitem(native.SHARED, "scumble_vocab_state_size", VocabState)
+    with pytest.raises(RuntimeError, match=r"VocabState has \d+ bytes here and"):
+        native.compare_layouts(native.library())
+
+
+@needs_kernels
+def test_a_kernel_without_memory_raises_and_the_process_lives(ops):
+    """Scores of 2⁴⁸ keys: the allocation fails inside a parallel region. Nothing is read before it."""
+    queries, keys = some(1, 2, 8), some(1, 4, 8)
+    with pytest.raises(MemoryError, match="scumble_attention: no memory"):
+        ops.lib.scumble_attention(
+            queries.data_ptr(), keys.data_ptr(), keys.data_ptr(), queries.data_ptr(), 1, 2, 1, 8, 2**48, 0, 0, 0, 1, 2
+        )
+    assert bool(ops.attend_all(queries, keys, keys).isfinite().all())

@@ -87,7 +87,8 @@ def random_model(config: ModelConfig, dtype: torch.dtype, seed: int, device: tor
         for name, buffer in model.named_buffers():
             if name.endswith("layer_scalar"):
                 buffer.fill_(1.0)
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+    return model.convert(None) if model.ops.packs else model
 
 
 def _vector(name: str, weight: Tensor, layers: int) -> float:

@@ -27,8 +27,6 @@ from scumble.checkpoint.schemes import Assembled, Entry, assemble, parse_quantiz
 from scumble.config import ModelConfig, parse_model_config, read_json
 from scumble.errors import CheckpointError, InvalidRequest, shown
 from scumble.formats import Format
-from scumble.formats.sizes import weight_bytes
-from scumble.formats.swap import quantize_part
 from scumble.model import Transformer, weight_shapes
 from scumble.ops import choose
 from scumble.placement import choose_device, named_dtype
@@ -218,9 +216,10 @@ def load_checkpoint(
     choice = choose(device, whole, found.config, ops)
     log.info("%s: %s", folder.name, choice.line())
     model.use(choice.ops)
-    if isinstance(dtype, str):
-        kept_bytes = weight_bytes(found.shapes, dtype)
-        _load_quantized(model, plan, dtype, device)
+    form = dtype if isinstance(dtype, str) else None
+    if form is not None or choice.ops.packs:
+        _load_converted(model, plan, form, whole, device)
+        kept_bytes = model.nbytes
     else:
         weights = _read(plan, whole, device)
         kept_bytes = sum(tensor.nbytes for tensor in weights.values())
@@ -232,24 +231,26 @@ def load_checkpoint(
     return model
 
 
-def _load_quantized(model: Transformer, plan: dict[str, Entry], form: Format, device: torch.device) -> None:
-    """Read and quantize layer by layer, so that no more than one layer is there in bfloat16."""
-    if device.type != "cpu":
+def _load_converted(
+    model: Transformer, plan: dict[str, Entry], form: Format | None, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Read and convert layer by layer, so that no more than one layer is there twice."""
+    if form is not None and device.type != "cpu":
         raise InvalidRequest(f"dtype {form} runs on the CPU, found device {device}; use bfloat16 there")
     parts: dict[str, list[str]] = defaultdict(list)
     for name in plan:
         parts[".".join(name.split(".")[:2]) if name.startswith("layers.") else ""].append(name)
     for prefix, names in sorted(parts.items(), reverse=True):  # what is outside the layers comes last
-        read = {name: read_entry(plan[name], torch.bfloat16, device) for name in names}
+        read = {name: read_entry(plan[name], dtype, device) for name in names}
         for name, weight in read.items():  # rounding would hide it from the engine, which finds it in float formats
-            if not math.isfinite(float(weight.sum())):
+            if form is not None and not math.isfinite(float(weight.sum())):
                 raise CheckpointError(
                     f"{plan[name].file}: {plan[name].key} must hold finite numbers, found NaN or infinity; "
                     "get or save the checkpoint again"
                 )
         model.load_state_dict(read, strict=False, assign=True)
         del read
-        quantize_part(model.get_submodule(prefix), form)
+        model.convert(form, model.get_submodule(prefix))
         _give_back()
 
 

@@ -105,7 +105,9 @@ def _files(facts: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _operations(found: dict[str, Any]) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = [("serving", found["name"], "asked for" if found["asked_for"] else "chosen")]
+    batch = "a row's tokens do not depend on its batch" if found["batch_invariant"] else "rows are kept apart"
+    why = "asked for" if found["asked_for"] else "chosen"
+    rows: list[tuple[str, ...]] = [("serving", found["name"], f"{why}; {batch}")]
     return rows + [(f"not {name}", why) for name, why in found["passed_over"].items()]
 
 

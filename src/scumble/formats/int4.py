@@ -58,8 +58,18 @@ class Int4Matrix:
         self.size = weight.shape[-1]
         self.packed, self.scale = quantize(weight)
 
-    def __call__(self, index: int | None = None) -> Tensor:
-        """The matrix in bfloat16, or number `index` of several."""
+    @classmethod
+    def of(cls, packed: Tensor, scale: Tensor, size: int) -> Int4Matrix:
+        """What is packed already, `size` numbers a row."""
+        found = cls.__new__(cls)
+        found.packed, found.scale, found.size = packed, scale, size
+        return found
+
+    def state(self) -> dict[str, Tensor]:
+        return {"packed": self.packed, "scale": self.scale, "size": torch.tensor(self.size)}
+
+    def __call__(self, index: int | Tensor | None = None) -> Tensor:
+        """The matrix in bfloat16; number `index` of several; or some rows of one."""
         if index is None:
             return unpack(self.packed, self.scale, self.size)
         return unpack(self.packed[index], self.scale[index], self.size)

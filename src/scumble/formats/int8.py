@@ -39,7 +39,10 @@ def _quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.float()
     most = x.abs().amax(-1, keepdim=True)
     scale = torch.where(most > 0, most / 127, 1.0)
-    return (x * (1 / scale)).round_().clamp_(-127, 127).to(torch.int8), scale[..., 0]
+    lost = ~torch.isfinite(most)  # NaN or infinity in a row: its scale is NaN, and so is every product with it
+    scale = torch.where(lost, float("nan"), scale)
+    q = (x * (1 / scale)).round_().clamp_(-127, 127).masked_fill_(lost, 0.0).to(torch.int8)
+    return q, scale[..., 0]
 
 
 def integer_product(q: Tensor, weight: Tensor) -> Tensor:
@@ -110,6 +113,13 @@ class Int8Matrix:
             torch.get_num_threads(),
         )  # fmt: skip
         return out if start == first else out[:, first - start :]
+
+    def plain(self) -> tuple[Tensor, Tensor]:
+        """Numbers [m, k] int8 and scales [m] float32, as they can be saved."""
+        if self.weight is not None:
+            return self.weight, self.scale
+        lying = self.panels.transpose(1, 2).contiguous().view(torch.int8).view(-1, self.size)
+        return lying[: self.rows].contiguous(), self.scale[: self.rows].clone()
 
     def addresses(self, start: int = 0) -> tuple[int, int, int]:
         """Of panels, shifts and scales, from row `start` on, a multiple of 64. Every number takes 4 bytes."""

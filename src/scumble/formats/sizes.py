@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from scumble.formats.int8_embedding import TILE
+from scumble.ops.cpu.vocab import TILE
 
 PLAIN_BYTES = {"float32": 4, "bfloat16": 2}
 FORMATS = ("float32", "bfloat16", "int8", "int4")

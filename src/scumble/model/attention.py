@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from scumble.config import LayerConfig, ModelConfig
-from scumble.model.layers import Linear, RMSNorm
+from scumble.formats.floats import FloatWeight
+from scumble.formats.weight import Weight, empty
+from scumble.model.layers import RMSNorm
 from scumble.model.segment import Segment
 from scumble.ops import Ops
 
@@ -36,10 +38,12 @@ class Attention(nn.Module):
         self.ops = ops
         self.head_dim = layer.head_dim
         heads, groups = config.num_attention_heads * layer.head_dim, layer.num_key_value_heads * layer.head_dim
-        self.q_proj = Linear(config.hidden_size, heads, ops)
-        self.k_proj = Linear(config.hidden_size, groups, ops)
-        self.v_proj = Linear(config.hidden_size, groups, ops) if layer.is_sliding else None
-        self.o_proj = Linear(heads, config.hidden_size, ops)
+        self.q_proj: Weight = FloatWeight(empty(heads, config.hidden_size), ops)
+        self.k_proj: Weight = FloatWeight(empty(groups, config.hidden_size), ops)
+        self.v_proj: Weight | None = None
+        if layer.is_sliding:
+            self.v_proj = FloatWeight(empty(groups, config.hidden_size), ops)
+        self.o_proj: Weight = FloatWeight(empty(config.hidden_size, heads), ops)
         self.q_norm = RMSNorm(layer.head_dim)
         self.k_norm = RMSNorm(layer.head_dim)
         self.eps = config.rms_norm_eps
@@ -49,16 +53,16 @@ class Attention(nn.Module):
     ) -> Tensor:
         """x [N, D] -> [N, D]; with `heard` [N] bool, only those tokens ask, and only theirs are returned."""
         ops = self.ops
-        raw_keys = self._heads(self.k_proj(x))
+        raw_keys = self._heads(self.k_proj.product(x))
         keys = ops.norm_rope(raw_keys, self.k_norm.weight, *rope, self.eps)
-        values = ops.rms_norm(raw_keys if self.v_proj is None else self._heads(self.v_proj(x)), None, self.eps)
+        values = ops.rms_norm(raw_keys if self.v_proj is None else self._heads(self.v_proj.product(x)), None, self.eps)
         if heard is not None:
             x, rope = x[heard], (rope[0][heard], rope[1][heard])
             if not x.shape[0]:
                 attend(index, keys[:0], keys, values)  # fills the caches
                 return x
-        queries = ops.norm_rope(self._heads(self.q_proj(x)), self.q_norm.weight, *rope, self.eps)
-        return self.o_proj(attend(index, queries, keys, values).flatten(1))
+        queries = ops.norm_rope(self._heads(self.q_proj.product(x)), self.q_norm.weight, *rope, self.eps)
+        return self.o_proj.product(attend(index, queries, keys, values).flatten(1))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim))
@@ -89,11 +93,12 @@ class SegmentAttention:
             asking = queries[asked : asked + segment.tokens.shape[0]]
             asked += segment.tokens.shape[0]
             take_up = cache.append if segment.mode == "encode" else cache.scratch
+            first = cache.first
             seen = take_up(keys[part], values[part])
             if segment.mode == "denoise":
-                outputs.append(self.ops.attend_all(asking, *seen))
+                outputs.append(self.ops.attend_all(asking, *seen, first))
             else:
-                outputs.append(self.ops.attend_causal(asking, *seen, window))
+                outputs.append(self.ops.attend_causal(asking, *seen, window, first))
         if not outputs:
             return queries
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]

@@ -21,6 +21,7 @@ class LayerCache:
         self.keep = keep
         self.start = 0  # first live slot
         self.end = 0  # one past the last live slot
+        self.first = 0  # position, in the row's text, of the token in slot `start`
         self.keys = torch.empty(heads, 0, head_dim, dtype=dtype, device=device)
         self.values = torch.empty_like(self.keys)
 
@@ -34,7 +35,8 @@ class LayerCache:
         """Count n tokens whose keys and values have been written behind the live ones."""
         self.end += n
         if self.keep is not None:
-            self.start = max(self.start, self.end - self.keep)
+            gone = max(0, self.end - self.keep - self.start)
+            self.start, self.first = self.start + gone, self.first + gone
 
     def scratch(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Views of the kept context followed by these n keys and values, which the cache does not keep."""

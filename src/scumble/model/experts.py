@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from scumble.config import ModelConfig
+from scumble.formats.floats import FloatExperts
+from scumble.formats.weight import empty
 from scumble.ops import Ops
 
 
@@ -33,16 +35,7 @@ class Router(nn.Module):
         return self.ops.router(x, self.scale, self.proj.weight, self.per_expert_scale, self.top_k, self.eps)
 
 
-class Experts(nn.Module):
+def float_experts(config: ModelConfig, ops: Ops) -> FloatExperts:
     """E gated MLPs with fused weights: gate_up_proj [E, 2F, D] (gate first), down_proj [E, D, F]."""
-
-    def __init__(self, config: ModelConfig, ops: Ops):
-        super().__init__()
-        self.ops = ops
-        width = config.moe_intermediate_size
-        self.gate_up_proj = nn.Parameter(torch.empty(config.num_experts, 2 * width, config.hidden_size))
-        self.down_proj = nn.Parameter(torch.empty(config.num_experts, config.hidden_size, width))
-
-    def forward(self, x: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
-        """x [N, D], weights and experts [N, k] -> weighted sum of the chosen experts' outputs [N, D]."""
-        return self.ops.experts(x, weights, experts, self.gate_up_proj, self.down_proj)
+    count, size, width = config.num_experts, config.hidden_size, config.moe_intermediate_size
+    return FloatExperts(empty(count, 2 * width, size), empty(count, size, width), ops)

@@ -1,4 +1,4 @@
-"""The small parts of a layer: linear, norm weight, rotary tables, gated MLP. Shapes: N tokens, D hidden, K head_dim."""
+"""The small parts of a layer: norm weight, rotary tables, gated MLP. Shapes: N tokens, D hidden, K head_dim."""
 
 from __future__ import annotations
 
@@ -7,18 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scumble.config import Rope
+from scumble.formats.floats import FloatWeight
+from scumble.formats.weight import Weight, empty
 from scumble.ops import Ops
-
-
-class Linear(nn.Linear):
-    """A linear layer without bias, x [N, in] -> [N, out]."""
-
-    def __init__(self, size: int, out: int, ops: Ops):
-        super().__init__(size, out, bias=False)
-        self.ops = ops
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self.ops.linear(input, self.weight)
 
 
 class RMSNorm(nn.Module):
@@ -54,12 +45,12 @@ class GatedMLP(nn.Module):
     def __init__(self, hidden: int, intermediate: int, ops: Ops):
         super().__init__()
         self.ops = ops
-        self.gate_proj = Linear(hidden, intermediate, ops)
-        self.up_proj = Linear(hidden, intermediate, ops)
-        self.down_proj = Linear(intermediate, hidden, ops)
+        self.gate_proj: Weight = FloatWeight(empty(intermediate, hidden), ops)
+        self.up_proj: Weight = FloatWeight(empty(intermediate, hidden), ops)
+        self.down_proj: Weight = FloatWeight(empty(hidden, intermediate), ops)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.ops.geglu(self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj.product(self.ops.geglu(self.gate_proj.product(x), self.up_proj.product(x)))
 
 
 class SelfConditioning(GatedMLP):

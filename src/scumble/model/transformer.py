@@ -7,16 +7,20 @@ Shapes: N tokens, D hidden, V vocabulary, L canvas.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from scumble.config import LayerConfig, ModelConfig
+from scumble.errors import InvalidRequest
+from scumble.formats import Format, build
+from scumble.formats.floats import FloatExperts, FloatWeight, unpacked
+from scumble.formats.weight import ExpertWeights, Table, Weight
 from scumble.model.attention import Attend, Attention, SegmentAttention
 from scumble.model.cache import Cache
-from scumble.model.experts import Experts, Router
+from scumble.model.experts import Router, float_experts
 from scumble.model.layers import GatedMLP, RMSNorm, SelfConditioning, rope_frequencies, rope_tables
 from scumble.model.segment import Segment
 from scumble.model.step import stepper
@@ -25,7 +29,6 @@ from scumble.ops.classes import TokenClasses
 
 if TYPE_CHECKING:
     from scumble.checkpoint.load import LoadReport
-    from scumble.formats.int8_embedding import Int8Embedding
 
 
 class Layer(nn.Module):
@@ -41,7 +44,7 @@ class Layer(nn.Module):
         self.self_attn = Attention(config, layer, ops)
         self.mlp = GatedMLP(size, config.intermediate_size, ops)
         self.router = Router(config, ops)
-        self.experts = Experts(config, ops)
+        self.experts: ExpertWeights = float_experts(config, ops)
         self.input_layernorm = RMSNorm(size)
         self.post_attention_layernorm = RMSNorm(size)
         self.pre_feedforward_layernorm = RMSNorm(size)
@@ -79,17 +82,25 @@ class Layer(nn.Module):
         )  # fmt: skip
 
 
+def _weights_of(part: nn.Module) -> Iterator[tuple[nn.Module, str, Weight | ExpertWeights]]:
+    """Of a layer, or of what is outside the layers of a model."""
+    owners = (part.self_conditioning,) if isinstance(part, Transformer) else (part.self_attn, part.mlp, part)
+    for owner in cast(tuple[nn.Module, ...], owners):
+        for name, child in owner.named_children():
+            if isinstance(child, Weight | ExpertWeights):
+                yield owner, name, child
+
+
 class Transformer(nn.Module):
     """The text model. Parameters are named as in a checkpoint, less the prefix `model.decoder.`."""
 
     load_report: LoadReport | None = None  # set by load_checkpoint
-    quantized: str | None = None  # "int8" or "int4" after quant.quantize
-    head: Int8Embedding | None = None  # the embedding in int8, of a quantized model
+    quantized: Format | None = None  # after `convert`
 
     def __init__(self, config: ModelConfig, ops: Ops = REFERENCE):
         super().__init__()
         self.config, self.ops = config, ops
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Table(torch.empty(config.vocab_size, config.hidden_size), ops)
         self.layers = nn.ModuleList(Layer(config, layer, ops) for layer in config.layers)
         self.norm = RMSNorm(config.hidden_size)
         self.self_conditioning = SelfConditioning(
@@ -110,23 +121,73 @@ class Transformer(nn.Module):
 
     @property
     def number_format(self) -> str:
-        """Of most weights: "int8" or "int4" after quant.quantize, else the dtype's name."""
+        """Of most weights: "int8" or "int4" after `convert`, else the dtype's name."""
         return self.quantized or str(self.dtype).removeprefix("torch.")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Transformer:
         """Conversion (`.to`, `.float`) may need other operations than those that were chosen at load."""
         before = self.dtype, self.device
+        for owner, name, weight in list(self.weights()):
+            setattr(owner, name, unpacked(weight))
         super()._apply(fn, recurse)
         if (self.dtype, self.device) != before and self.ops is not REFERENCE:
             self.use(choose(self.device, self.dtype, self.config).ops)
         return self
 
     def use(self, ops: Ops) -> Transformer:
-        """Let other operations serve from now on, in every layer; returns the model."""
+        """Let other operations serve from now on, in every layer; returns the model. For float weights."""
+        for owner, name, weight in list(self.weights()):
+            if not ops.packs:
+                setattr(owner, name, unpacked(weight))
         for module in self.modules():
             if hasattr(module, "ops"):
                 module.ops = ops  # type: ignore[assignment]
+        if not ops.packs and self.quantized is None:
+            self.embed_tokens.head = None
         return self
+
+    # --- weights ------------------------------------------------------------------------------------------------
+
+    def weights(self) -> Iterator[tuple[nn.Module, str, Weight | ExpertWeights]]:
+        """Every weight that has a number format of its own: its owner, its name there, and itself."""
+        for part in (*self.layers, self):
+            yield from _weights_of(part)
+
+    @torch.no_grad()
+    def convert(self, form: Format | None, part: nn.Module | None = None) -> Transformer:
+        """Weights in a number format, for the operations that the model uses; returns the model. From float weights.
+
+        None: their own, laid out as the operations read them. "int8": one scale an output channel, and dynamic int8
+        activations, one scale a token; logits and soft embeddings get an int8 copy of the table each (2 bytes a number
+        on top). "int4": one scale for 32 numbers, activations in bfloat16; for memory. Norms, the router (its choice is
+        a discrete one) and the embedding table stay as they are.
+        part: one layer alone, or the model: what is outside its layers, last. Raises InvalidRequest.
+        """
+        if form is not None and part is None and self.device.type != "cpu":
+            raise InvalidRequest(f"dtype {form} runs on the CPU, found device {self.device}; use bfloat16 there")
+        if self.quantized is not None:
+            if self.quantized != form:
+                raise InvalidRequest(
+                    f"the model is in {self.quantized} already; load it again for {form or 'bfloat16'}"
+                )
+            return self
+        for one in (*self.layers, self) if part is None else (part,):
+            for owner, name, weight in list(_weights_of(one)):
+                if isinstance(weight, FloatWeight):
+                    setattr(owner, name, build.weight(weight.weight, form, self.ops))
+                elif isinstance(weight, FloatExperts):
+                    setattr(owner, name, build.experts(weight.gate_up_proj, weight.down_proj, form, self.ops))
+            if one is self:
+                build.add_head(self.embed_tokens, form)
+                self.quantized = form
+        return self
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all weights."""
+        plain = sum(tensor.nbytes for tensor in (*self.parameters(), *self.buffers()))
+        own = [weight for _, _, weight in self.weights() if not isinstance(weight, FloatWeight | FloatExperts)]
+        return plain + sum(one.nbytes for one in own) + self.embed_tokens.nbytes - self.embed_tokens.weight.nbytes
 
     def new_cache(self) -> Cache:
         return Cache(self.config, self.dtype, self.device)
@@ -152,8 +213,7 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [n, D] -> logits [n, V] in float32 after the soft-cap."""
-        raw = self.ops.linear(hidden, self.embed_tokens.weight) if self.head is None else self.head(hidden)
-        return softcap(raw.float(), self.config.final_logit_softcapping)
+        return softcap(self.embed_tokens.product(hidden).float(), self.config.final_logit_softcapping)
 
     def vocab_head(
         self, hidden: Tensor, *, temperature: Temperature = 1.0, uniforms: Tensor | None = None,
@@ -164,7 +224,7 @@ class Transformer(nn.Module):
         return self.ops.vocab_head(
             hidden, self.embed_tokens.weight, cap=self.config.final_logit_softcapping, temperature=temperature,
             uniforms=uniforms, want_soft=want_soft, allowed=allowed, top=top, targets=targets, classes=classes,
-            head=self.head,
+            head=self.embed_tokens.head,
         )  # fmt: skip
 
     # --- one forward over segments ------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ token, F expert width, V vocabulary. Statistics are float32 everywhere.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,11 +24,17 @@ Temperature = float | Tensor  # one for all positions, or float32 [n], one a pos
 
 
 class Ops(Protocol):
-    """name: of the backend. batch_invariant: a token's result is the same, bit for bit, whichever tokens stand beside
-    it in a call; where it is False, only forwards of the same rows give the same bits."""
+    """name: of the backend.
+    batch_invariant: a token's result is the same, bit for bit, whichever tokens stand beside it in a call; where it is
+        False, only forwards of the same rows give the same bits.
+    packs: weights are laid out anew for it (`pack`).
+    few_tokens: up to so many tokens of one row it runs a whole layer in one call (`layer_step`); 0: never.
+    """
 
     name: str
     batch_invariant: bool
+    packs: bool
+    few_tokens: int
 
     # --- norms and what surrounds them ----------------------------------------------------------------------------
 
@@ -65,11 +72,17 @@ class Ops(Protocol):
 
     # --- attention ------------------------------------------------------------------------------------------------
 
-    def attend_all(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """queries [n, H, K] see all keys and values [G, S, K] -> [n, H, K]. Scores are not scaled."""
+    def attend_all(self, queries: Tensor, keys: Tensor, values: Tensor, first: int = 0) -> Tensor:
+        """queries [n, H, K] see all keys and values [G, S, K] -> [n, H, K]. Scores are not scaled.
+
+        first: the position of the first key in its text. Sums may run over groups of positions, so that a result does
+        not depend on where a cache begins.
+        """
         ...
 
-    def attend_causal(self, queries: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
+    def attend_causal(
+        self, queries: Tensor, keys: Tensor, values: Tensor, window: int | None, first: int = 0
+    ) -> Tensor:
         """queries [n, H, K] of the last n of S tokens; each sees itself and the window - 1 tokens before it, or all."""
         ...
 
@@ -77,6 +90,15 @@ class Ops(Protocol):
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """x [N, in] · weight [out, in]ᵀ -> [N, out]"""
+        ...
+
+    def pack(self, weight: Tensor) -> Any:
+        """Where `packs`: a weight [out, in] laid out for products. Called with x it gives the product; `plain()` gives
+        the weight back, `nbytes` its size, `base` its addresses."""
+        ...
+
+    def pack_experts(self, gate_up: Tensor, down: Tensor) -> Any:
+        """The same of all experts' matrices; called with x, weights and chosen as `experts` is."""
         ...
 
     def router(
@@ -92,6 +114,22 @@ class Ops(Protocol):
     def experts(self, x: Tensor, weights: Tensor, chosen: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
         """x [N, D], weights and chosen [N, k], gate_up [E, 2F, D] (gate first), down [E, D, F] -> [N, D]: the weighted
         sum of the chosen experts' gated MLPs."""
+        ...
+
+    def grouped(
+        self, x: Tensor, weights: Tensor, chosen: Tensor, count: int, matrices: Callable[[int], tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        """`experts` of `count` experts whose matrices are made when they are needed: by expert, gate_up and down."""
+        ...
+
+    def layer_step(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, vectors: Sequence[Tensor],
+        matrices: Sequence[int | None], sizes: Sequence[int], eps: float,
+    ) -> Tensor:  # fmt: skip
+        """A whole layer on x [n, D], n ≤ few_tokens, encoded; the cache's keys and values [G, capacity, K] take it up.
+
+        vectors, matrices and sizes in the order of the native structures (model/step.py gathers them).
+        """
         ...
 
     def vocab_head(

@@ -5,7 +5,8 @@ A matrix library may round a row differently for every number of rows, so result
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,8 @@ class ReferenceOps:
 
     name = "reference"
     batch_invariant = False
+    packs = False
+    few_tokens = 0
 
     def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
         h = x.float()
@@ -56,15 +59,29 @@ class ReferenceOps:
         both = self.rms_norm(branches[0], weights[0], eps) + self.rms_norm(branches[1], weights[1], eps)
         return self.add_norm(h, both, weights[2], eps, torch.where(denoise, *scalars))
 
-    def attend_all(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def attend_all(self, queries: Tensor, keys: Tensor, values: Tensor, first: int = 0) -> Tensor:
         return attend_grouped(queries, keys, values, mask=None)
 
-    def attend_causal(self, queries: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
+    def attend_causal(
+        self, queries: Tensor, keys: Tensor, values: Tensor, window: int | None, first: int = 0
+    ) -> Tensor:
         mask = causal_mask(queries.shape[0], keys.shape[1], window, queries.device)
         return attend_grouped(queries, keys, values, mask=mask)
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(x, weight)
+
+    def pack(self, weight: Tensor) -> Any:
+        raise NotImplementedError("weights are read as they lie")
+
+    def layer_step(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, vectors: Sequence[Tensor],
+        matrices: Sequence[int | None], sizes: Sequence[int], eps: float,
+    ) -> Tensor:  # fmt: skip
+        raise NotImplementedError("layers run module by module")
+
+    def pack_experts(self, gate_up: Tensor, down: Tensor) -> Any:
+        raise NotImplementedError("weights are read as they lie")
 
     def router(
         self, h: Tensor, scale: Tensor, proj: Tensor, per_expert: Tensor, k: int, eps: float

@@ -24,7 +24,8 @@ def unfit(device: torch.device, dtype: torch.dtype, config: ModelConfig | None) 
 
 def _even(config: ModelConfig) -> dict[str, int]:
     """Sizes that must be even."""
-    return {"hidden_size": config.hidden_size, "moe_intermediate_size": config.moe_intermediate_size}
+    names = ("hidden_size", "intermediate_size", "moe_intermediate_size")
+    return {name: getattr(config, name) for name in names}
 
 
 def make(device: torch.device, dtype: torch.dtype, config: ModelConfig | None) -> CpuOps:

@@ -32,6 +32,7 @@ FLAGS = (
 )  # fmt: skip
 
 # Arguments of every kernel: p pointer, l int64, f float, i int (the number of threads, last where there are several).
+# A "!" in front: it returns a code, 0 for done; anything else becomes a Python exception (see `_check`).
 KINDS = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "f": ctypes.c_float, "i": ctypes.c_int}
 SIGNATURES = {
     "scumble_rms_norm": "ppp lll f i",
@@ -39,22 +40,25 @@ SIGNATURES = {
     "scumble_layer_tail": "ppp ppp ppp p ll f i",
     "scumble_norm_rope": "ppppp lll f i",
     "scumble_geglu": "ppp l i",
-    "scumble_attention": "ppppp lllllll i",
-    "scumble_attention_few": "ppppp lllllll i",
+    "scumble_attention": "!pppp lllllllll i",
     "scumble_router": "pppp ppp llll f i",
-    "scumble_experts": "ppppp pp lllll i",
-    "scumble_experts_int8": "ppp ppp ppp ppp p lllll i",
-    "scumble_layer": "pppppp pp f i",
-    "scumble_few_rows": "ppp lll i",
+    "scumble_pack_experts": "pppp lll i",
+    "scumble_experts": "!ppp pp pp pp lllll i",
+    "scumble_experts_int8": "!ppp ppp ppp ppp p lllll i",
+    "scumble_layer": "!pppppp pp f i",
+    "scumble_pack_bf16": "pp ll i",
+    "scumble_linear": "!pppp lll i",
     "scumble_pack_int8": "ppp ll",
     "scumble_quantize_rows": "ppp ll i",
     "scumble_quantized_linear": "ppp ppp p lll i",
     "scumble_linear_int8": "ppppp p lll i",
     "scumble_unpack_int4": "ppp ll i",
-    "scumble_vocab_tile": "pp llll pp pp ppp pp i",
-    "scumble_class_tile": "pp ppp pppp ppp lllll i",
+    "scumble_vocab_tile": "pp lll pp i",
+    "scumble_vocab_soft": "!pppp lll i",
+    "scumble_class_tile": "ppp ppp pppp ppp lllll i",
     "scumble_law": "ppppp ppp pp ppppp lllll",
-    "scumble_vocab_sample": "ppp pp ppppp p lll i",
+    "scumble_vocab_finish": "pppp ppp ll i",
+    "scumble_vocab_sample": "pppp pp ppp p lll i",
     "scumble_train_norm": "pppp llll f i",
     "scumble_train_norm_back": "pppppp llll i",
     "scumble_train_add_norm": "pppp pp ll f i",
@@ -63,13 +67,59 @@ SIGNATURES = {
     "scumble_train_norm_rope_back": "pppppp pp lll i",
     "scumble_train_geglu": "ppp lll i",
     "scumble_train_geglu_back": "ppppp lll i",
-    "scumble_train_route": "p lll pp",
+    "scumble_train_route": "!p lll pp",
     "scumble_train_scatter": "pppp lll i",
     "scumble_train_gather": "pppp lll i",
     "scumble_train_gather_dots": "pppp lll i",
-    "scumble_train_attention": "pppp lllllll i",
-    "scumble_train_attention_back": "pppp ppp lllllll i",
+    "scumble_train_attention": "!pppp lllllll i",
+    "scumble_train_attention_back": "!pppp ppp lllllll i",
     "scumble_train_cross_entropy": "ppppp ll f i",
+}
+
+
+class LayerWeights(ctypes.Structure):
+    """struct Weights of src/layer.cpp: a layer's vectors, then three addresses (panels, shift, scale) a matrix."""
+
+    VECTORS = (
+        "input_norm", "q_norm", "k_norm", "attention_norm", "mlp_norm", "experts_norm", "after_mlp", "after_experts",
+        "after_both", "router_scale", "router", "per_expert", "denoise_scalar", "encode_scalar",
+    )  # fmt: skip
+    MATRICES = ("q", "k", "v", "o", "gate", "up", "down", "experts_up", "experts_down")
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in VECTORS),
+        *((f"{name}_{part}", ctypes.c_void_p) for name in MATRICES for part in ("panels", "shift", "scale")),
+    ]
+
+
+class LayerSizes(ctypes.Structure):
+    """struct Sizes of src/layer.cpp."""
+
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in (
+            "n", "d", "heads", "groups", "k", "mlp", "experts", "chosen", "width", "stride", "start", "end", "window",
+            "first",
+        )
+    ]  # fmt: skip
+
+
+class VocabState(ctypes.Structure):
+    """struct VocabState of src/vocab.cpp."""
+
+    POINTERS = (
+        "table", "heat", "allowed", "targets", "peak", "argmax", "total", "energy", "mass", "factor", "target_z",
+        "best", "best_ids", "scratch",
+    )  # fmt: skip
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in POINTERS),
+        *((name, ctypes.c_int64) for name in ("allowed_stride", "blocks", "top")),
+    ]
+
+
+SHARED = {
+    "scumble_layer_weights_size": LayerWeights,
+    "scumble_layer_sizes_size": LayerSizes,
+    "scumble_vocab_state_size": VocabState,
 }
 
 
@@ -107,8 +157,34 @@ def _load() -> ctypes.CDLL | str:
     loaded = ctypes.CDLL(str(path))
     for name, kinds in SIGNATURES.items():
         function = getattr(loaded, name)
-        function.argtypes, function.restype = [KINDS[kind] for kind in kinds.replace(" ", "")], None
+        function.argtypes = [KINDS[kind] for kind in kinds.lstrip("!").replace(" ", "")]
+        function.restype = ctypes.c_int if kinds.startswith("!") else None
+        if kinds.startswith("!"):
+            function.errcheck = _check
+    compare_layouts(loaded)
     return loaded
+
+
+def compare_layouts(loaded: ctypes.CDLL) -> None:
+    """Raises RuntimeError, with the name, where a structure that goes over by position has another size in C++."""
+    for name, structure in SHARED.items():
+        function = getattr(loaded, name)
+        function.restype = ctypes.c_int64
+        mine, theirs = ctypes.sizeof(structure), function()
+        if mine != theirs:
+            raise RuntimeError(
+                f"{structure.__name__} has {mine} bytes here and {theirs} in the kernels: ops/cpu/native.py and "
+                "ops/cpu/src must list the same fields"
+            )
+
+
+def _check(code: int, function: Any, arguments: Any) -> int:
+    """What a kernel could not do, as an exception."""
+    if code == 1:
+        raise MemoryError(f"{function.__name__}: no memory for intermediate results")
+    if code:
+        raise RuntimeError(f"{function.__name__} failed with code {code}")
+    return code
 
 
 def pointer(x: Tensor | None) -> int | None:

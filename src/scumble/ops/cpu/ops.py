@@ -7,6 +7,7 @@ Shapes: N tokens, D hidden, H heads, K head_dim, E experts, k experts a token, F
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,21 +18,24 @@ from scumble.ops.api import Temperature
 from scumble.ops.classes import TokenClasses
 from scumble.ops.cpu import vocab
 from scumble.ops.cpu.law import solve
-from scumble.ops.cpu.native import address
-from scumble.ops.reference import ReferenceOps, attend_grouped, causal_mask
+from scumble.ops.cpu.native import LayerSizes, LayerWeights, address
+from scumble.ops.cpu.packed import Packed, PackedExperts
+from scumble.ops.reference import ReferenceOps
 from scumble.ops.result import VocabResult
-from scumble.ops.tiled import vocab_head
+from scumble.ops.tiled import vocab_head as tiled_head
 from scumble.structure.law import Graph, Masses, Solution
 
-FEW_ROWS = 4  # of a linear layer, up to which it runs at memory speed
 PACKED_ROWS = 16  # query rows a key head, from which packing keys and values pays
-PACKED_KEYS = 32_768  # beyond, torch's attention serves: packing keys and values would hold too much memory
+PACKED_KEYS = 32_768  # beyond, packing keys and values would hold too much memory: they are read as they lie
 
 
 class CpuOps(ReferenceOps):
     """The methods of `Ops` (ops/api.py says what each computes)."""
 
     name = "cpu"
+    batch_invariant = True
+    packs = True
+    few_tokens = 4
 
     def __init__(self, lib: ctypes.CDLL):
         self.lib = lib
@@ -80,39 +84,38 @@ class CpuOps(ReferenceOps):
         )  # fmt: skip
         return out
 
-    def attend_all(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        return self._attend(queries, keys, values, 0)
+    def attend_all(self, queries: Tensor, keys: Tensor, values: Tensor, first: int = 0) -> Tensor:
+        return self._attend(queries, keys, values, 0, first)
 
-    def attend_causal(self, queries: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
-        return self._attend(queries, keys, values, keys.shape[1] if window is None else window)
+    def attend_causal(
+        self, queries: Tensor, keys: Tensor, values: Tensor, window: int | None, first: int = 0
+    ) -> Tensor:
+        return self._attend(queries, keys, values, keys.shape[1] if window is None else window, first)
 
-    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, window: int) -> Tensor:
+    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, window: int, first: int) -> Tensor:
         """Keys and values [G, S, K] of equal strides, rows contiguous. window 0: all see all."""
         (n, heads, dim), (groups, seen, _) = queries.shape, keys.shape
-        if n > 1 and seen > PACKED_KEYS:
-            mask = causal_mask(n, seen, window, queries.device) if window else None
-            return attend_grouped(queries, keys, values, mask)
         out = torch.empty_like(queries)
-        if n * heads // groups < PACKED_ROWS:
-            room, kernel = torch.empty(torch.get_num_threads() * seen), self.lib.scumble_attention_few
-        else:
-            panels = -(-seen // 64) * 64 * (dim // 2) + -(-dim // 64) * 64 * ((seen + 1) // 2)
-            room, kernel = torch.empty(groups * panels, dtype=torch.int32), self.lib.scumble_attention
-        kernel(
-            address(queries), keys.data_ptr(), values.data_ptr(), out.data_ptr(), room.data_ptr(),
-            n, heads, groups, dim, seen, keys.stride(0), window, torch.get_num_threads(),
+        few = n * heads // groups < PACKED_ROWS or seen > PACKED_KEYS
+        self.lib.scumble_attention(
+            address(queries), keys.data_ptr(), values.data_ptr(), out.data_ptr(), n, heads, groups, dim, seen,
+            keys.stride(0), window, first, few, torch.get_num_threads(),
         )  # fmt: skip
         return out
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
-        if x.shape[0] > FEW_ROWS:
-            return torch.nn.functional.linear(x, weight)
         out = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype)
-        self.lib.scumble_few_rows(
-            address(x), address(weight), out.data_ptr(), x.shape[0], x.shape[1], weight.shape[0],
+        self.lib.scumble_linear(
+            address(x), None, address(weight), out.data_ptr(), x.shape[0], x.shape[1], weight.shape[0],
             torch.get_num_threads(),
         )  # fmt: skip
         return out
+
+    def pack(self, weight: Tensor) -> Packed:
+        return Packed(self.lib, weight)
+
+    def pack_experts(self, gate_up: Tensor, down: Tensor) -> PackedExperts:
+        return PackedExperts(self.lib, gate_up, down)
 
     def router(
         self, h: Tensor, scale: Tensor, proj: Tensor, per_expert: Tensor, k: int, eps: float
@@ -127,14 +130,42 @@ class CpuOps(ReferenceOps):
         )  # fmt: skip
         return weights, chosen, None
 
+    def layer_step(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, vectors: Sequence[Tensor],
+        matrices: Sequence[int | None], sizes: Sequence[int], eps: float,
+    ) -> Tensor:  # fmt: skip
+        out = torch.empty_like(x)
+        weights, numbers = LayerWeights(*map(address, vectors), *matrices), LayerSizes(*sizes)
+        self.lib.scumble_layer(
+            address(x), out.data_ptr(), address(rope[0]), address(rope[1]), keys.data_ptr(), values.data_ptr(),
+            ctypes.addressof(weights), ctypes.addressof(numbers), eps, torch.get_num_threads(),
+        )  # fmt: skip
+        return out
+
     def experts(self, x: Tensor, weights: Tensor, chosen: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
         (n, size), k, (count, _, width) = x.shape, chosen.shape[1], down.shape
         slots, out = torch.empty(n * k, size, dtype=x.dtype), torch.empty_like(x)
         self.lib.scumble_experts(
-            address(x), weights.data_ptr(), chosen.data_ptr(), address(gate_up), address(down), slots.data_ptr(),
-            out.data_ptr(), n, k, count, size, width, torch.get_num_threads(),
+            address(x), weights.data_ptr(), chosen.data_ptr(), None, None, address(gate_up), address(down),
+            slots.data_ptr(), out.data_ptr(), n, k, count, size, width, torch.get_num_threads(),
         )  # fmt: skip
         return out
+
+    def grouped(
+        self, x: Tensor, weights: Tensor, chosen: Tensor, count: int, matrices: Callable[[int], tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        """As the reference says, but with every sum in its fixed order: expert by expert, then by slot."""
+        n, k = chosen.shape
+        slots = torch.zeros(n * k, x.shape[1], dtype=torch.bfloat16)
+        for expert in chosen.unique().tolist():
+            rows = (chosen.flatten() == expert).nonzero()[:, 0]
+            up, down = matrices(expert)
+            gate, linear = (half.contiguous() for half in self.linear(x[rows // k], up).chunk(2, dim=-1))
+            slots[rows] = self.linear(self.geglu(gate, linear), down)
+        total = torch.zeros(n, x.shape[1])
+        for choice in range(k):
+            total += slots.view(n, k, -1)[:, choice].float() * weights[:, choice, None]
+        return total.to(x.dtype)
 
     def canvas_law(self, graph: Graph, masses: Masses, start: int, room: int, uniforms: np.ndarray | None) -> Solution:
         return solve(self.lib, graph, masses, start, room, uniforms)
@@ -154,15 +185,12 @@ class CpuOps(ReferenceOps):
         classes: TokenClasses | None = None,
         head: Any = None,
     ) -> VocabResult:
-        n, size = hidden.shape[0], embedding.shape[0]
-        plain = allowed is not None or top > 0 or targets is not None or isinstance(temperature, Tensor)
-        if plain or n * size < vocab.LEAST or (head is not None and head.lib is None):
-            return vocab_head(
+        if head is not None and not isinstance(head, Packed) and head.lib is None:  # int8 of a size that is not packed
+            return tiled_head(
                 hidden, embedding, cap=cap, temperature=temperature, uniforms=uniforms, want_soft=want_soft,
                 allowed=allowed, top=top, targets=targets, classes=classes, head=head,
             )  # fmt: skip
-        assert not isinstance(temperature, Tensor)
         return vocab.vocab_head(
             self.lib, hidden, embedding, cap=cap, temperature=temperature, uniforms=uniforms, want_soft=want_soft,
-            classes=classes, head=head,
+            allowed=allowed, top=top, targets=targets, classes=classes, head=head or Packed(self.lib, embedding),
         )  # fmt: skip

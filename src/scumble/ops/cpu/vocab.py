@@ -1,9 +1,9 @@
-"""The vocabulary operator with native kernels: products by torch, everything between them in one sweep over a tile.
+"""The vocabulary operator with native kernels: a sweep over tiles of 1,024 ids, each read once while it is in cache.
 
-The same algorithm as `tiled`, for bfloat16 on the CPU: a tile of logits is read once while it is in cache (256
-positions' logits over 1,024 ids and their weights are 1 MB together). Two
-differences: z comes from a table over all bfloat16 numbers, made by the reference's own operations; and the mass is
-remembered for every 128 ids, so a sample recomputes 128 logits a position, not a whole tile.
+The same algorithm as `tiled`, for bfloat16 on the CPU (256 positions' logits over 1,024 ids and their weights are 1 MB
+together). Two differences: z comes from a table over all bfloat16 numbers, made by the reference's own operations; and
+the mass is remembered for every 128 ids, so a sample recomputes 128 logits a position, not a whole tile.
+A position's results do not depend on the positions beside it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from scumble.ops.classes import ClassSweep, TokenClasses
-from scumble.ops.cpu.native import pointer
+from scumble.ops.cpu.native import VocabState, address, pointer
+from scumble.ops.cpu.packed import Packed
 from scumble.ops.result import VocabResult
 
 TILE = 1024  # ids
 BLOCK = 128  # as in cpu/vocab.cpp
-LEAST = 2**16  # logits: below, torch's few small operations are as good and the table would be most of the work
 
 
 @lru_cache(maxsize=4)
@@ -38,88 +38,120 @@ def vocab_head(
     embedding: Tensor,
     *,
     cap: float,
-    temperature: float,
-    uniforms: Tensor | None,
-    want_soft: bool,
+    head: Packed | Any,
+    temperature: float | Tensor = 1.0,
+    uniforms: Tensor | None = None,
+    want_soft: bool = False,
+    allowed: Tensor | None = None,
+    top: int = 0,
+    targets: Tensor | None = None,
     classes: TokenClasses | None = None,
-    head: Any = None,
 ) -> VocabResult:
-    """Same contract as `Ops.vocab_head`, for what is not left to `tiled`. head: the embedding in int8, for all."""
-    (n, size), vocab = hidden.shape, embedding.shape[0]
-    threads, blocks = torch.get_num_threads(), -(-vocab // BLOCK)
-    q, scale = (None, None) if head is None else head.rounded(hidden)
-    table = capped(cap) / temperature
-    peak = torch.full((n,), float("-inf"))
-    argmax = torch.zeros(n, dtype=torch.int64)
-    total, energy = torch.zeros(2, n, dtype=torch.float64)
-    masses = torch.empty(n, blocks, dtype=torch.float64)
-    factor = torch.empty(n)
-    scratch = torch.empty(threads, TILE + 16)
+    """Same contract as `Ops.vocab_head`. head: the embedding as packed, or in int8 (which then serves for all)."""
+    (n, size), vocab, threads = hidden.shape, embedding.shape[0], torch.get_num_threads()
+    small = None if isinstance(head, Packed) else head
+    q, scale = (None, None) if small is None else small.rounded(hidden)
+    run = Sweep(n, vocab, cap, temperature, allowed, top, targets, threads)
     soft = torch.zeros(n, size) if want_soft else None
     sweep = None if classes is None else ClassSweep(classes, n, TILE)
 
     def products(places: Tensor | slice, first: int) -> Tensor:
         """Logits before the soft-cap, bfloat16 [places, ids of the tile]."""
-        if head is None or q is None or scale is None:
-            return hidden[places] @ embedding[first : first + TILE].T
-        return head.product(q[places], scale[places], first, min(first + TILE, vocab))
+        last = min(first + TILE, vocab)
+        if small is None:
+            return head.part(hidden[places], first, last)
+        return small.product(q[places], scale[places], first, last)  # type: ignore[index]
 
     for first in range(0, vocab, TILE):
-        rows = embedding[first : first + TILE]
         logits = products(slice(None), first)
         if sweep is not None:
-            add_classes(lib, sweep, logits, table, threads)
+            add_classes(lib, sweep, logits, run, threads)
         weights = torch.empty_like(logits) if want_soft else None
-        column = None if head is None else head.addresses(first)[2]
+        column = None if small is None else small.addresses(first)[2]
         lib.scumble_vocab_tile(
-            logits.data_ptr(), table.data_ptr(), n, rows.shape[0], first, blocks, peak.data_ptr(), argmax.data_ptr(),
-            total.data_ptr(), energy.data_ptr(), masses.data_ptr(), factor.data_ptr(),
-            pointer(weights), column, scratch.data_ptr(), threads,
-        )  # fmt: skip
-        if soft is not None and weights is not None:
-            part = weights @ rows if head is None else head.soft(first // TILE, weights)
-            soft.mul_(factor[:, None]).add_(part)
+            logits.data_ptr(), run.address, n, logits.shape[1], first, pointer(weights), column, threads
+        )
+        if soft is None or weights is None:
+            continue
+        if small is not None:
+            soft.mul_(run.factor[:, None]).add_(small.soft(first // TILE, weights))
+        else:
+            rows = embedding[first : first + TILE]
+            lib.scumble_vocab_soft(
+                weights.data_ptr(),
+                address(rows),
+                run.factor.data_ptr(),
+                soft.data_ptr(),
+                n,
+                rows.shape[0],
+                size,
+                threads,
+            )
 
-    logsumexp = peak.double() + total.log()
-    entropy = (total.log() - energy / total).clamp_min(0)
+    logsumexp, entropy = torch.empty(2, n)
+    drawn = None if uniforms is None else uniforms.double().contiguous()
+    block, share = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.float64)
+    lib.scumble_vocab_finish(
+        run.address, pointer(drawn), logsumexp.data_ptr(), entropy.data_ptr(), pointer(soft), block.data_ptr(),
+        share.data_ptr(), n, size, threads,
+    )  # fmt: skip
     sample = None
-    if uniforms is not None:
+    if drawn is not None:
         sample = torch.empty(n, dtype=torch.int64)
-        block, share = choose_block(masses, uniforms.double())
+        base = head.base if small is None else small.addresses()
         lib.scumble_vocab_sample(
-            hidden.data_ptr(), embedding.data_ptr(), table.data_ptr(), block.data_ptr(), share.data_ptr(),
-            pointer(q), pointer(scale), *((None,) * 3 if head is None else head.addresses()),
+            hidden.data_ptr(), run.address, block.data_ptr(), share.data_ptr(), pointer(q), pointer(scale), *base,
             sample.data_ptr(), n, size, vocab, threads,
         )  # fmt: skip
-    if soft is not None:
-        soft.div_(total.float()[:, None])
     if sweep is not None:
-        sweep.finish(lambda places, first: table[products(places, first).view(torch.int16).long() & 0xFFFF])
-    return VocabResult(logsumexp.float(), entropy.float(), argmax, sample, soft, classes=sweep)
+        sweep.finish(
+            lambda places, first: (
+                run.table[products(places, first).view(torch.int16).long() & 0xFFFF] / run.heat[places][:, None]
+            )
+        )
+    found = (run.best_ids, run.best) if top else (None, None)
+    return VocabResult(
+        logsumexp, entropy, run.argmax, sample, soft, *found, None if targets is None else run.target_z, classes=sweep
+    )
 
 
-def add_classes(lib: ctypes.CDLL, sweep: ClassSweep, logits: Tensor, table: Tensor, threads: int) -> None:
+class Sweep:
+    """The running statistics of n positions, and struct VocabState, which tells the kernels where they are."""
+
+    def __init__(
+        self, n: int, vocab: int, cap: float, temperature: float | Tensor, allowed: Tensor | None, top: int,
+        targets: Tensor | None, threads: int,
+    ):  # fmt: skip
+        blocks = -(-vocab // BLOCK)
+        self.table = capped(cap)
+        self.heat = torch.as_tensor(temperature, dtype=torch.float32).expand(n).contiguous()
+        self.allowed = None if allowed is None else allowed.to(torch.bool).contiguous()
+        self.targets = None if targets is None else targets.to(torch.int64).contiguous()
+        self.peak, self.factor = torch.full((n,), float("-inf")), torch.empty(n)
+        self.argmax = torch.zeros(n, dtype=torch.int64)
+        self.total, self.energy = torch.zeros(2, n, dtype=torch.float64)
+        self.mass = torch.empty(n, blocks, dtype=torch.float64)
+        self.target_z = torch.full((n,), float("-inf"))
+        self.best = torch.full((n, top), float("-inf"))
+        self.best_ids = torch.zeros(n, top, dtype=torch.int64)
+        self.scratch = torch.empty(threads, TILE + 16)
+        self.state = VocabState(
+            *(pointer(getattr(self, name)) for name in VocabState.POINTERS),
+            vocab if allowed is not None and allowed.ndim == 2 else 0, blocks, top,
+        )  # fmt: skip
+        self.address = ctypes.addressof(self.state)
+
+
+def add_classes(lib: ctypes.CDLL, sweep: ClassSweep, logits: Tensor, run: Sweep, threads: int) -> None:
     """`ClassSweep.add` for bfloat16 logits [n, w] before the soft-cap."""
     (n, width), number = logits.shape, len(sweep.kept)
     runs = sweep.runs[number]
     tops, sums = np.empty((2, n, len(runs.kinds)), np.float32)
     scratch = np.empty((threads, 4 * width + 64), np.float32)
     lib.scumble_class_tile(
-        logits.contiguous().data_ptr(), table.data_ptr(),
+        logits.contiguous().data_ptr(), run.table.data_ptr(), run.heat.data_ptr(),
         *(array.ctypes.data for array in (runs.order, runs.begins, runs.kinds)),
         *(array.ctypes.data for array in (sweep.peak, sweep.total, sweep.energy, sweep.tiles, tops, sums, scratch)),
         n, width, len(runs.kinds), sweep.classes.count, number, threads,
     )  # fmt: skip
     sweep.kept.append((tops, sums))
-
-
-def choose_block(masses: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """masses: logs [n, blocks] -> each row's block [n], and how much of that block's mass lies before its uniform."""
-    relative = (masses - masses.max(-1, keepdim=True).values).exp_()
-    running = relative.cumsum(-1)
-    target = uniforms[:, None] * running[:, -1:]
-    chosen = (running <= target).sum(-1, keepdim=True).clamp_max(relative.shape[1] - 1)
-    chosen = torch.where(relative.gather(1, chosen) > 0, chosen, relative.argmax(-1, keepdim=True))
-    own = relative.gather(1, chosen)
-    share = (target - (running.gather(1, chosen) - own)) / own
-    return chosen[:, 0].contiguous(), share.clamp_(0, 1)[:, 0].contiguous()

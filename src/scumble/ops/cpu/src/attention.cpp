@@ -1,99 +1,176 @@
-// Grouped-query attention of many queries: scores, softmax and the mix of values for six query rows at a time, all in
-// cache, scores in float32. Keys and values are packed once a call into the panels of gemm.h.
+// Grouped-query attention: scores, softmax and the mix of values for up to six query rows at a time, scores in float32.
+// For many queries keys and values are packed once a call into the panels of gemm.h; for few they are read as they lie.
+// Both take every sum in the same order: along a head for scores, over pairs of positions (2i, 2i + 1) for the mix. So a
+// query's result depends on what it sees alone, not on the queries beside it or on where the cache begins.
 #include <omp.h>
 
 #include <vector>
 
+#include "guard.h"
 #include "pack.h"
 #include "row.h"
 
-extern "C" {
+namespace {
 
-// queries and out [n, heads, k]; keys, values: `groups` runs of `seen` rows [k], `stride` numbers apart.
-// window 0: every query sees all keys. Otherwise causal: query i, the (seen - n + i)-th token, sees itself and the
-// window - 1 tokens before it. room: dwords for groups · (panels of keys + panels of values), see below.
-void scumble_attention(const bf16* queries, const bf16* keys, const bf16* values, bf16* out, int32_t* room, int64_t n,
-                       int64_t heads, int64_t groups, int64_t k, int64_t seen, int64_t stride, int64_t window,
-                       int threads) {
-  int64_t share = heads / groups, rows = n * share, padded = (seen + PANEL - 1) / PANEL * PANEL, half = (seen + 1) / 2;
-  int64_t key_size = padded * (k / 2), value_size = (k + PANEL - 1) / PANEL * PANEL * half;
-  int64_t chunks = (rows + 8 * ROWS - 1) / (8 * ROWS);
-#pragma omp parallel num_threads(threads)
-  {
-#pragma omp for
-    for (int64_t g = 0; g < groups; g++) {
-      int32_t *packed_keys = room + g * (key_size + value_size), *packed_values = packed_keys + key_size;
-      pack_rows(keys + g * stride, seen, k, packed_keys);
-      pack_pairs(values + g * stride, seen, k, packed_values);
+struct Span {  // what a query sees: keys from … to - 1
+  int64_t from, to;
+};
+
+struct Shape {
+  int64_t n, heads, groups, k, seen, stride, window, odd;  // odd: 1 where the first key's position is
+  int64_t share() const { return heads / groups; }
+  int64_t rows() const { return n * share(); }
+  int64_t padded() const { return (seen + PANEL) / PANEL * PANEL + PANEL; }
+  int64_t half() const { return (seen + odd + 1) / 2; }
+  Span span(int64_t token) const {
+    int64_t to = window ? seen - n + token + 1 : seen;
+    return {window && to > window ? to - window : 0, to};
+  }
+  int64_t place(int64_t g, int64_t row) const { return (row / share() * heads + g * share() + row % share()) * k; }
+};
+
+// R rows of weights, in pairs of positions low … low + steps - 1, times values as they lie -> out [R][64] from column c on.
+template <int R>
+void rows_times_pairs(const int32_t* w, int64_t stride, const bf16* values, int64_t k, int64_t c, int64_t low,
+                      int64_t steps, int64_t odd, int64_t seen, float* out) {
+  __m512 acc[R][4];
+  __mmask16 m[4];
+  for (int j = 0; j < 4; j++) m[j] = c + 16 * j < k ? tail_mask(k - c - 16 * j) : 0;
+#pragma GCC unroll 6
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) acc[r][j] = _mm512_setzero_ps();
+  for (int64_t g = low; g < low + steps; g++) {
+    int64_t first = 2 * g - odd, second = first + 1;
+    __m512i b[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+      __mmask16 one = first >= 0 ? m[j] : 0, two = second < seen ? m[j] : 0;
+      __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(two, values + second * k + c + 16 * j));
+      b[j] = _mm512_or_si512(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(one, values + first * k + c + 16 * j)),
+                             _mm512_slli_epi32(high, 16));
     }
-    std::vector<float> scores(ROWS * padded);
-    std::vector<bf16> weights(ROWS * padded), some(ROWS * k);
-#pragma omp for schedule(static)
-    for (int64_t task = 0; task < groups * chunks; task++) {
-      int64_t g = task / chunks, first = task % chunks * 8 * ROWS;
-      int64_t end = first + 8 * ROWS < rows ? first + 8 * ROWS : rows;
-      const int32_t *packed_keys = room + g * (key_size + value_size), *packed_values = packed_keys + key_size;
-      for (int64_t r = first; r < end; r += ROWS) {
-        int count = end - r < ROWS ? (int)(end - r) : ROWS;
-        int64_t place[ROWS], from[ROWS], to[ROWS], lowest = seen, highest = 0;
-        float total[ROWS], t[ROWS * PANEL];
-        for (int i = 0; i < count; i++) {
-          int64_t token = (r + i) / share;
-          place[i] = (token * heads + g * share + (r + i) % share) * k;
-          std::memcpy(some.data() + i * k, queries + place[i], k * sizeof(bf16));
-          to[i] = window ? seen - n + token + 1 : seen;
-          from[i] = window && to[i] > window ? to[i] - window : 0;
-          lowest = from[i] < lowest ? from[i] : lowest;
-          highest = to[i] > highest ? to[i] : highest;
-        }
-        for (int64_t s = lowest / PANEL * PANEL; s < highest; s += PANEL) {
-          times_panel<Bf16>(count, (const int32_t*)some.data(), k / 2, packed_keys + s * (k / 2), k / 2, t);
-          for (int i = 0; i < count; i++) std::memcpy(scores.data() + i * padded + s, t + i * PANEL, sizeof(t) / ROWS);
-        }
-        for (int i = 0; i < count; i++) {  // weights are 0 where a query sees nothing
-          bf16* row = weights.data() + i * padded;
-          std::memset(row, 0, from[i] * sizeof(bf16));
-          std::memset(row + to[i], 0, (padded - to[i]) * sizeof(bf16));
-          total[i] = exp_row(scores.data() + i * padded, from[i], to[i], row);
-        }
-        int64_t low = lowest / 2, steps = (highest + 1) / 2 - low;  // pairs of keys with any weight
-        for (int64_t c = 0; c < k; c += PANEL) {
-          times_panel<Bf16>(count, (const int32_t*)weights.data() + low, padded / 2,
-                            packed_values + c * half + low * PANEL, steps, t);
-          for (int i = 0; i < count; i++)
-            for (int64_t j = 0; j < PANEL && c + j < k; j += 16)
-              store(out + place[i] + c + j, tail_mask(k - c - j),
-                    _mm512_div_ps(_mm512_loadu_ps(t + i * PANEL + j), _mm512_set1_ps(total[i])));
-        }
-      }
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++) {
+      __m512i x = _mm512_set1_epi32(w[r * stride + g]);
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) acc[r][j] = Bf16::dot(acc[r][j], x, b[j]);
     }
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) _mm512_storeu_ps(out + r * PANEL + 16 * j, acc[r][j]);
+}
+
+void times_pairs(int rows, const int32_t* w, int64_t stride, const bf16* values, int64_t k, int64_t c, int64_t low,
+                 int64_t steps, int64_t odd, int64_t seen, float* out) {
+  switch (rows) {
+    case 6: return rows_times_pairs<6>(w, stride, values, k, c, low, steps, odd, seen, out);
+    case 5: return rows_times_pairs<5>(w, stride, values, k, c, low, steps, odd, seen, out);
+    case 4: return rows_times_pairs<4>(w, stride, values, k, c, low, steps, odd, seen, out);
+    case 3: return rows_times_pairs<3>(w, stride, values, k, c, low, steps, odd, seen, out);
+    case 2: return rows_times_pairs<2>(w, stride, values, k, c, low, steps, odd, seen, out);
+    default: return rows_times_pairs<1>(w, stride, values, k, c, low, steps, odd, seen, out);
   }
 }
 
-// The same for few queries, as in an autoregressive step: straight from keys and values as they lie, which are read once
-// a query head. Arguments as above; window as above; room: float32 [threads, seen].
-void scumble_attention_few(const bf16* queries, const bf16* keys, const bf16* values, bf16* out, float* room, int64_t n,
-                           int64_t heads, int64_t groups, int64_t k, int64_t seen, int64_t stride, int64_t window,
-                           int threads) {
-#pragma omp parallel for num_threads(threads) if (n * heads * k * seen > 262144)
-  for (int64_t task = 0; task < n * heads; task++) {
-    int64_t token = task / heads, g = task % heads / (heads / groups);
-    const bf16 *own_keys = keys + g * stride, *own_values = values + g * stride;
-    int64_t to = window ? seen - n + token + 1 : seen, from = window && to > window ? to - window : 0;
-    float* weights = room + omp_get_thread_num() * seen;
-    few_rows(1, queries + task * k, k, own_keys + from * k, to - from, k, weights + from, seen);
-    __m512 total = _mm512_set1_ps(exp_row(weights, from, to, weights));
-    for (int64_t c = 0; c < k; c += 64) {
-      __m512 mix[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
-      __mmask16 m[4];
-      for (int j = 0; j < 4; j++) m[j] = k - c > 16 * j ? tail_mask(k - c - 16 * j) : 0;
-      for (int64_t s = from; s < to; s++) {
-        __m512 w = _mm512_set1_ps(weights[s]);
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; j++) mix[j] = _mm512_fmadd_ps(w, load(own_values + s * k + c + 16 * j, m[j]), mix[j]);
+// Up to six query rows of one key head. packed_keys null: keys and values are read as they lie.
+struct Block {
+  const Shape& s;
+  const bf16 *queries, *keys, *values;
+  const int32_t *packed_keys, *packed_values;
+  std::vector<float>& scores;
+  std::vector<bf16>&weights, &some;
+
+  void run(int64_t g, int64_t first, int count, bf16* out) {
+    const int64_t k = s.k, padded = s.padded();
+    Span spans[ROWS];
+    int64_t lowest = s.seen, highest = 0;
+    float total[ROWS], t[ROWS * PANEL];
+    for (int i = 0; i < count; i++) {
+      std::memcpy(some.data() + i * k, queries + s.place(g, first + i), k * sizeof(bf16));
+      spans[i] = s.span((first + i) / s.share());
+      lowest = spans[i].from < lowest ? spans[i].from : lowest;
+      highest = spans[i].to > highest ? spans[i].to : highest;
+    }
+    const int32_t* asking = (const int32_t*)some.data();
+    if (packed_keys) {
+      for (int64_t at = lowest / PANEL * PANEL; at < highest; at += PANEL) {
+        times_panel<Bf16>(count, asking, k / 2, packed_keys + at * (k / 2), k / 2, t);
+        for (int i = 0; i < count; i++) std::memcpy(scores.data() + i * padded + at, t + i * PANEL, sizeof(t) / ROWS);
       }
-      for (int j = 0; j < 4; j++) store(out + task * k + c + 16 * j, m[j], _mm512_div_ps(mix[j], total));
+    } else {
+      __m512 sums[ROWS];
+      for (int64_t at = lowest / 16 * 16; at < highest; at += 16) {
+        times_plain<Bf16>(count, asking, k / 2, (const int32_t*)(keys + at * k), s.seen - at, k / 2, sums);
+        for (int i = 0; i < count; i++) _mm512_storeu_ps(scores.data() + i * padded + at, sums[i]);
+      }
+    }
+    for (int i = 0; i < count; i++) {  // weights are 0 where a query sees nothing
+      bf16* row = weights.data() + i * padded;
+      std::memset(row, 0, (spans[i].from + s.odd) * sizeof(bf16));
+      std::memset(row + spans[i].to + s.odd, 0, (padded - spans[i].to - s.odd) * sizeof(bf16));
+      total[i] = exp_row(scores.data() + i * padded, spans[i].from, spans[i].to, row + s.odd);
+    }
+    int64_t low = (lowest + s.odd) / 2, steps = (highest + s.odd + 1) / 2 - low;  // pairs with any weight
+    for (int64_t c = 0; c < k; c += PANEL) {
+      const int32_t* w = (const int32_t*)weights.data();
+      if (packed_keys)
+        times_panel<Bf16>(count, w + low, padded / 2, packed_values + c * s.half() + low * PANEL, steps, t);
+      else
+        times_pairs(count, w, padded / 2, values, k, c, low, steps, s.odd, s.seen, t);
+      for (int i = 0; i < count; i++)
+        for (int64_t j = 0; j < PANEL && c + j < k; j += 16)
+          store(out + s.place(g, first + i) + c + j, tail_mask(k - c - j),
+                _mm512_div_ps(_mm512_loadu_ps(t + i * PANEL + j), _mm512_set1_ps(total[i])));
     }
   }
+};
+}  // namespace
+
+extern "C" {
+
+// queries and out [n, heads, k], k even; keys, values: `groups` runs of `seen` rows [k], `stride` numbers apart.
+// window 0: every query sees all keys. Otherwise causal: query i, the (seen - n + i)-th token, sees itself and the
+// window - 1 tokens before it. first: the position of the first key in its text. few: read keys and values as they lie.
+int scumble_attention(const bf16* queries, const bf16* keys, const bf16* values, bf16* out, int64_t n, int64_t heads,
+                      int64_t groups, int64_t k, int64_t seen, int64_t stride, int64_t window, int64_t first,
+                      int64_t few, int threads) {
+  const Shape s{n, heads, groups, k, seen, stride, window, first & 1};
+  const int64_t rows = s.rows(), key_size = s.padded() * (k / 2);
+  const int64_t value_size = (k + PANEL - 1) / PANEL * PANEL * s.half();
+  static thread_local std::vector<int32_t> kept;
+  Guard guard;
+  int32_t* room = nullptr;
+  if (!few) guard([&] {
+      if ((int64_t)kept.size() < groups * (key_size + value_size)) kept.resize(groups * (key_size + value_size));
+      room = kept.data();
+    });
+  // Rows a task: few tasks must do for all threads, many shall share what they read.
+  int64_t step = few ? ROWS : 8 * ROWS;
+  if (few && groups < threads) step = (rows * groups + threads - 1) / threads < ROWS ? (rows * groups + threads - 1) / threads : ROWS;
+  const int64_t chunks = (rows + step - 1) / step;
+#pragma omp parallel num_threads(threads) if (!few || n * heads * k * seen > 262144)
+  {
+#pragma omp for
+    for (int64_t g = 0; g < (few ? 0 : groups); g++) guard([&] {
+        int32_t *packed_keys = room + g * (key_size + value_size), *packed_values = packed_keys + key_size;
+        pack_rows(keys + g * stride, seen, k, packed_keys);
+        pack_pairs(values + g * stride, seen, k, packed_values, s.odd);
+      });
+    std::vector<float> scores;
+    std::vector<bf16> weights, some;
+    guard([&] { scores.resize(ROWS * s.padded()), weights.resize(ROWS * s.padded()), some.resize(ROWS * k); });
+#pragma omp for schedule(static)
+    for (int64_t task = 0; task < groups * chunks; task++) guard([&] {
+        int64_t g = task / chunks, begin = task % chunks * step, end = begin + step < rows ? begin + step : rows;
+        const int32_t* packed = few ? nullptr : room + g * (key_size + value_size);
+        Block block{s, queries, keys + g * stride, values + g * stride, packed, few ? nullptr : packed + key_size,
+                    scores, weights, some};
+        for (int64_t r = begin; r < end; r += ROWS) block.run(g, r, end - r < ROWS ? (int)(end - r) : ROWS, out);
+      });
+  }
+  return guard.result();
 }
 }

@@ -10,11 +10,11 @@
 
 extern "C" {
 
-// logits [n, width] bfloat16, table [65536] float32: softcap(logit) / temperature of every bfloat16 number.
+// logits [n, width] bfloat16, table [65536] float32: softcap of every bfloat16 number; heat [n]: temperatures.
 // order [kept]: columns, by class; begins [runs + 1] in order; kinds [runs]: each run's class, all different.
 // Running, updated: peak, total, energy [n, count] float32, tiles [n, count] int32: where the peak was found.
 // Written: tops, sums [n, runs]: of every run. scratch: [threads, 4 · width + 64] float32.
-void scumble_class_tile(const uint16_t* logits, const float* table, const int32_t* order, const int32_t* begins,
+void scumble_class_tile(const uint16_t* logits, const float* table, const float* heat, const int32_t* order, const int32_t* begins,
                         const int32_t* kinds, float* peak, float* total, float* energy, int32_t* tiles, float* tops,
                         float* sums, float* scratch, int64_t n, int64_t width, int64_t runs, int64_t count,
                         int64_t number, int threads) {
@@ -25,7 +25,7 @@ void scumble_class_tile(const uint16_t* logits, const float* table, const int32_
     float *top = tops + row * runs, *sum = sums + row * runs;
     const uint16_t* in = logits + row * width;
     const int64_t kept = begins[runs];
-    for (int64_t i = 0; i < kept; i++) z[i] = table[in[order[i]]];
+    for (int64_t i = 0; i < kept; i++) z[i] = table[in[order[i]]] / heat[row];
     for (int64_t r = 0; r < runs; r++) {
       const int64_t begin = begins[r], end = begins[r + 1];
       if (end - begin == 1) {

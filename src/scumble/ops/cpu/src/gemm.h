@@ -118,68 +118,53 @@ static inline void pack_panel(const int32_t* weight, int64_t rows, int64_t group
   for (int c = 0; c < blocks; c++) pack_block(weight + 16 * c * groups, rows - 16 * c, groups, panel, from + c);
 }
 
-// R rows of bfloat16 times C rows of a weight that lies as in the checkpoint: for few rows, where packing costs more
-// than it brings. out [R][C].
-template <int R, int C>
-static inline void dots(const bf16* x, int64_t stride, const bf16* w, int64_t k, float* out) {
-  __m512 acc[R][C];
-#pragma GCC unroll 4
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-    for (int c = 0; c < C; c++) acc[r][c] = _mm512_setzero_ps();
-  for (int64_t i = 0; i < k; i += 32) {
-    __mmask32 m = k - i >= 32 ? 0xFFFFFFFF : (1u << (k - i)) - 1;
-    __m512i b[C];
-#pragma GCC unroll 4
-    for (int c = 0; c < C; c++) {
-      _mm_prefetch((const char*)(w + (c + C) * k + i), _MM_HINT_T0);  // the order of reading is not a plain stream
-      b[c] = _mm512_maskz_loadu_epi16(m, w + c * k + i);
+// R rows of dwords times up to 16 rows of a weight that lies as in the checkpoint [rows][groups]: blocks of 16 by 16 dwords
+// are turned in registers. Every sum is taken in the same order as with a packed panel. out: R vectors of 16 numbers.
+template <class T, int R>
+static inline void rows_times_plain(const int32_t* a, int64_t stride, const int32_t* weight, int64_t rows, int64_t groups,
+                                    typename T::Acc* out) {
+  typename T::Acc acc[R];
+#pragma GCC unroll 6
+  for (int r = 0; r < R; r++) acc[r] = T::zero();
+  for (int64_t g = 0; g < groups; g += 16) {
+    __mmask16 m = tail_mask(groups - g);
+    int64_t count = groups - g < 16 ? groups - g : 16;
+    __m512i v[16];
+    if (rows >= 16) {
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; i++) {
+        _mm_prefetch((const char*)(weight + (i + 16) * groups + g), _MM_HINT_T0);
+        v[i] = _mm512_maskz_loadu_epi32(m, weight + i * groups + g);
+      }
+    } else {
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; i++)
+        v[i] = i < rows ? _mm512_maskz_loadu_epi32(m, weight + i * groups + g) : _mm512_setzero_si512();
     }
-#pragma GCC unroll 4
-    for (int r = 0; r < R; r++) {
-      __m512i a = _mm512_maskz_loadu_epi16(m, x + r * stride + i);
-#pragma GCC unroll 4
-      for (int c = 0; c < C; c++) acc[r][c] = Bf16::dot(acc[r][c], a, b[c]);
+    transpose16(v);
+    if (count == 16) {
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; i++)
+#pragma GCC unroll 6
+        for (int r = 0; r < R; r++) acc[r] = T::dot(acc[r], _mm512_set1_epi32(a[r * stride + g + i]), v[i]);
+    } else {
+      for (int64_t i = 0; i < count; i++)
+        for (int r = 0; r < R; r++) acc[r] = T::dot(acc[r], _mm512_set1_epi32(a[r * stride + g + i]), v[i]);
     }
   }
-#pragma GCC unroll 4
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-    for (int c = 0; c < C; c++) out[r * C + c] = _mm512_reduce_add_ps(acc[r][c]);
+#pragma GCC unroll 6
+  for (int r = 0; r < R; r++) out[r] = acc[r];
 }
 
-// One row times one weight row, read straight through: a plain stream is what memory delivers fastest.
-static inline float one_dot(const bf16* x, const bf16* w, int64_t k) {
-  __m512 acc[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
-  int64_t i = 0;
-  for (; i + 128 <= k; i += 128)
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; j++)
-      acc[j] = Bf16::dot(acc[j], _mm512_loadu_si512(x + i + 32 * j), _mm512_loadu_si512(w + i + 32 * j));
-  for (; i < k; i += 32) {
-    __mmask32 m = k - i >= 32 ? 0xFFFFFFFF : (1u << (k - i)) - 1;
-    acc[0] = Bf16::dot(acc[0], _mm512_maskz_loadu_epi16(m, x + i), _mm512_maskz_loadu_epi16(m, w + i));
+template <class T>
+static inline void times_plain(int rows, const int32_t* a, int64_t stride, const int32_t* weight, int64_t columns,
+                               int64_t groups, typename T::Acc* out) {
+  switch (rows) {
+    case 6: return rows_times_plain<T, 6>(a, stride, weight, columns, groups, out);
+    case 5: return rows_times_plain<T, 5>(a, stride, weight, columns, groups, out);
+    case 4: return rows_times_plain<T, 4>(a, stride, weight, columns, groups, out);
+    case 3: return rows_times_plain<T, 3>(a, stride, weight, columns, groups, out);
+    case 2: return rows_times_plain<T, 2>(a, stride, weight, columns, groups, out);
+    default: return rows_times_plain<T, 1>(a, stride, weight, columns, groups, out);
   }
-  return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(acc[0], acc[1]), _mm512_add_ps(acc[2], acc[3])));
-}
-
-// Any few rows (1 … 4) times `columns` weight rows: out[r * step + c].
-static inline void few_rows(int rows, const bf16* x, int64_t stride, const bf16* w, int64_t columns, int64_t k,
-                            float* out, int64_t step) {
-  int64_t c = 0;
-  float t[16];
-  if (rows == 1) {
-    for (; c < columns; c++) out[c] = one_dot(x, w + c * k, k);
-    return;
-  }
-  for (; c + 4 <= columns; c += 4) {
-    switch (rows) {
-      case 2: dots<2, 4>(x, stride, w + c * k, k, t); break;
-      case 3: dots<3, 4>(x, stride, w + c * k, k, t); break;
-      default: dots<4, 4>(x, stride, w + c * k, k, t);
-    }
-    for (int r = 0; r < rows; r++) std::memcpy(out + r * step + c, t + 4 * r, 16);
-  }
-  for (; c < columns; c++)
-    for (int r = 0; r < rows; r++) dots<1, 1>(x + r * stride, stride, w + c * k, k, out + r * step + c);
 }

@@ -2,40 +2,40 @@
 // Python costs as much as its work. The steps are the other files' kernels, in the order of model/transformer.py.
 #include <vector>
 
+#include "guard.h"
 #include "simd.h"
 
 extern "C" {
 void scumble_rms_norm(const bf16*, const bf16*, bf16*, int64_t, int64_t, int64_t, float, int);
 void scumble_norm_rope(const bf16*, const bf16*, const bf16*, const bf16*, bf16*, int64_t, int64_t, int64_t, float, int);
-void scumble_attention_few(const bf16*, const bf16*, const bf16*, bf16*, float*, int64_t, int64_t, int64_t, int64_t,
-                           int64_t, int64_t, int64_t, int);
+int scumble_attention(const bf16*, const bf16*, const bf16*, bf16*, int64_t, int64_t, int64_t, int64_t, int64_t,
+                      int64_t, int64_t, int64_t, int64_t, int);
 void scumble_attention_tail(const bf16*, const bf16*, const bf16*, const bf16*, const bf16*, bf16*, bf16*, bf16*,
                             int64_t, int64_t, float, int);
 void scumble_geglu(const bf16*, const bf16*, bf16*, int64_t, int);
 void scumble_router(const bf16*, const bf16*, const bf16*, const bf16*, float*, float*, int64_t*, int64_t, int64_t,
                     int64_t, int64_t, float, int);
-void scumble_experts(const bf16*, const float*, const int64_t*, const bf16*, const bf16*, bf16*, bf16*, int64_t,
-                     int64_t, int64_t, int64_t, int64_t, int);
-void scumble_experts_int8(const bf16*, const float*, const int64_t*, const int32_t*, const int32_t*, const float*,
-                          const int32_t*, const int32_t*, const float*, bf16*, uint8_t*, float*, bf16*, int64_t,
-                          int64_t, int64_t, int64_t, int64_t, int);
+int scumble_experts(const bf16*, const float*, const int64_t*, const int32_t*, const int32_t*, const bf16*, const bf16*,
+                    bf16*, bf16*, int64_t, int64_t, int64_t, int64_t, int64_t, int);
+int scumble_experts_int8(const bf16*, const float*, const int64_t*, const int32_t*, const int32_t*, const float*,
+                         const int32_t*, const int32_t*, const float*, bf16*, uint8_t*, float*, bf16*, int64_t,
+                         int64_t, int64_t, int64_t, int64_t, int);
 void scumble_layer_tail(const bf16*, const bf16*, const bf16*, const bf16*, const bf16*, const bf16*, const uint8_t*,
                         const bf16*, const bf16*, bf16*, int64_t, int64_t, float, int);
-void scumble_few_rows(const bf16*, const bf16*, bf16*, int64_t, int64_t, int64_t, int);
+int scumble_linear(const bf16*, const int32_t*, const bf16*, bf16*, int64_t, int64_t, int64_t, int);
 void scumble_quantized_linear(const bf16*, uint8_t*, float*, const int32_t*, const int32_t*, const float*, bf16*,
                               int64_t, int64_t, int64_t, int);
 }
 
 namespace {
 
-// A weight in bfloat16 as in the checkpoint (shift null), or in int8 as packed by formats/int8.py.
+// A weight as packed for the kernels: in bfloat16 (shift null), or in int8.
 struct Weight {
-  const void* data;
-  const int32_t* shift;
+  const int32_t *panels, *shift;
   const float* scale;
 };
 
-// Everything that a layer reads; the same order as in model/step.py.
+// Everything that a layer reads; the same order as in ops/cpu/layer.py, which checks the size.
 struct Weights {
   const bf16 *input_norm, *q_norm, *k_norm, *attention_norm, *mlp_norm, *experts_norm, *after_mlp, *after_experts,
       *after_both, *router_scale, *router, *per_expert, *denoise_scalar, *encode_scalar;
@@ -43,7 +43,7 @@ struct Weights {
 };
 
 struct Sizes {
-  int64_t n, d, heads, groups, k, mlp, experts, chosen, width, stride, start, end, window;
+  int64_t n, d, heads, groups, k, mlp, experts, chosen, width, stride, start, end, window, first;
 };
 
 struct Room {  // memory for intermediate results, kept by the thread from call to call
@@ -57,39 +57,41 @@ struct Room {  // memory for intermediate results, kept by the thread from call 
   }
 };
 
-void multiply(const bf16* x, const Weight& w, bf16* out, int64_t n, int64_t k, int64_t columns, uint8_t* q,
-              float* scale, int threads) {
-  if (w.shift)
-    scumble_quantized_linear(x, q, scale, (const int32_t*)w.data, w.shift, w.scale, out, n, k, columns, threads);
-  else
-    scumble_few_rows(x, (const bf16*)w.data, out, n, k, columns, threads);
+int multiply(const bf16* x, const Weight& w, bf16* out, int64_t n, int64_t k, int64_t columns, uint8_t* q, float* scale,
+             int threads) {
+  if (!w.shift) return scumble_linear(x, w.panels, nullptr, out, n, k, columns, threads);
+  scumble_quantized_linear(x, q, scale, w.panels, w.shift, w.scale, out, n, k, columns, threads);
+  return 0;
 }
 }  // namespace
 
-// x, out [n, d], n ≤ 4; cos, sin [n, k]; keys, values: the layer's cache, heads `stride` numbers apart, whose slots
-// start … end - 1 are live, and which has room for n more. window: as in attention.cpp, never 0.
-extern "C" void scumble_layer(const bf16* x, bf16* out, const bf16* cos, const bf16* sin, bf16* keys, bf16* values,
+// x, out [n, d], n small; cos, sin [n, k]; keys, values: the layer's cache, heads `stride` numbers apart, whose slots
+// start … end - 1 are live, and which has room for n more. window, first: as in attention.cpp, window never 0.
+extern "C" int scumble_layer(const bf16* x, bf16* out, const bf16* cos, const bf16* sin, bf16* keys, bf16* values,
                               const Weights* w, const Sizes* s, float eps, int threads) {
   static thread_local Room room;
   const int64_t n = s->n, d = s->d, wide = s->heads * s->k, narrow_ = s->groups * s->k, seen = s->end + n - s->start;
   const int64_t largest = d + wide + s->mlp;
   room.used = 0;
-  room.bytes.resize(n * (20 * largest + 2 * s->chosen * (d + 16) + 8 * s->experts) + 4 * threads * seen + 65536);
+  Guard guard;
+  guard([&] { room.bytes.resize(n * (20 * largest + 2 * s->chosen * (d + 16) + 8 * s->experts) + 65536); });
+  if (guard.result()) return guard.result();
+  int failed = 0;
   auto take = [&](int64_t count) { return room.take<bf16>(n * count); };
   uint8_t* quantized = room.take<uint8_t>(n * largest);
   float* scale = room.take<float>(n);
   auto times = [&](const bf16* in, const Weight& weight, bf16* to, int64_t size, int64_t columns) {
-    multiply(in, weight, to, n, size, columns, quantized, scale, threads);
+    failed |= multiply(in, weight, to, n, size, columns, quantized, scale, threads);
   };
 
   bf16 *normed = take(d), *q = take(wide), *k = take(narrow_), *v = take(narrow_), *turned = take(narrow_);
   scumble_rms_norm(x, w->input_norm, normed, n, d, d, eps, threads);
   times(normed, w->q, q, d, wide);
   times(normed, w->k, k, d, narrow_);
-  if (w->v.data) times(normed, w->v, v, d, narrow_);
+  if (w->v.panels) times(normed, w->v, v, d, narrow_);
   scumble_norm_rope(q, w->q_norm, cos, sin, q, n, s->heads, s->k, eps, threads);
   scumble_norm_rope(k, w->k_norm, cos, sin, turned, n, s->groups, s->k, eps, threads);
-  scumble_rms_norm(w->v.data ? v : k, nullptr, v, n * s->groups, s->k, s->k, eps, threads);
+  scumble_rms_norm(w->v.panels ? v : k, nullptr, v, n * s->groups, s->k, s->k, eps, threads);
   for (int64_t i = 0; i < n; i++)
     for (int64_t g = 0; g < s->groups; g++) {
       int64_t to = g * s->stride + (s->end + i) * s->k, from = (i * s->groups + g) * s->k;
@@ -99,8 +101,8 @@ extern "C" void scumble_layer(const bf16* x, bf16* out, const bf16* cos, const b
 
   bf16 *mixed = take(wide), *attended = take(d), *h = take(d), *for_mlp = take(d), *for_experts = take(d);
   int64_t first = s->start * s->k;
-  scumble_attention_few(q, keys + first, values + first, mixed, room.take<float>(threads * seen), n, s->heads,
-                        s->groups, s->k, seen, s->stride, s->window, threads);
+  failed |= scumble_attention(q, keys + first, values + first, mixed, n, s->heads, s->groups, s->k, seen, s->stride,
+                              s->window, s->first, 1, threads);
   times(mixed, w->o, attended, wide, d);
   scumble_attention_tail(x, attended, w->attention_norm, w->mlp_norm, w->experts_norm, h, for_mlp, for_experts, n, d,
                          eps, threads);
@@ -118,13 +120,17 @@ extern "C" void scumble_layer(const bf16* x, bf16* out, const bf16* cos, const b
                  threads);
   const Weight &a = w->experts_up, &b = w->experts_down;
   if (a.shift)
-    scumble_experts_int8(for_experts, shares, chosen, (const int32_t*)a.data, a.shift, a.scale, (const int32_t*)b.data,
-                         b.shift, b.scale, slots, quantized, scale, sparse, n, s->chosen, s->experts, d, s->width,
-                         threads);
+    failed |= scumble_experts_int8(for_experts, shares, chosen, a.panels, a.shift, a.scale, b.panels, b.shift, b.scale,
+                                   slots, quantized, scale, sparse, n, s->chosen, s->experts, d, s->width, threads);
   else
-    scumble_experts(for_experts, shares, chosen, (const bf16*)a.data, (const bf16*)b.data, slots, sparse, n, s->chosen,
-                    s->experts, d, s->width, threads);
+    failed |= scumble_experts(for_experts, shares, chosen, a.panels, b.panels, nullptr, nullptr, slots, sparse, n,
+                              s->chosen, s->experts, d, s->width, threads);
   static const uint8_t encode[4] = {0, 0, 0, 0};
   scumble_layer_tail(h, dense, sparse, w->after_mlp, w->after_experts, w->after_both, encode, w->denoise_scalar,
                      w->encode_scalar, out, n, d, eps, threads);
+  return failed;
 }
+
+// Sizes in bytes of what this file and vocab.cpp share with Python by position; asked for when the library is loaded.
+extern "C" int64_t scumble_layer_weights_size() { return sizeof(Weights); }
+extern "C" int64_t scumble_layer_sizes_size() { return sizeof(Sizes); }

@@ -7,19 +7,25 @@ static inline void pack_rows(const bf16* x, int64_t rows, int64_t k, int32_t* pa
     pack_panel((const int32_t*)(x + s * k), rows - s, k / 2, panels + s * (k / 2));
 }
 
-// rows [rows][k] of bfloat16 -> panels [k / 64 rounded up][rows / 2 rounded up][64] dwords, a dword two rows'
-// numbers: for products that run over the rows.
-static inline void pack_pairs(const bf16* values, int64_t rows, int64_t k, int32_t* panels) {
-  int64_t groups = (rows + 1) / 2;
-  for (int64_t c = 0; c < k; c += PANEL)
-    for (int64_t g = 0; g < groups; g++)
-      for (int64_t j = 0; j < PANEL; j += 16) {
-        __mmask16 m = c + j < k ? tail_mask(k - c - j) : 0;
-        __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, values + 2 * g * k + c + j));
-        if (2 * g + 1 < rows) {
-          __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, values + (2 * g + 1) * k + c + j));
-          low = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
-        }
-        _mm512_storeu_si512(panels + c * groups + g * PANEL + j, low);
+// rows [rows][k] of bfloat16 -> panels [k / 64 rounded up][(rows + odd) / 2 rounded up][64] dwords, a dword two rows'
+// numbers: for products that run over the rows. odd 1: the first row is the second of its pair.
+static inline void pack_pairs_panel(const bf16* values, int64_t rows, int64_t k, int64_t c, int64_t odd, int32_t* panel) {
+  int64_t groups = (rows + odd + 1) / 2;
+  for (int64_t g = 0; g < groups; g++) {
+    int64_t first = 2 * g - odd, second = first + 1;
+    for (int64_t j = 0; j < PANEL; j += 16) {
+      __mmask16 m = c + j < k ? tail_mask(k - c - j) : 0;
+      __m512i pair = _mm512_setzero_si512();
+      if (first >= 0) pair = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, values + first * k + c + j));
+      if (second < rows) {
+        __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, values + second * k + c + j));
+        pair = _mm512_or_si512(pair, _mm512_slli_epi32(high, 16));
       }
+      _mm512_storeu_si512(panel + g * PANEL + j, pair);
+    }
+  }
+}
+
+static inline void pack_pairs(const bf16* values, int64_t rows, int64_t k, int32_t* panels, int64_t odd = 0) {
+  for (int64_t c = 0; c < k; c += PANEL) pack_pairs_panel(values, rows, k, c, odd, panels + c * ((rows + odd + 1) / 2));
 }

@@ -1,13 +1,23 @@
 // Symmetric int8 of one row, shifted by 128 to the unsigned numbers that the dot-product instruction wants.
 #pragma once
+#include <cmath>
+
 #include "simd.h"
 
-// x: float32 [k] -> q uint8 [k]; returns the scale: x ≈ scale · (q - 128). k ≤ stride of q; the rest stays as it is.
+// x: float32 [k] -> q uint8 [k]; returns the scale: x ≈ scale · (q - 128). NaN or infinity in the row: the
+// scale is NaN, so every product with the row is, and whoever checks finds it. k ≤ stride of q; the rest stays as it is.
 template <class Load>
 static inline float quantize_values(Load value, int64_t k, uint8_t* q) {
-  __m512 high = _mm512_setzero_ps();
-  for (int64_t i = 0; i < k; i += 16) high = _mm512_max_ps(high, _mm512_abs_ps(value(i, tail_mask(k - i))));
-  float most = _mm512_reduce_max_ps(high);
+  __m512i high = _mm512_setzero_si512();  // as integers: magnitudes keep their order, NaN is above infinity
+  for (int64_t i = 0; i < k; i += 16)
+    high = _mm512_max_epi32(high, _mm512_castps_si512(_mm512_abs_ps(value(i, tail_mask(k - i)))));
+  int32_t bits = _mm512_reduce_max_epi32(high);
+  if (bits >= 0x7F800000) {
+    std::memset(q, 128, k);
+    return NAN;
+  }
+  float most;
+  std::memcpy(&most, &bits, sizeof(most));
   float scale = most > 0 ? most / 127.0f : 1.0f;
   __m512 inverse = _mm512_set1_ps(1.0f / scale);
   for (int64_t i = 0; i < k; i += 16) {

@@ -18,9 +18,9 @@ static inline void store(bf16* p, __mmask16 m, __m512 x) { _mm256_mask_storeu_ep
 static inline __m512 load(const float* p, __mmask16 m) { return _mm512_maskz_loadu_ps(m, p); }
 static inline void store(float* p, __mmask16 m, __m512 x) { _mm512_mask_storeu_ps(p, m, x); }
 
-// e^x for x ≤ 126, about 1 ulp; infinite above 88.7; 0 for x ≤ -104, -inf included.
+// e^x for x ≤ 126, about 1 ulp; infinite above 88.7; 0 for x ≤ -104, -inf included; NaN for NaN.
 static inline __m512 exp16(__m512 x) {
-  x = _mm512_max_ps(x, _mm512_set1_ps(-104.0f));
+  x = _mm512_max_ps(_mm512_set1_ps(-104.0f), x);  // in this order NaN stays NaN
   __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
   __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
   r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);

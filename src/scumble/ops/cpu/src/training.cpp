@@ -7,6 +7,7 @@
 
 #include <vector>
 
+#include "guard.h"
 #include "row.h"
 
 template <class X>
@@ -196,14 +197,18 @@ void scumble_train_geglu_back(const bf16* g, const bf16* gate, const bf16* up, b
 
 // chosen [slots]: the expert of every slot (a token's choice). Each expert's slots get a run of places that begins and
 // ends at a multiple of `align`; starts [experts + 1] says where. place [slots]: in the order of the slots.
-void scumble_train_route(const int64_t* chosen, int64_t slots, int64_t experts, int64_t align, int64_t* starts,
-                         int64_t* place) {
-  std::vector<int64_t> next(experts + 1, 0);
+int scumble_train_route(const int64_t* chosen, int64_t slots, int64_t experts, int64_t align, int64_t* starts,
+                        int64_t* place) {
+  std::vector<int64_t> next;
+  Guard guard;
+  guard([&] { next.resize(experts + 1, 0); });
+  if (guard.result()) return guard.result();
   for (int64_t i = 0; i < slots; i++) next[chosen[i] + 1]++;
   starts[0] = 0;
   for (int64_t e = 0; e < experts; e++) starts[e + 1] = starts[e] + (next[e + 1] + align - 1) / align * align;
   for (int64_t e = 0; e < experts; e++) next[e] = starts[e];
   for (int64_t i = 0; i < slots; i++) place[i] = next[chosen[i]]++;
+  return 0;
 }
 
 // Every token's row, to each of its k places. weights [n, k] float32 or null (1): what the row is multiplied with.

@@ -7,8 +7,10 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <optional>
 #include <vector>
 
+#include "guard.h"
 #include "pack.h"
 #include "row.h"
 
@@ -213,33 +215,42 @@ extern "C" {
 
 // queries, out [rows, tokens, heads, k]; keys, values [rows, seen, groups, k]; k even. window 0: all see all. Otherwise
 // causal: token t, the (seen - tokens + t)-th, sees itself and the window - 1 before it.
-void scumble_train_attention(const bf16* queries, const bf16* keys, const bf16* values, bf16* out, int64_t rows,
+int scumble_train_attention(const bf16* queries, const bf16* keys, const bf16* values, bf16* out, int64_t rows,
                              int64_t tokens, int64_t seen, int64_t heads, int64_t groups, int64_t k, int64_t window,
                              int threads) {
   Shape shape{tokens, seen, heads, groups, k, window};
+  Guard guard;
 #pragma omp parallel num_threads(threads)
   {
-    Task task(shape);
+    std::optional<Task> own;
+    guard([&] { own.emplace(shape); });
 #pragma omp for schedule(static)
-    for (int64_t unit = 0; unit < rows * groups; unit++) {
+    for (int64_t unit = 0; unit < rows * groups; unit++) guard([&] {
+      Task& task = *own;
       int64_t row = unit / groups, g = unit % groups;
       int64_t q = row * tokens * heads * k + g * shape.share() * k, kv = (row * seen * groups + g) * k;
       task.take(keys + kv, values + kv);
       for (int64_t j = 0; j < shape.share(); j++) task.forward(queries + q + j * k, out + q + j * k);
-    }
+    });
   }
+  return guard.result();
 }
 
-void scumble_train_attention_back(const bf16* grad, const bf16* queries, const bf16* keys, const bf16* values, bf16* dq,
+int scumble_train_attention_back(const bf16* grad, const bf16* queries, const bf16* keys, const bf16* values, bf16* dq,
                                   bf16* dk, bf16* dv, int64_t rows, int64_t tokens, int64_t seen, int64_t heads,
                                   int64_t groups, int64_t k, int64_t window, int threads) {
   Shape shape{tokens, seen, heads, groups, k, window};
+  Guard guard;
 #pragma omp parallel num_threads(threads)
   {
-    Task task(shape);
-    task.for_backward();
+    std::optional<Task> own;
+    guard([&] {
+      own.emplace(shape);
+      own->for_backward();
+    });
 #pragma omp for schedule(static)
-    for (int64_t unit = 0; unit < rows * groups; unit++) {
+    for (int64_t unit = 0; unit < rows * groups; unit++) guard([&] {
+      Task& task = *own;
       int64_t row = unit / groups, g = unit % groups;
       int64_t q = row * tokens * heads * k + g * shape.share() * k, kv = (row * seen * groups + g) * k;
       task.take(keys + kv, values + kv);
@@ -250,7 +261,8 @@ void scumble_train_attention_back(const bf16* grad, const bf16* queries, const b
       for (int64_t j = 0; j < shape.share(); j++) task.backward(queries + q + j * k, grad + q + j * k, dq + q + j * k);
       task.spread(task.key_sums.data(), dk + kv, groups * k);
       task.spread(task.value_sums.data(), dv + kv, groups * k);
-    }
+    });
   }
+  return guard.result();
 }
 }

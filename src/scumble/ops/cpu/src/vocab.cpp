@@ -1,54 +1,102 @@
 // The vocabulary operator's statistics of one tile of logits, row by row, while the row is in the first-level cache.
 //
-// A bfloat16 logit has one of 65,536 values, so z = softcap(logit) / temperature is a table, made by the reference's
-// own operations: z is equal to the reference's bit for bit, and no tanh is computed here.
+// A bfloat16 logit has one of 65,536 values, so softcap(logit) is a table, made by the reference's own operations:
+// z = softcap(logit) / temperature is equal to the reference's bit for bit, and no tanh is computed here.
+// A row's results depend on that row alone.
 #include <omp.h>
 
 #include <cmath>
+#include <vector>
 
 #include "gemm.h"
+#include "guard.h"
+#include "pack.h"
 #include "quantize.h"
 
 constexpr int64_t BLOCK = 128;  // ids whose mass is remembered as one number, for the sample
 
+namespace {
+
+// z of `width` logits into memory for a multiple of 16; -inf where not allowed. Returns the highest; NaN does not count.
+float capped_row(const bf16* logits, const float* table, float heat, const uint8_t* allowed, int64_t width, float* z) {
+  const __m512 lowest = _mm512_set1_ps(-INFINITY), divisor = _mm512_set1_ps(heat);
+  __m512 high = lowest;
+  for (int64_t i = 0; i < width; i += 16) {
+    __mmask16 m = tail_mask(width - i), may = m;
+    __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, logits + i));
+    __m512 v = _mm512_div_ps(_mm512_i32gather_ps(bits, table, 4), divisor);
+    if (allowed) may &= _mm_test_epi8_mask(_mm_maskz_loadu_epi8(m, allowed + i), _mm_set1_epi8(-1));
+    v = _mm512_mask_blend_ps(may, lowest, v);
+    _mm512_storeu_ps(z + i, v);
+    high = _mm512_max_ps(v, high);
+  }
+  return _mm512_reduce_max_ps(high);
+}
+
+// The best `top` so far, descending, the lower id first on a tie; z of ids first … first + width - 1 come in order.
+void merge_top(const float* z, int64_t first, int64_t width, int64_t top, float* best, int64_t* ids) {
+  for (int64_t i = 0; i < width; i += 16) {
+    __mmask16 hit = _mm512_mask_cmp_ps_mask(tail_mask(width - i), _mm512_loadu_ps(z + i), _mm512_set1_ps(best[top - 1]),
+                                            _CMP_GT_OQ);
+    for (; hit; hit &= hit - 1) {
+      int64_t j = i + __builtin_ctz(hit), at = top - 1;
+      if (!(z[j] > best[at])) continue;
+      for (; at > 0 && z[j] > best[at - 1]; at--) best[at] = best[at - 1], ids[at] = ids[at - 1];
+      best[at] = z[j], ids[at] = first + j;
+    }
+  }
+}
+}  // namespace
+
 extern "C" {
 
-// logits [n, width] bfloat16, table [65536] float32, first: id of column 0.
-// Running statistics, updated: peak [n], argmax [n], total [n] = Σ e^(z-peak), energy [n] = Σ e^(z-peak)(z-peak).
-// Written: mass [n, blocks] = log Σ e^z over every 128 ids, this tile's from its block on; factor [n] = what earlier
-// weights must be multiplied by; weights [n, width] bfloat16 = e^(z-peak) · column[id], where wanted.
-// column [width], or null for 1: the scales of an embedding in int8. scratch: [threads, width + 16] float32.
-void scumble_vocab_tile(const bf16* logits, const float* table, int64_t n, int64_t width, int64_t first, int64_t blocks,
-                        float* peak, int64_t* argmax, double* total, double* energy, double* mass, float* factor,
-                        bf16* weights, const float* column, float* scratch, int threads) {
-#pragma omp parallel for num_threads(threads)
+// One row of the arguments of scumble_vocab_tile; the same order as in ops/cpu/vocab.py.
+struct VocabState {
+  const float *table, *heat;             // [65536]; [n], temperatures
+  const uint8_t* allowed;                // [n, V], or [V] with allowed_stride 0; null: all ids
+  const int64_t* targets;                // [n], or null
+  float* peak;                           // [n]
+  int64_t* argmax;                       // [n]
+  double *total, *energy, *mass;         // [n], [n], [n, blocks]
+  float* factor;                         // [n]
+  float* target_z;                       // [n], where there are targets
+  float* best;                           // [n, top]
+  int64_t* best_ids;                     // [n, top]
+  float* scratch;                        // [threads, width + 16]
+  int64_t allowed_stride, blocks, top;
+};
+
+// logits [n, width] bfloat16, first: id of column 0.
+// Running statistics, updated: peak, argmax, total = Σ e^(z-peak), energy = Σ e^(z-peak)(z-peak).
+// Written: mass = log Σ e^z over every 128 ids, this tile's from its block on; factor = what earlier weights must be
+// multiplied by; weights [n, width] bfloat16 = e^(z-peak) · column[id], where wanted.
+// column [width], or null for 1: the scales of an embedding in int8.
+void scumble_vocab_tile(const bf16* logits, const VocabState* s, int64_t n, int64_t width, int64_t first, bf16* weights,
+                        const float* column, int threads) {
+#pragma omp parallel for num_threads(threads) if (n > 1)
   for (int64_t row = 0; row < n; row++) {
-    float* z = scratch + omp_get_thread_num() * (width + 16);
-    const bf16* in = logits + row * width;
-    const __m512 lowest = _mm512_set1_ps(-INFINITY);
-    __m512 high = lowest;
-    for (int64_t i = 0; i < width; i += 16) {
-      __mmask16 m = tail_mask(width - i);
-      __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, in + i));
-      __m512 v = _mm512_mask_blend_ps(m, lowest, _mm512_i32gather_ps(bits, table, 4));
-      _mm512_mask_storeu_ps(z + i, m, v);
-      high = _mm512_max_ps(high, v);
+    float* z = s->scratch + omp_get_thread_num() * (width + 16);
+    const uint8_t* allowed = s->allowed ? s->allowed + row * s->allowed_stride + first : nullptr;
+    float top = capped_row(logits + row * width, s->table, s->heat[row], allowed, width, z), old = s->peak[row];
+    if (s->top) merge_top(z, first, width, s->top, s->best + row * s->top, s->best_ids + row * s->top);
+    if (s->targets) {
+      int64_t at = s->targets[row] - first;
+      if (at >= 0 && at < width) s->target_z[row] = z[at];
     }
-    float top = _mm512_reduce_max_ps(high), old = peak[row];
     if (top > old) {
       const __m512 wanted = _mm512_set1_ps(top);
       for (int64_t i = 0; i < width; i += 16) {
         __mmask16 hit = _mm512_mask_cmpeq_ps_mask(tail_mask(width - i), _mm512_loadu_ps(z + i), wanted);
         if (hit) {
-          argmax[row] = first + i + __builtin_ctz(hit);
+          s->argmax[row] = first + i + __builtin_ctz(hit);
           break;
         }
       }
-      peak[row] = top;
+      s->peak[row] = top;
     } else {
       top = old;
     }
-    const __m512 base = _mm512_set1_ps(top);
+    const __m512 base = _mm512_set1_ps(top == -INFINITY ? 0.0f : top);  // nothing allowed so far: e^-inf = 0
     __m512d terms = _mm512_setzero_pd();
     double here = 0;
     for (int64_t from = 0; from < width; from += BLOCK) {
@@ -57,7 +105,7 @@ void scumble_vocab_tile(const bf16* logits, const float* table, int64_t n, int64
         __mmask16 m = tail_mask(width - i);
         __m512 shifted = _mm512_sub_ps(_mm512_maskz_loadu_ps(m, z + i), base);
         __m512 w = _mm512_maskz_mov_ps(m, exp16(shifted));
-        __m512 t = _mm512_maskz_mul_ps(m, w, shifted);
+        __m512 t = _mm512_maskz_mul_ps(_mm512_mask_cmp_ps_mask(m, w, _mm512_setzero_ps(), _CMP_NEQ_UQ), w, shifted);
         sum = _mm512_add_pd(sum, _mm512_cvtps_pd(_mm512_castps512_ps256(w)));
         sum = _mm512_add_pd(sum, _mm512_cvtps_pd(_mm512_extractf32x8_ps(w, 1)));
         terms = _mm512_add_pd(terms, _mm512_cvtps_pd(_mm512_castps512_ps256(t)));
@@ -67,48 +115,123 @@ void scumble_vocab_tile(const bf16* logits, const float* table, int64_t n, int64
       }
       double own = _mm512_reduce_add_pd(sum);
       here += own;
-      mass[row * blocks + (first + from) / BLOCK] = std::log(own) + top;
+      s->mass[row * s->blocks + (first + from) / BLOCK] = std::log(own) + (top == -INFINITY ? 0.0f : top);
     }
-    double drop = total[row] > 0 ? (double)old - (double)top : 0.0, shrink = std::exp(drop);
-    energy[row] = shrink * (energy[row] + drop * total[row]) + _mm512_reduce_add_pd(terms);
-    total[row] = shrink * total[row] + here;
-    factor[row] = (float)shrink;
+    double drop = s->total[row] > 0 ? (double)old - (double)top : 0.0, shrink = std::exp(drop);
+    s->energy[row] = shrink * (s->energy[row] + drop * s->total[row]) + _mm512_reduce_add_pd(terms);
+    s->total[row] = shrink * s->total[row] + here;
+    s->factor[row] = (float)shrink;
   }
 }
 
-// The id of each row inside the block that its uniform fell into: hidden [n, d], embedding [vocab, d], block [n],
-// share [n] in [0, 1] of the block's mass -> sample [n], the first id whose cumulative weight exceeds the share.
-// panels not null: the head is in int8, packed as for linear layers, and q [n, d], q_scale [n] are the hidden states.
-void scumble_vocab_sample(const bf16* hidden, const bf16* embedding, const float* table, const int64_t* block,
-                          const double* share, const uint8_t* q, const float* q_scale, const int32_t* panels,
-                          const int32_t* shift, const float* scale, int64_t* sample, int64_t n, int64_t d,
-                          int64_t vocab, int threads) {
-#pragma omp parallel for num_threads(threads)
+// soft [n, d] float32 = soft · factor [n] + weights [n, width] · table [width, d], sums over pairs of ids in order, this
+// tile's rounded to bfloat16. width even or the table's last tile.
+int scumble_vocab_soft(const bf16* weights, const bf16* table, const float* factor, float* soft, int64_t n,
+                       int64_t width, int64_t d, int threads) {
+  const int64_t pairs = (width + 1) / 2, panels = (d + PANEL - 1) / PANEL;
+  Guard guard;
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+  for (int64_t p = 0; p < panels; p++) guard([&] {
+      static thread_local std::vector<int32_t> panel;
+      static thread_local std::vector<bf16> even;
+      if ((int64_t)panel.size() < pairs * PANEL) panel.resize(pairs * PANEL);
+      int64_t c = p * PANEL;
+      pack_pairs_panel(table, width, d, c, 0, panel.data());
+      const bf16* rows = weights;
+      int64_t stride = width;
+      if (width % 2) {  // rows of whole pairs
+        even.assign(n * 2 * pairs, 0);
+        for (int64_t r = 0; r < n; r++) std::memcpy(even.data() + r * 2 * pairs, weights + r * width, width * sizeof(bf16));
+        rows = even.data(), stride = 2 * pairs;
+      }
+      float t[ROWS * PANEL];
+      for (int64_t r = 0; r < n; r += ROWS) {
+        int count = n - r < ROWS ? (int)(n - r) : ROWS;
+        times_panel<Bf16>(count, (const int32_t*)(rows + r * stride), stride / 2, panel.data(), pairs, t);
+        for (int i = 0; i < count; i++)
+          for (int64_t j = 0; j < PANEL && c + j < d; j += 16) {
+            __mmask16 m = tail_mask(d - c - j);
+            float* to = soft + (r + i) * d + c + j;
+            __m512 before = _mm512_mul_ps(_mm512_maskz_loadu_ps(m, to), _mm512_set1_ps(factor[r + i]));
+            _mm512_mask_storeu_ps(to, m, _mm512_add_ps(before, rounded(_mm512_loadu_ps(t + i * PANEL + j))));
+          }
+      }
+    });
+  return guard.result();
+}
+
+// After the last tile: logsumexp and entropy [n] float32; best and target_z become log-probabilities; soft [n, d] or
+// null is divided by the total; block [n] and share [n] or null: the block of ids that each uniform [n] falls into, and
+// how much of that block's mass, 0 … 1, lies before it.
+void scumble_vocab_finish(const VocabState* s, const double* uniforms, float* logsumexp, float* entropy, float* soft,
+                          int64_t* block, double* share, int64_t n, int64_t d, int threads) {
+#pragma omp parallel for num_threads(threads) if (n > 1)
+  for (int64_t row = 0; row < n; row++) {
+    double total = s->total[row], sum = s->peak[row] + std::log(total);
+    double nats = std::log(total) - s->energy[row] / total;
+    logsumexp[row] = (float)sum;
+    entropy[row] = (float)(nats < 0 ? 0 : nats);
+    for (int64_t i = 0; i < s->top; i++) s->best[row * s->top + i] = (float)(s->best[row * s->top + i] - sum);
+    if (s->targets) s->target_z[row] = (float)(s->target_z[row] - sum);
+    for (int64_t i = 0; soft && i < d; i++) soft[row * d + i] /= (float)total;
+    if (!uniforms) continue;
+    const double* mass = s->mass + row * s->blocks;
+    double most = mass[0], all = 0, before = 0;
+    for (int64_t b = 1; b < s->blocks; b++) most = mass[b] > most ? mass[b] : most;
+    for (int64_t b = 0; b < s->blocks; b++) all += std::exp(mass[b] - most);
+    double target = uniforms[row] * all;
+    int64_t found = 0, last = 0;
+    double own = 0;
+    for (int64_t b = 0; b < s->blocks; b++) {  // the first whose mass reaches beyond the target; else the last with any
+      double here = std::exp(mass[b] - most);
+      if (!(here > 0)) continue;
+      last = b, own = here;
+      if (before + here > target) break;
+      before += here;
+    }
+    found = last;
+    double inside = (target - before) / own;
+    block[row] = found;
+    share[row] = inside < 0 ? 0 : inside > 1 ? 1 : inside == inside ? inside : 0;
+  }
+}
+
+// The id of each row inside the block that its uniform fell into: hidden [n, d], block [n], share [n] in [0, 1] of the
+// block's mass -> sample [n], the first id whose cumulative weight exceeds the share. panels: the head, packed as for
+// linear layers, in bfloat16 (q null), or in int8 with shift and scale, and q [n, d], q_scale [n] the hidden states.
+void scumble_vocab_sample(const bf16* hidden, const VocabState* s, const int64_t* block, const double* share,
+                          const uint8_t* q, const float* q_scale, const int32_t* panels, const int32_t* shift,
+                          const float* scale, int64_t* sample, int64_t n, int64_t d, int64_t vocab, int threads) {
+#pragma omp parallel for num_threads(threads) if (n > 1)
   for (int64_t row = 0; row < n; row++) {
     int64_t first = block[row] * BLOCK, width = vocab - first < BLOCK ? vocab - first : BLOCK, last = 0;
-    float z[BLOCK], top = -INFINITY;
+    float z[BLOCK];
     bf16 logits[BLOCK];
     double weights[BLOCK], total = 0, sum = 0;
-    if (panels == nullptr) few_rows(1, hidden + row * d, d, embedding + first * d, width, d, z, BLOCK);
-    for (int64_t i = 0; panels && i < width; i += PANEL) {
-      int32_t t[PANEL];
+    for (int64_t i = 0; i < width; i += PANEL) {
       int64_t at = first + i;
-      times_panel<Int8>(1, (const int32_t*)(q + row * d), d / 4, panels + at * (d / 4), d / 4, t);
-      for (int j = 0; j < PANEL; j += 16)
-        _mm512_storeu_ps(z + i + j, dequantized(t + j, shift + at + j, scale + at + j, _mm512_set1_ps(q_scale[row])));
+      float t[PANEL];
+      if (q) {
+        int32_t sums[PANEL];
+        times_panel<Int8>(1, (const int32_t*)(q + row * d), d / 4, panels + at * (d / 4), d / 4, sums);
+        for (int j = 0; j < PANEL; j += 16)
+          _mm512_storeu_ps(t + j, dequantized(sums + j, shift + at + j, scale + at + j, _mm512_set1_ps(q_scale[row])));
+      } else {
+        times_panel<Bf16>(1, (const int32_t*)(hidden + row * d), d / 2, panels + at * (d / 2), d / 2, t);
+      }
+      for (int j = 0; j < PANEL; j += 16) store(logits + i + j, 0xFFFF, _mm512_loadu_ps(t + j));
     }
-    for (int64_t i = 0; i < width; i += 16) store(logits + i, tail_mask(width - i), _mm512_loadu_ps(z + i));
-    for (int64_t i = 0; i < width; i++) {
-      z[i] = table[logits[i]];
-      top = z[i] > top ? z[i] : top;
-    }
+    const uint8_t* allowed = s->allowed ? s->allowed + row * s->allowed_stride + first : nullptr;
+    float top = capped_row(logits, s->table, s->heat[row], allowed, width, z);
     for (int64_t i = 0; i < width; i++) total += weights[i] = std::exp((double)z[i] - top);
     for (int64_t i = 0; i < width; i++) {
-      if (weights[i] <= 0) continue;
+      if (!(weights[i] > 0)) continue;
       last = i;
       if ((sum += weights[i]) > share[row] * total) break;
     }
     sample[row] = first + last;
   }
 }
+
+int64_t scumble_vocab_state_size() { return sizeof(VocabState); }
 }

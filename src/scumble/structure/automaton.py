@@ -28,7 +28,7 @@ class Limits:
     """How much a language may cost to compile. seconds: of one compilation; states: of one automaton."""
 
     states: int = 60_000
-    seconds: float = 20.0
+    seconds: float = 10.0
 
 
 @dataclass

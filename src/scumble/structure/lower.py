@@ -33,10 +33,17 @@ def compile_schema(schema: Any, budget: Budget) -> Automaton:
     if not isinstance(schema, dict | bool):
         raise StructureError(f"a JSON Schema must be an object or a boolean, found {type(schema).__name__}")
     doc = Schemas(schema)
+    try:
+        return _compiled(doc, budget)
+    except RecursionError:
+        raise StructureError("the schema is nested too deeply; the limit is about 100 levels") from None
+
+
+def _compiled(doc: Schemas, budget: Budget) -> Automaton:
     for depth in range(RECURSION, 0, -1):
         lowering = Lowering(doc, depth, budget)
         try:
-            machine = compile_tree(lowering.node((Located(schema, "#"),)), budget)
+            machine = compile_tree(lowering.node((Located(doc.root, "#"),)), budget)
         except TooLarge:
             if depth == 1 or not lowering.is_recursive:
                 raise

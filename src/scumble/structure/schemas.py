@@ -32,6 +32,7 @@ from scumble.structure.shapes import (
     decimal,
     joined,
     only,
+    silent,
 )
 from scumble.structure.tree import Node, StructureError, quoted_text
 
@@ -113,7 +114,7 @@ class Schemas:
             reader = _KEYWORDS.get(keyword)
             if reader is not None:
                 shapes += reader(self, located, True)
-        return shapes
+        return silent(shapes)
 
     def _checked(self, located: Located) -> dict[str, Any]:
         schema = located.schema
@@ -134,12 +135,11 @@ class Schemas:
 
     def _closed(self, shape: Shape, located: Located) -> Shape:
         """unevaluatedProperties: members that no layer names are held to its schema."""
-        if any(layer.others is not None for layer in shape.objects):
+        layers = [layer for layer in shape.objects if layer.evaluates]
+        if any(layer.others is not None for layer in layers):
             return shape  # additionalProperties has looked at every member
-        names = {name: Located(True, located.path) for layer in shape.objects for name in layer.properties}
-        patterns = tuple(
-            (pattern, Located(True, located.path)) for layer in shape.objects for pattern, _ in layer.patterns
-        )
+        names = {name: Located(True, located.path) for layer in layers for name in layer.properties}
+        patterns = tuple((pattern, Located(True, located.path)) for layer in layers for pattern, _ in layer.patterns)
         others = self.sub(located, "unevaluatedProperties")
         closed = shape & Shape(objects=(ObjectLayer(names, patterns, others),))
         return closed or shape
@@ -524,7 +524,7 @@ def _is_possible(doc: Schemas, shape: Shape, depth: int) -> bool:
 
 
 def _not(doc: Schemas, at: Located, negated: bool) -> list[Shape]:
-    return doc.shapes(doc.sub(at, "not", negated=not negated))
+    return silent(doc.shapes(doc.sub(at, "not", negated=not negated)))
 
 
 def _if(doc: Schemas, at: Located, negated: bool) -> list[Shape]:

@@ -8,7 +8,7 @@ values are looked at, so a recursive schema has a finite normal form.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -55,12 +55,16 @@ class Strings:
 
 @dataclass(frozen=True)
 class ObjectLayer:
-    """What one schema says of an object's members. others: the schema of members that it does not name, or None."""
+    """What one schema says of an object's members. others: the schema of members that it does not name, or None.
+
+    evaluates: for unevaluatedProperties; what a schema says that must not hold has looked at nothing.
+    """
 
     properties: dict[str, Located] = field(default_factory=dict)
     patterns: tuple[tuple[str, Located], ...] = ()
     others: Located | None = None
     names: Located | None = None
+    evaluates: bool = True
 
 
 @dataclass(frozen=True)
@@ -193,3 +197,8 @@ def _both_bounds(one: tuple[int, int | None], two: tuple[int, int | None]) -> tu
 def joined(one: Sequence[Shape], two: Sequence[Shape]) -> list[Shape]:
     """Every way to satisfy one alternative of each."""
     return [shape for a in one for b in two if (shape := a & b) is not None]
+
+
+def silent(shapes: Sequence[Shape]) -> list[Shape]:
+    """The same, but for unevaluatedProperties their schemas have looked at nothing."""
+    return [replace(one, objects=tuple(replace(layer, evaluates=False) for layer in one.objects)) for one in shapes]

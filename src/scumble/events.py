@@ -47,6 +47,8 @@ class Generation:
     tool_calls: the functions that the model asks for, in order.
     malformed_tool_calls: what stands between the markers of a call and is none, or breaks off at the token limit, as it
         was written, markers included. The same stands in `text`, without markers.
+    parsed: what the text means, where the request asked for a structure: the JSON value, or the object of the pydantic
+        model that was its schema; else the text. None without a structure.
     """
 
     text: str
@@ -64,6 +66,7 @@ class Generation:
     thinking_closed: bool = True
     tool_calls: tuple[ToolCall, ...] = ()
     malformed_tool_calls: tuple[str, ...] = ()
+    parsed: Any = None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from functools import cached_property
 from importlib import resources
 from numbers import Integral
@@ -25,6 +26,7 @@ from scumble.model import Transformer
 from scumble.placement import choose_device, choose_dtype
 from scumble.reading import is_there
 from scumble.settings import SETTINGS, GenerationConfig
+from scumble.structuring import Structuring, with_schema
 from scumble.text import ChatTemplate, Message, Tokenizer
 from scumble.text.chat import find_sources
 from scumble.text.healing import beginning_with, take_back
@@ -67,6 +69,7 @@ class LLM:
         self.folder = folder
         self.defaults = dict(defaults or {})
         self._driver = Driver(Engine(model))
+        self.structuring = Structuring(model, tokenizer)
 
     def stats(self) -> Stats:
         """What the engine is doing: requests waiting and running, passes, tokens …."""
@@ -121,7 +124,8 @@ class LLM:
         trace: Trace | None = None,
         **inputs: Any,
     ) -> Generation | list[Generation]:
-        """Continue a text; or any number of texts, in order. `inputs`: draft and pinned, as for generate_ids.
+        """Continue a text; or any number of texts, in order. `inputs`: draft and pinned, as for generate_ids; schema, a
+        JSON Schema or the class of a pydantic model, for config's json_schema.
 
         progress: called with how many of how many are done, whenever one is. trace: with a PassDone after every pass.
         Where a text ends in white space that tokens usually begin with (a line break, a blank), the token of it is
@@ -179,6 +183,7 @@ class LLM:
 
     def text_request(self, text: str, config: GenerationConfig | None = None, **inputs: Any) -> Request:
         """What `generate` asks of the engine, checked; for those who want to see it before it runs."""
+        config = with_schema(config, inputs.pop("schema", None))
         _check_inputs(inputs)
         if inputs.get("draft") is not None or inputs.get("pinned") is not None:
             return self.request(self.encode_prompt(text), config, **inputs)
@@ -188,8 +193,10 @@ class LLM:
     def chat_request(
         self, messages: Sequence[Message], config: GenerationConfig | None = None, **template: Any
     ) -> Request:
-        """What `chat` asks of the engine."""
-        return self.request(self.encode_chat(messages, **template), config)
+        """What `chat` asks of the engine. `schema` among `template`: as for `generate`."""
+        config = with_schema(config, template.pop("schema", None))
+        may_think = bool(template.get("enable_thinking"))
+        return self.request(self.encode_chat(messages, **template), config, may_think=may_think)
 
     def fill_request(
         self, prefix: str, suffix: str, config: GenerationConfig | None = None, damaged: str | None = None
@@ -199,7 +206,10 @@ class LLM:
         return self.request(prompt.ids, prompt.config, draft=prompt.draft, typed=prompt.typed)
 
     def text_prompt(self, text: str, config: GenerationConfig | None = None) -> Prompt:
-        """A text as ids, without the white space that is left to the answer."""
+        """A text as ids, without the white space that is left to the answer. A structure says itself how an answer
+        begins."""
+        if config is not None and config.structure is not None:
+            return Prompt(tuple(self.encode_prompt(text)), config, None, "")
         ids, typed = take_back(self._need_tokenizer(), text, self.encode_prompt(text))
         return Prompt(tuple(ids), config or GenerationConfig(), None, typed)
 
@@ -213,7 +223,8 @@ class LLM:
         """
         tokenizer = self._need_tokenizer()
         try:
-            ids, typed = encode_infill(tokenizer, prefix, suffix, damaged, self._context)
+            heal = config is None or config.structure is None
+            ids, typed = encode_infill(tokenizer, prefix, suffix, damaged, self._context, heal=heal)
         except TokenizerError as error:
             raise TokenizerError(f"{self.folder}: {error}") from None
         own = (config or GenerationConfig()).merged({"canvas_length": self.defaults.get("canvas_length", "auto")})
@@ -232,26 +243,26 @@ class LLM:
 
     def request(
         self, ids: Ids, config: GenerationConfig | None = None, *, noise: Noise | None = None, draft: Ids | None = None,
-        pinned: Mapping[int, int] | None = None, typed: str = "",
+        pinned: Mapping[int, int] | None = None, typed: str = "", may_think: bool = False,
     ) -> Request:  # fmt: skip
         """Prompt ids and what else is asked, checked against the model. Raises InvalidRequest or PromptTooLong.
 
         typed: what the answer's first token must begin with, and its text leave out; "": nothing.
+        may_think: thinking may come before a structure that the config asks for.
         """
         if config is not None and not isinstance(config, GenerationConfig):
             raise InvalidRequest(f"config must be a GenerationConfig, found {shown(config)}")
         first = beginning_with(self._need_tokenizer(), typed) if typed else None
-        return make_request(
-            ids,
-            config or GenerationConfig(),
-            self.defaults,
-            self.model.config,
-            noise,
-            draft,
-            pinned,
-            first,
-            typed=typed,
+        config = config or GenerationConfig()
+        asked = self.structuring.asked(config, may_think=may_think)
+        constraint = None if asked is None else asked.constraint
+        request = make_request(
+            ids, config, self.defaults, self.model.config, noise, draft, pinned, first, constraint, typed=typed
         )
+        if asked is None:
+            return request
+        asked.constraint.check(request.max_new_tokens)
+        return replace(request, parse=asked.parse)
 
     def stream_request(
         self, request: Request, *, drafts: bool = True, trace: Trace | None = None

@@ -68,11 +68,13 @@ class Row:
             yield Committed((), rest.text, len(end.passes) - 1, self.number, rest.thinking)
         ids = tuple(self.answer.ids)
         wanted = self.request.config.logprobs is not None
+        reason = "stop" if self.answer.stopped else end.finish_reason
+        parse = self.request.parse
         seconds = time.perf_counter() - self._started
         generation = Generation(
             text=self.answer.text,
             token_ids=ids,
-            finish_reason="stop" if self.answer.stopped else end.finish_reason,
+            finish_reason=reason,
             prompt_tokens=self.request.prompt.shape[0],
             passes=end.passes,
             evaluations=end.evaluations,
@@ -85,5 +87,6 @@ class Row:
             thinking_closed=self.answer.thinking_closed,
             tool_calls=tuple(self.answer.tool_calls),
             malformed_tool_calls=tuple(self.answer.malformed),
+            parsed=parse(self.answer.text) if parse is not None and reason == "stop" else None,
         )
         yield Finished(generation, self.number)

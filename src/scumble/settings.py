@@ -22,6 +22,7 @@ StabilityRule = Literal["argmax_history", "argmax_is_canvas"]
 COLDEST = 1e-4  # temperatures below would overflow float32 in places, and are argmax in all but name
 MAX_CANDIDATES = 64
 MAX_REVISIONS = 64
+STRUCTURES = ("json_schema", "regex", "choices", "grammar")
 MAX_PASSES = 10_000  # an absurd number of passes is a typing error, not a wish
 
 
@@ -116,6 +117,33 @@ class Texts:
 
 def _is_text(text: str) -> bool:
     return text != "" and not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+@dataclass(frozen=True)
+class Text:
+    """One text that is not empty. On the command line: the text itself, or, with `file`, the file that holds it."""
+
+    what: str
+    file: bool = False
+
+    @property
+    def allowed(self) -> str:
+        return f"{self.what}, as a string that is not empty"
+
+    def holds(self, value: Any) -> bool:
+        return isinstance(value, str) and value != ""
+
+
+@dataclass(frozen=True)
+class Schema:
+    """A JSON Schema: a dict, JSON text, or a pydantic model's class. On the command line: JSON, or a file of it."""
+
+    @property
+    def allowed(self) -> str:
+        return "a JSON Schema: a dict, a bool, JSON text, or the class of a pydantic model"
+
+    def holds(self, value: Any) -> bool:
+        return isinstance(value, dict | bool | str | bytes) or hasattr(value, "model_json_schema")
 
 
 # --- the table ---------------------------------------------------------------------------------------------------
@@ -214,6 +242,22 @@ class GenerationConfig:
         more='"auto": 16 for the first canvas, then twice as long each time, so short answers are cheap and long ones '
         "get long canvases. Unset: the checkpoint's.",
     )
+    json_schema: Any = _row(
+        Schema(),
+        None,
+        "The answer is JSON that satisfies this schema, guaranteed.",
+        more="Always valid and always ended, whatever the model, seed and temperature; see docs/structure.md. What a "
+        "schema asks that cannot be guaranteed is refused. Generation.parsed has the value.",
+    )
+    regex: str | None = _row(
+        Text("a regular expression"), None, "The answer matches this pattern as a whole, guaranteed."
+    )
+    choices: tuple[str, ...] | None = _row(
+        Texts(), None, "The answer is one of these texts; give it several times.", option=("--choice",)
+    )
+    grammar: str | None = _row(
+        Text("a grammar", file=True), None, "The answer is a text of this EBNF grammar, guaranteed."
+    )
     stop: tuple[str, ...] | None = _row(Texts(), (), "End before this text; may be given several times.")
     ignore_eos: bool | None = _row(YesNo(), False, "Write on behind the end of the text.")
     decoder: Decoder | None = _row(
@@ -271,6 +315,14 @@ class GenerationConfig:
             object.__setattr__(self, name, value)
         if self.t_min is not None and self.t_max is not None and self.t_min > self.t_max:
             raise InvalidRequest(f"t_min must be ≤ t_max ({self.t_max}), found {self.t_min}")
+        structures = [name for name in STRUCTURES if getattr(self, name) is not None]
+        if len(structures) > 1:
+            raise InvalidRequest(f"{' and '.join(structures)} exclude each other; give one of them")
+
+    @property
+    def structure(self) -> str | None:
+        """Which of json_schema, regex, choices and grammar is set."""
+        return next((name for name in STRUCTURES if getattr(self, name) is not None), None)
 
     def merged(self, defaults: Mapping[str, Any]) -> GenerationConfig:
         """This config with every unset name taken from `defaults` (which may lack names)."""

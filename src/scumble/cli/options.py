@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from scumble.errors import InvalidRequest
-from scumble.settings import SETTINGS, GenerationConfig, OneOf, Real, Setting, Texts, Whole, YesNo
+from scumble.reading import read_text
+from scumble.settings import SETTINGS, GenerationConfig, OneOf, Real, Schema, Setting, Text, Texts, Whole, YesNo
 
 SAMPLING = "Sampling"
 MODEL = "Model"
@@ -57,6 +58,7 @@ def _parameter(row: Setting) -> inspect.Parameter:
     """The option of one setting, unset by default."""
     kinds: dict[type, tuple[Any, str | None]] = {
         Whole: (int, None), Real: (float, None), YesNo: (bool, None), Texts: (list[str], None), OneOf: (str, None),
+        Text: (str, None), Schema: (str, "<file>|<json>"),
     }  # fmt: skip
     kind, metavar = kinds[type(row.values)]
     if isinstance(row.values, Whole) and row.values.also:
@@ -79,7 +81,19 @@ def _value(row: Setting, given: Any) -> Any:
         return tuple(given) if given else None
     if isinstance(row.values, Whole) and isinstance(given, str):
         return number_or_word(given)
+    if isinstance(row.values, Schema) and isinstance(given, str) and not given.lstrip().startswith("{"):
+        return _content(row, given)
+    if isinstance(row.values, Text) and row.values.file and isinstance(given, str) and "::=" not in given:
+        return _content(row, given)
     return given
+
+
+def _content(row: Setting, path: str) -> str:
+    """The text of a file that was named in a setting's place."""
+    try:
+        return read_text(path)
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(f"{row.option[0]}: {path} cannot be read ({error})") from None
 
 
 def generation_config(settings: Mapping[str, Any]) -> GenerationConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, TypeVar
@@ -32,6 +32,7 @@ class Request:
     case; nothing of them is text.
     shortest, longest: of canvases; they double from one to the other.
     typed: text at the prompt's end that the answer's first token repeats; for the text's edge, not for the engine.
+    parse: what the answer's text means, for the text's edge as well.
     """
 
     prompt: Tensor
@@ -51,6 +52,7 @@ class Request:
     constraint: Constraint
     draft: tuple[int, ...] = ()
     typed: str = ""
+    parse: Callable[[str], Any] | None = None
 
     @property
     def decoder(self) -> Decoder:

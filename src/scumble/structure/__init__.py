@@ -13,11 +13,12 @@ A leaf: ids and bytes in, no model, no torch.
 
 from scumble.structure.automaton import Limits
 from scumble.structure.compiled import Compiled, compiled
-from scumble.structure.languages import Choices, Grammar, JsonSchema, Language, Regex
+from scumble.structure.languages import Choices, Grammar, JsonSchema, Language, Regex, Thinking
 from scumble.structure.tree import StructureError
 from scumble.structure.vocabulary import Vocabulary
 
 __all__ = [
-    "Choices", "Compiled", "Grammar", "JsonSchema", "Language", "Limits", "Regex", "StructureError", "Vocabulary",
+    "Choices", "Compiled", "Grammar", "JsonSchema", "Language", "Limits", "Regex", "StructureError", "Thinking",
+    "Vocabulary",
     "compiled",
 ]  # fmt: skip

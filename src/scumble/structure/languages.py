@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
 from scumble.errors import shown
 from scumble.structure import tree
 from scumble.structure.automaton import Automaton, Budget, compile_tree
@@ -144,6 +146,36 @@ class Grammar:
 
     def parse(self, text: str) -> str:
         return text
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """A language behind free thinking: nothing, or an opening marker, any text, and a closing marker."""
+
+    language: Language
+    opening: int
+    closing: int
+
+    @property
+    def key(self) -> str:
+        return f"thinking {self.opening} {self.closing} {self.language.key}"
+
+    def automaton(self, budget: Budget) -> Automaton:
+        thoughts = tree.seq(tree.Symbol(self.opening), tree.repeat(tree.ANY_CHAR), tree.Symbol(self.closing))
+        return compile_tree(tree.seq(tree.optional(thoughts), as_tree(self.language.automaton(budget))), budget)
+
+    def parse(self, text: str) -> Any:
+        return self.language.parse(text)
+
+
+def as_tree(machine: Automaton) -> Node:
+    """An automaton without special tokens as a leaf of a tree."""
+    edges = []
+    rows = machine.step[:, machine.column[:256]]
+    for state in range(1, machine.states):
+        for byte in np.flatnonzero(rows[state]).tolist():
+            edges.append((state - 1, byte, byte, int(rows[state, byte]) - 1))
+    return tree.Table(tuple(edges), frozenset((np.flatnonzero(machine.ends) - 1).tolist()))
 
 
 def _checked(node: Node, budget: Budget, empty: str) -> Automaton:

@@ -19,13 +19,13 @@ from scumble.structure.automaton import Automaton, compile_tree
 from scumble.structure.formats import NAMES as FORMATS
 from scumble.structure.formats import format_tree
 from scumble.structure.judge import judge
+from scumble.structure.numbers import Numbers
 from scumble.structure.pattern import parse_pattern
 from scumble.structure.shapes import (
     KINDS,
     ArrayLayer,
     Conjunction,
     Located,
-    Numbers,
     ObjectLayer,
     Shape,
     Strings,

@@ -24,11 +24,18 @@ def can_repair(tokenizer: Tokenizer | None) -> bool:
 
 
 def encode_infill(
-    tokenizer: Tokenizer, prefix: str, suffix: str, damaged: str | None = None, context: int | None = None
+    tokenizer: Tokenizer,
+    prefix: str,
+    suffix: str,
+    damaged: str | None = None,
+    context: int | None = None,
+    *,
+    heal: bool = True,
 ) -> tuple[list[int], str]:
     """Prompt ids, and what the first token of the answer must begin with (see text/healing.py).
 
     context: as for `Tokenizer.encode`, of each of the texts.
+    heal: whether white space at the prefix's end may be left to the answer.
 
     Raises TokenizerError where a marker is missing, InvalidRequest where the damaged text is empty.
     """
@@ -42,7 +49,7 @@ def encode_infill(
     start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     hint = [] if damaged is None else [marker[REPAIR], *tokenizer.encode(damaged, context=context)]
     before, typed = [marker[PREFIX], *tokenizer.encode(prefix, context=context)], ""
-    if damaged is None:  # a text to repair begins where it begins
+    if damaged is None and heal:  # a text to repair begins where it begins
         before, typed = take_back(tokenizer, prefix, before)
     after = [marker[SUFFIX], *tokenizer.encode(suffix, context=context)]
     return [*start, *before, *after, *hint, marker[MIDDLE]], typed

@@ -132,6 +132,7 @@ class LLM:
         left to the answer, whose first token then begins with it, and whose text leaves it out. Not so with drafts and
         pins, which count positions from the prompt's end.
         """
+        config = with_schema(config, inputs.pop("schema", None))
         if isinstance(prompt, (str, bytes, bytearray)) or not isinstance(prompt, Sequence):
             return _last(self.stream_request(self.text_request(prompt, config, **inputs), drafts=False, trace=trace))
         _check_inputs(inputs)

@@ -13,12 +13,11 @@ A leaf: ids and bytes in, no model, no torch.
 
 from scumble.structure.automaton import Limits
 from scumble.structure.compiled import Compiled, compiled
-from scumble.structure.languages import Choices, Grammar, JsonSchema, Language, Regex, Thinking
+from scumble.structure.languages import Choices, Grammar, JsonSchema, Language, Regex, Template, Thinking
 from scumble.structure.tree import StructureError
 from scumble.structure.vocabulary import Vocabulary
 
 __all__ = [
-    "Choices", "Compiled", "Grammar", "JsonSchema", "Language", "Limits", "Regex", "StructureError", "Thinking",
-    "Vocabulary",
-    "compiled",
+    "Choices", "Compiled", "Grammar", "JsonSchema", "Language", "Limits", "Regex", "StructureError", "Template",
+    "Thinking", "Vocabulary", "compiled",
 ]  # fmt: skip

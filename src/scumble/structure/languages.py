@@ -168,6 +168,65 @@ class Thinking:
         return self.language.parse(text)
 
 
+@dataclass(frozen=True)
+class Template:
+    """Fixed texts with holes between them: (text, what may stand behind it, characters at most) …, and a last text."""
+
+    parts: tuple[tuple[str, Language | None, int | None], ...]
+    last: str
+
+    @property
+    def key(self) -> str:
+        parts = [(text, None if one is None else one.key, most) for text, one, most in self.parts]
+        return "template " + json.dumps([parts, self.last])
+
+    def automaton(self, budget: Budget) -> Automaton:
+        nodes: list[Node] = []
+        for (text, *_), (hole, _) in zip(self.parts, self._holes(budget), strict=True):
+            nodes += [tree.text(text), hole]
+        return _checked(tree.seq(*nodes, tree.text(self.last)), budget, "no text fits into a hole of the template")
+
+    def _holes(self, budget: Budget) -> list[tuple[Node, Automaton]]:
+        found = []
+        for _, language, most in self.parts:
+            node: Node = tree.repeat(tree.ANY_CHAR, 0, most)
+            if language is not None:
+                own = as_tree(language.automaton(budget))
+                node = own if most is None else tree.both(own, node)
+            found.append((node, compile_tree(node, budget)))
+        return found
+
+    def parse(self, text: str) -> tuple[str, ...]:
+        """What stands in the holes. Where several readings fit, each hole is as short as the rest allows."""
+        holes = [machine for _, machine in self._holes(Budget())]
+        fixed = [one[0] for one in self.parts] + [self.last]
+        assert text.startswith(fixed[0])
+        # reading[k]: where hole k may begin -> where it began to be possible; walked back from the end.
+        ends: list[dict[int, int]] = []
+        begins = {len(fixed[0].encode())}
+        data = text.encode()
+        for machine, behind in zip(holes, (one.encode() for one in fixed[1:]), strict=True):
+            reached: dict[int, int] = {}
+            for begin in sorted(begins, reverse=True):
+                state = 1
+                for end in range(begin, len(data) + 1):
+                    if machine.ends[state] and data.startswith(behind, end):
+                        reached.setdefault(end, begin)
+                    if end == len(data):
+                        break
+                    state = int(machine.step[state, machine.column[data[end]]])
+                    if state == 0:
+                        break
+            ends.append(reached)
+            begins = {end + len(behind) for end in reached}
+        at, found = len(data), []
+        for reached, behind in zip(reversed(ends), (one.encode() for one in reversed(fixed[1:])), strict=True):
+            end = at - len(behind)
+            found.append(data[reached[end] : end].decode())
+            at = reached[end]
+        return tuple(reversed(found))
+
+
 def as_tree(machine: Automaton) -> Node:
     """An automaton without special tokens as a leaf of a tree."""
     edges = []

@@ -304,7 +304,9 @@ class LLM:
     def encode_chat(self, messages: Sequence[Message], **template: Any) -> list[int]:
         """Prompt ids of a conversation, by the checkpoint's chat template."""
         _check_no_settings(template)
-        return self.chat_template.encode(messages, self._need_tokenizer(), **{"context": self._context, **template})
+        return self.chat_template.encode(
+            messages, self._need_tokenizer(), **{**template, "context_tokens": self._context}
+        )
 
     @cached_property
     def chat_template(self) -> ChatTemplate:

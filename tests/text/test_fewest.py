@@ -88,6 +88,8 @@ def test_conversations_are_refused_alike(tokenizer):
     template = ChatTemplate.built_in(tokenizer)
     for content in ("the whole canvas " * 1000, "<turn|> the whole canvas " * 1000):
         with pytest.raises(PromptTooLong):
-            template.encode([{"role": "user", "content": content}], tokenizer, context=200)
+            template.encode([{"role": "user", "content": content}], tokenizer, context_tokens=200)
     count = len(template.encode([{"role": "user", "content": "a<turn|>b"}], tokenizer))
-    assert len(template.encode([{"role": "user", "content": "a<turn|>b"}], tokenizer, context=count + 1)) == count
+    assert (
+        len(template.encode([{"role": "user", "content": "a<turn|>b"}], tokenizer, context_tokens=count + 1)) == count
+    )

@@ -140,3 +140,19 @@ def test_a_missing_tokenizer(tmp_path):
 def test_a_damaged_config(tmp_path, config, message):
     with pytest.raises(TokenizerError, match=message):
         Tokenizer.from_folder(write_folder(tmp_path, config))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"eos_token": "\ud800"},
+        {"additional_special_tokens": ["a", {"content": "\udfff"}]},
+        {"added_tokens_decoder": {"5": {}}},
+        {"added_tokens_decoder": {"5": {"content": "\ud800"}}},
+    ],
+)
+def test_damaged_token_declarations(tmp_path, config):
+    train_byte_level().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(TokenizerError, match=r"tokenizer_config.json: (added_tokens_decoder|.*not valid Unicode)"):
+        Tokenizer.from_folder(tmp_path)

@@ -104,26 +104,26 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         enable_thinking: bool | None = None,
-        context: int | None = None,
+        context_tokens: int | None = None,
         **extra: Any,
     ) -> list[int]:
         """The conversation as token ids, in which only the template's own markers are special ids.
 
         Where no string of the caller's holds a special token's text, these are exactly the ids of the rendered string.
         Where one does, its spelled-out tokens are encoded as ordinary text (see provenance.py).
-        Arguments and errors as for `render`; context as for `Tokenizer.encode`.
+        Arguments and errors as for `render`; context_tokens as `context` of `Tokenizer.encode`.
         """
         variables = self._caller_variables(messages, tools, enable_thinking, extra)
         marks = Marks(tokenizer.special_tokens, json.dumps(variables, ensure_ascii=False) + self._pick(variables))
         marked = marks.mark(variables)
         rendered = self._run(marked, add_generation_prompt)
         if marked == variables:
-            return tokenizer.encode(rendered, special=True, context=context)
-        if context is not None:
-            tokenizer.refuse_if_far_too_long(marks.without(rendered), context)
+            return tokenizer.encode(rendered, special=True, context=context_tokens)
+        if context_tokens is not None:
+            tokenizer.refuse_if_far_too_long(marks.without(rendered), context_tokens)
         ids = [id for piece in marks.pieces(rendered) for id in tokenizer.encode(piece.text, special=piece.special)]
-        if context is not None and len(ids) >= context:
-            raise too_long(str(len(ids)), context)
+        if context_tokens is not None and len(ids) >= context_tokens:
+            raise too_long(str(len(ids)), context_tokens)
         return ids
 
     def _caller_variables(
@@ -199,9 +199,12 @@ def find_sources(folder: Path) -> dict[str, str]:
         if is_there(file):
             return {"default": read_text(file)}
         file = folder / "chat_template.json"  # as multimodal processors used to write it
-        found = read_json_file(file).get("chat_template") if is_there(file) else None
-    except (OSError, ValueError, AttributeError) as error:
+        whole = read_json_file(file) if is_there(file) else {}
+    except (OSError, ValueError) as error:
         raise TemplateError(f"{file} cannot be read: {error}") from error
+    if not isinstance(whole, dict):
+        raise TemplateError(f"{file} must hold a JSON object with chat_template, not {type(whole).__name__}")
+    found = whole.get("chat_template")
     found = found or read_tokenizer_config(folder).get("chat_template")
     if not found:
         return {}

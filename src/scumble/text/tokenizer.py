@@ -234,15 +234,26 @@ def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
         elif isinstance(value, list):
             found |= {f"{group}_{index}": item for index, item in enumerate(value)}
     texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in found.items()}
-    return {name: text for name, text in texts.items() if isinstance(text, str) and text}
+    named = {name: text for name, text in texts.items() if isinstance(text, str) and text}
+    for name, text in named.items():
+        try:
+            require_unicode(text, name)
+        except InvalidRequest as error:
+            raise TokenizerError(f"tokenizer_config.json: {error}") from None
+    return named
+
+
+def _added_token(entry: Mapping[str, Any]) -> AddedToken:
+    options = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    return AddedToken(entry["content"], **{name: bool(entry[name]) for name in options if name in entry})
 
 
 def _add_declared_tokens(backend: Backend, config: Mapping[str, Any], folder: Path) -> None:
     """Add what `added_tokens_decoder` ({"105": {"content": "<|turn>", "special": true}}) declares beyond the file."""
     declared = config.get("added_tokens_decoder", {})
     try:
-        by_id = {int(id): AddedToken(**entry) for id, entry in declared.items()}
-    except (AttributeError, TypeError, ValueError) as error:
+        by_id = {int(id): _added_token(entry) for id, entry in declared.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise TokenizerError(f"{folder}/tokenizer_config.json: added_tokens_decoder is damaged: {error}") from error
     for id, token in sorted(by_id.items()):
         if backend.token_to_id(token.content) is None or token.special:

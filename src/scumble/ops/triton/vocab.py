@@ -207,7 +207,10 @@ def vocab_head(
     n, size = hidden.shape
     vocab = embedding.shape[0]
     device = hidden.device
-    temperatures = torch.as_tensor(temperature, dtype=torch.float32, device=device).expand(n).contiguous()
+    if isinstance(temperature, Tensor):
+        temperatures = temperature.to(device, torch.float32).expand(n).contiguous()
+    else:  # a number made on the card: sending one there would wait
+        temperatures = torch.full((n,), temperature, dtype=torch.float32, device=device)
     if allowed is not None and allowed.dtype is torch.bool:
         allowed = packed(allowed)
     mask_row = allowed.stride(0) if allowed is not None and allowed.ndim == 2 else 0

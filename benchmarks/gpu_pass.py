@@ -1,0 +1,154 @@
+"""A pass of the release's shape made of the kernels alone, with random weights in any format: what gpu_day.py times.
+
+It has the model's operations in the model's order, without loading, sampling or Python between rows, so that weights
+that no checkpoint folder holds can be timed, and the whole can be captured as one CUDA graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scumble.config import LayerConfig, ModelConfig
+from scumble.ops.triton import attention, experts, grouping, layouts, linear, norms, rotate, router, vocab
+from scumble.ops.triton.activations import for_format
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    q: layouts.Weight
+    k: layouts.Weight
+    v: layouts.Weight | None
+    o: layouts.Weight
+    gate_up: layouts.Weight
+    down: layouts.Weight
+    experts_up: layouts.Weight
+    experts_down: layouts.Weight
+    router: Tensor
+
+
+def random_weight(format: str, dtype: torch.dtype, device: torch.device, *shape: int) -> layouts.Weight:
+    """[..., N, K]. Bytes are drawn directly: making 23 G numbers first would take minutes."""
+    *front, outputs, inputs = shape
+    scale = inputs**-0.5
+    if format == "fp8":
+        weight = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+        weight.bitwise_and_(0xBF)  # magnitudes below 2: no NaN, no extremes
+        factor = torch.full((*front, outputs), scale, device=device)
+        return layouts.Fp8(weight.view(torch.float8_e4m3fn), factor)
+    if format == "int4":
+        width = -(-inputs // layouts.BLOCK) * layouts.BLOCK
+        words = torch.randint(-(2**31), 2**31, (*front, outputs, width // 8), dtype=torch.int32, device=device)
+        steps = torch.full((*front, width // layouts.GROUP, outputs), scale / 5, dtype=torch.bfloat16, device=device)
+        return layouts.Int4(words, steps, inputs)
+    return layouts.Plain(torch.empty(shape, dtype=dtype, device=device).normal_(0, scale))
+
+
+class Pass:
+    """All layers, the head and the soft embedding, for `rows` canvases (or single steps) over `context` cached tokens.
+
+    format: of the experts; dense: of all other products. The embedding stays in the model's dtype.
+    """
+
+    def __init__(
+        self, config: ModelConfig, format: str, dense: str, dtype: torch.dtype, device: torch.device, context: int = 0
+    ):
+        self.config, self.format, self.dense, self.dtype, self.device = config, format, dense, dtype, device
+        self.layers = [self._layer(layer) for layer in config.layers]
+        self.embedding = torch.empty(config.vocab_size, config.hidden_size, dtype=dtype, device=device).normal_(0, 0.05)
+        self.one = {n: torch.ones(n, dtype=dtype, device=device) for n in self._norm_sizes()}
+        self.per_expert = torch.ones(config.num_experts, dtype=dtype, device=device)
+        self.scale = torch.full((config.hidden_size,), config.hidden_size**0.5, dtype=dtype, device=device)
+        self.context = context
+
+    def _norm_sizes(self) -> set[int]:
+        return {self.config.hidden_size, *(layer.head_dim for layer in self.config.layers)}
+
+    def _layer(self, layer: LayerConfig) -> LayerWeights:
+        c, size = self.config, self.config.hidden_size
+        heads, groups = c.num_attention_heads * layer.head_dim, layer.num_key_value_heads * layer.head_dim
+
+        def dense(outputs: int, inputs: int) -> layouts.Weight:
+            return random_weight(self.dense, self.dtype, self.device, outputs, inputs)
+
+        def mixed(outputs: int, inputs: int) -> layouts.Weight:
+            return random_weight(self.format, self.dtype, self.device, c.num_experts, outputs, inputs)
+
+        return LayerWeights(
+            dense(heads, size), dense(groups, size), dense(groups, size) if layer.is_sliding else None,
+            dense(size, heads), dense(2 * c.intermediate_size, size), dense(size, c.intermediate_size),
+            mixed(2 * c.moe_intermediate_size, size), mixed(size, c.moe_intermediate_size),
+            torch.empty(c.num_experts, size, dtype=self.dtype, device=self.device).normal_(0, size**-0.5),
+        )  # fmt: skip
+
+    @property
+    def nbytes(self) -> int:
+        weights = [w.nbytes for layer in self.layers for w in vars(layer).values() if w is not None]
+        return sum(weights) + self.embedding.nbytes
+
+    def prepare(self, rows: int, tokens: int, context: int) -> None:
+        """Static inputs: everything that a captured pass reads from the same place each time."""
+        self.rows, self.tokens, self.step = rows, tokens, tokens == 1
+        count = rows * tokens
+        self.x = torch.randn(count, self.config.hidden_size, device=self.device).to(self.dtype)
+        self.uniforms = torch.rand(count, dtype=torch.float64, device=self.device)
+        self.denoise = torch.ones(count, 1, dtype=torch.bool, device=self.device)
+        self.caches = []
+        for layer in self.config.layers:
+            seen = min(context, self.config.sliding_window - 1) if layer.is_sliding else context
+            shape = rows, seen + tokens, layer.num_key_value_heads, layer.head_dim
+            self.caches.append([torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(2)])
+
+    def body(self) -> Tensor:
+        """Hidden states of all rows."""
+        x = self.x
+        for number in range(len(self.layers)):
+            x = self._layer_pass(x, number)
+        return norms.norm(x, self.one[x.shape[1]], self.config.rms_norm_eps)
+
+    def __call__(self) -> tuple[Tensor, Tensor]:
+        """Sampled ids and soft embeddings (of a step: ids only)."""
+        hidden = self.body()
+        found = vocab.vocab_head(
+            hidden, self.embedding, cap=self.config.final_logit_softcapping, temperature=0.6, uniforms=self.uniforms,
+            want_soft=not self.step,
+        )  # fmt: skip
+        assert found.sample is not None
+        return found.sample, found.entropy if found.soft is None else found.soft
+
+    def _layer_pass(self, x: Tensor, number: int) -> Tensor:
+        c, w, layer = self.config, self.layers[number], self.config.layers[number]
+        eps, size = c.rms_norm_eps, self.one[x.shape[1]]
+        attended = self._attention(norms.norm(x, size, eps), number, layer)
+        h, for_mlp, for_experts = norms.attention_tail(x, attended, size, size, size, eps)
+        gate = linear.linear(for_format(for_mlp, self.dense), w.gate_up, gated=True, step=self.step)
+        dense = linear.linear(for_format(gate, self.dense), w.down, step=self.step)
+        weights, chosen = router.router(h, self.scale, w.router, self.per_expert, c.top_k_experts, eps)
+        groups = grouping.group(chosen, c.num_experts, self.format)
+        given = for_format(for_experts, self.format)
+        mixed = experts.experts(given, weights, groups, w.experts_up, w.experts_down)
+        scalars = self.per_expert[:1], self.per_expert[:1]
+        return norms.layer_tail(h, (dense, mixed), (size, size, size), self.denoise, scalars, eps)
+
+    def _attention(self, x: Tensor, number: int, layer: LayerConfig) -> Tensor:
+        w, dim, eps = self.layers[number], layer.head_dim, self.config.rms_norm_eps
+        given = for_format(x, self.dense)
+        heads, groups, one = self.config.num_attention_heads, layer.num_key_value_heads, self.one[layer.head_dim]
+        table = self.one[dim].expand(x.shape[0], 1, -1).contiguous()
+        q = linear.linear(given, w.q, step=self.step).view(-1, heads, dim)
+        k = linear.linear(given, w.k, step=self.step).view(-1, groups, dim)
+        v = k if w.v is None else linear.linear(given, w.v, step=self.step).view(-1, groups, dim)
+        q = rotate.norm_rope(q, one, table, table, eps)
+        keys, values = self.caches[number]
+        keys[:, -self.tokens :] = rotate.norm_rope(k, one, table, table, eps).unflatten(0, (self.rows, self.tokens))
+        values[:, -self.tokens :] = norms.norm(v, None, eps).unflatten(0, (self.rows, self.tokens))
+        seen, out = keys.shape[1], []
+        for row, asking in enumerate(q.split(self.tokens)):
+            low = torch.zeros(self.tokens, dtype=torch.int32, device=self.device)
+            name = attention.name_of(dim, self.step)
+            queries = attention.one_row(low, torch.full_like(low, seen), heads // groups, name)
+            out.append(attention.attend(asking, keys[row], values[row], queries, seen, step=self.step))
+        given = for_format(torch.cat(out).flatten(1), self.dense)
+        return linear.linear(given, w.o, step=self.step)

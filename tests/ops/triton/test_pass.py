@@ -1,0 +1,44 @@
+"""A whole forward of the release's shape on tensors without values: nothing in it may wait for one, and all that it
+launches is known to the compile check."""
+
+from __future__ import annotations
+
+import torch
+
+from ops.triton import release
+from scumble.bench.shapes import RELEASE
+from scumble.model import Segment, Transformer
+from scumble.ops.triton.launch import TABLE, recorded
+from scumble.ops.triton.ops import TritonOps
+
+META = torch.device("meta")
+
+
+def launched(segments: int, tokens: int) -> list[str]:
+    """Names of the operations that a pass over so many canvases launches, in order."""
+    with META:
+        model = Transformer(RELEASE).to(torch.bfloat16).use(TritonOps())
+    batch = []
+    for _ in range(segments):
+        cache = model.new_cache()
+        soft = torch.empty(tokens, RELEASE.hidden_size, device=META)
+        batch.append(Segment(torch.empty(tokens, dtype=torch.int64, device=META), cache, "denoise", soft))
+    with recorded(90) as launches:
+        hidden = model(batch)
+        uniforms = torch.empty(hidden.shape[0], dtype=torch.float64, device=META)
+        model.vocab_head(hidden, temperature=0.6, uniforms=uniforms, want_soft=True)
+    return [launch.name for launch in launches]
+
+
+def test_a_pass_waits_for_nothing_and_rows_share_their_launches() -> None:
+    """Attention is launched row by row, as is what mixes soft embeddings in; all else once for all rows."""
+    one, four = launched(1, 256), launched(4, 256)
+    layers = len(RELEASE.layers)
+    for name in ("router", "up plain", "down plain", "attention tail", "layer tail"):
+        assert one.count(name) == four.count(name) == layers
+    assert one.count("vocab") == four.count("vocab")
+    assert sum(name.startswith("attend") for name in four) == 4 * layers
+
+
+def test_what_it_launches_is_what_the_compile_check_compiles() -> None:
+    assert set(launched(1, 256)) <= {launch.name for launch in release.launches(90, TABLE)}

@@ -77,7 +77,7 @@ class Tokenizer:
         try:
             backend = Backend.from_buffer(read_bytes(file, MOST_TOKENIZER))
         except Exception as error:  # the library raises plain Exception
-            raise TokenizerError(f"{file} cannot be read as a tokenizer ({error}); fetch the file again") from error
+            raise TokenizerError(f"{file} cannot be read as a tokenizer ({str(error)[:200]}); get it again") from error
         config = read_tokenizer_config(folder)
         _add_declared_tokens(backend, config, folder)
         return cls(backend, token_names=_named_tokens(config))

@@ -9,10 +9,11 @@ from collections import Counter, deque
 
 from scumble.decode import Answer, Request
 from scumble.decode.steps import Denoise
-from scumble.engine.memory import cache_memory
+from scumble.engine.memory import cache_memory, prefix_memory
+from scumble.engine.prefix import Prefixes
 from scumble.engine.row import Deliver, Failed, Outcome, Row
 from scumble.engine.runner import Runner, Work
-from scumble.engine.scheduler import Scheduler
+from scumble.engine.scheduler import CHUNK, Scheduler
 from scumble.engine.stats import Stats
 from scumble.model import Transformer
 
@@ -23,6 +24,7 @@ class Engine:
         self.memory = cache_memory(model.device)
         self.runner = Runner(model)
         self.scheduler = Scheduler(model.config, model.dtype)
+        self.prefixes = Prefixes(model, CHUNK, prefix_memory(model))
         self._counts: Counter[str] = Counter()
         self._new: deque[Row] = deque()
         self._cancelled: deque[Row] = deque()
@@ -49,7 +51,7 @@ class Engine:
         scheduler, counts = self.scheduler, self._counts
         return Stats(
             waiting=len(self._new) + len(scheduler.waiting), running=len(scheduler.running),
-            slots=len(self.runner.denoiser.slots), **counts,
+            slots=len(self.runner.denoiser.slots), prefix_bytes=self.prefixes.nbytes, **counts,
         )  # fmt: skip
 
     # --- on the thread that steps -----------------------------------------------------------------------------------
@@ -58,8 +60,11 @@ class Engine:
         """Schedule, run, deliver: one pass for everybody who can take part."""
         self.take_orders()
         try:
-            batch = self.scheduler.plan(self.runner.denoiser.slots)
+            batch = self.scheduler.plan(self.runner.denoiser.slots, self.prefixes)
             outcomes = self.runner.run(batch)
+            for work in batch:
+                if work.chunk is not None:
+                    self.prefixes.keep(work.row, work.chunk)
         except Exception as error:  # nobody's in particular, such as a device that ran out of memory
             self.end_all(error)
             return
@@ -110,6 +115,7 @@ class Engine:
         row.cache = row.wants = row.unread = None
         self._counts["cancelled" if last is None else "failed" if isinstance(last, Failed) else "finished"] += 1
         self._counts["tokens"] += row.committed
+        self._counts["reused"] += row.reused
         if last is not None:
             row.deliver(last)
 

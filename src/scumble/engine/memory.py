@@ -7,7 +7,9 @@ import os
 import torch
 
 from scumble.config import ModelConfig
+from scumble.model import Transformer
 
+LEAST_PREFIXES = 96 * 2**20  # bytes
 SHARE = 0.5  # of the memory that is there, for caches
 
 
@@ -19,6 +21,12 @@ def cache_memory(device: torch.device) -> int:
         return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * SHARE)
     except (AttributeError, OSError, ValueError):  # no such question on this system
         return 4 * 2**30
+
+
+def prefix_memory(model: Transformer) -> int:
+    """Bytes for beginnings that requests may share (engine/prefix.py): little beside the weights."""
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    return max(LEAST_PREFIXES, weights // 16)
 
 
 def cache_bytes(config: ModelConfig, dtype: torch.dtype, tokens: int) -> int:

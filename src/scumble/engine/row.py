@@ -33,6 +33,7 @@ class Row:
 
     wants: what its life has asked for and not yet been sent. unread: what of its ids is not encoded yet.
     denoised: the candidates of a canvas that are done. served: the step in which its ids last moved on.
+    names, tail, is_findable, reused: of its context's blocks, see engine/prefix.py.
     """
 
     request: Request
@@ -45,6 +46,10 @@ class Row:
     denoised: dict[int, Denoised] = field(default_factory=dict)
     served: int = 0
     committed: int = 0
+    names: list[bytes] = field(default_factory=list)
+    tail: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    is_findable: bool = True
+    reused: int = 0
     is_over: bool = False
     _uniforms: list[float] = field(default_factory=list)
 

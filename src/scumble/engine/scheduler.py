@@ -16,6 +16,7 @@ import torch
 from scumble.config import ModelConfig
 from scumble.decode.steps import Denoise, Read
 from scumble.engine.memory import cache_bytes
+from scumble.engine.prefix import Prefixes
 from scumble.engine.row import Row
 from scumble.engine.runner import Work
 from scumble.engine.slots import Slots
@@ -48,9 +49,10 @@ class Scheduler:
             self.running.append(self.waiting.popleft())
             yield row
 
-    def plan(self, slots: Slots) -> list[Work]:
+    def plan(self, slots: Slots, prefixes: Prefixes) -> list[Work]:
         """What every running row puts into the next pass."""
         self.step += 1
+        prefixes.begin_step()
         left = TOKENS - slots.tokens
         work = []
         for row in sorted(self.running, key=lambda row: row.served):
@@ -61,6 +63,8 @@ class Scheduler:
             elif isinstance(row.wants, Read):
                 work.append(Work(row, texts=row.wants.texts))
             elif row.unread is not None and (left > 0 or len(row.unread) == 1):
+                if len(row.unread) > 1 and not prefixes.take_up(row):
+                    continue
                 chunk, rest = row.unread[:CHUNK], row.unread[CHUNK:]
                 row.unread, row.served = rest, self.step
                 left -= len(chunk)

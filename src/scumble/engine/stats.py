@@ -8,11 +8,14 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Stats:
     """Now: requests waiting and running, canvases in flight (slots). Since the start: requests that ended, failed or
-    were cancelled; steps, passes over a canvas (candidates count each), tokens committed, prompt tokens encoded."""
+    were cancelled; steps, passes over a canvas (candidates count each), tokens committed, tokens encoded (prefilled:
+    prompts and commits), and tokens whose keys and values another request had left (reused). prefix_bytes: what is kept
+    of such beginnings."""
 
     waiting: int = 0
     running: int = 0
     slots: int = 0
+    prefix_bytes: int = 0
     finished: int = 0
     failed: int = 0
     cancelled: int = 0
@@ -20,3 +23,4 @@ class Stats:
     passes: int = 0
     tokens: int = 0
     prefilled: int = 0
+    reused: int = 0

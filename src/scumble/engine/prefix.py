@@ -1,0 +1,148 @@
+"""What has been encoded once: keys and values of prompts, kept for requests that begin alike.
+
+A block is the keys and values of some tokens in all layers. Its name is a hash of its ids and of the block before it,
+so it is found only behind the very tokens that it was encoded behind. A row takes up the blocks that are there and
+encodes the rest; what it encodes becomes blocks. Of equal beginnings in one step only one is encoded, and the others
+wait a step for it. Sliding layers are kept for every block too: whoever goes on from one needs the window before it.
+
+Blocks are copied into and out of a row's cache: that costs memory traffic, but no product. They are bit for bit what
+the row would have computed: where operations are batch-invariant for any cut of a prompt, blocks are short; where they
+are not, a block is one whole chunk of a prompt, which is encoded as it would be alone.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+from scumble.engine.row import Row
+from scumble.model import Cache, Transformer
+
+SHORT = 16  # tokens a block where a prompt may be cut anywhere
+ROOT = b""  # what stands before the first block
+
+Layers = list[tuple[Tensor, Tensor]]  # keys and values [heads, tokens, head_dim] of each layer
+
+
+@dataclass
+class Block:
+    layers: Layers
+    nbytes: int
+
+
+class Prefixes:
+    """chunk: tokens of a prompt that go through the model at a time. room: bytes that all blocks may take; those that
+    were used longest ago go first."""
+
+    def __init__(self, model: Transformer, chunk: int, room: int):
+        self.model, self.chunk, self.room = model, chunk, room
+        self.blocks: OrderedDict[bytes, Block] = OrderedDict()
+        self.nbytes = 0
+        self._claimed: set[bytes] = set()
+
+    @property
+    def size(self) -> int:
+        """Tokens a block."""
+        return SHORT if self.model.ops.batch_invariant else self.chunk
+
+    def begin_step(self) -> None:
+        self._claimed.clear()
+
+    def take_up(self, row: Row) -> bool:
+        """Fill a row's cache with what is known of the ids that it has to encode next; at least one id is left to it.
+
+        False: another row encodes the next block in this very step, so it is better to wait for it.
+        """
+        cache, unread = row.cache, row.unread
+        assert cache is not None
+        assert unread is not None
+        found: list[Block] = []
+        name = self._name_at(row, cache.length)
+        while name is not None and (len(found) + 1) * self.size < len(unread):
+            name = named(name, unread[len(found) * self.size : (len(found) + 1) * self.size])
+            block = self.blocks.get(name)
+            if block is None:
+                break
+            self.blocks.move_to_end(name)
+            found.append(block)
+            row.names.append(name)
+        if found:
+            taken = unread[: len(found) * self.size]
+            restore(cache, [block.layers for block in found])
+            row.unread, row.reused = unread[len(taken) :], row.reused + len(taken)
+        following = self._name_at(row, cache.length)
+        if following is None or len(row.unread) < self.size:
+            return True
+        following = named(following, row.unread[: self.size])
+        if following in self._claimed:
+            return False
+        self._claimed.add(following)
+        return True
+
+    def keep(self, row: Row, ids: Tensor) -> None:
+        """Make blocks of ids [n] that a row has just encoded, as far as they are full."""
+        cache, size = row.cache, self.size
+        assert cache is not None
+        # A single token may go another way through the model than a prompt does; a long block has to be a chunk alone.
+        is_fit = len(ids) > 1 if size < self.chunk else len(ids) == size and not len(row.tail)
+        behind = torch.cat((row.tail, ids))  # all ids behind the last full block
+        first = cache.length - len(behind)
+        full = len(behind) // size * size
+        row.tail = behind[full:]
+        row.is_findable &= is_fit
+        for begin in range(0, full, size):
+            before = row.names[-1] if row.names else ROOT
+            name = named(before, behind[begin : begin + size])
+            row.names.append(name)
+            if row.is_findable and name not in self.blocks:
+                layers = copied(cache, first + begin, size)
+                if layers is None:  # a sliding layer has let go of some of them
+                    row.is_findable = False
+                else:
+                    self._add(name, layers)
+
+    def _name_at(self, row: Row, length: int) -> bytes | None:
+        """The name of the block that ends where the row's context does; None: there is none to go on from."""
+        if length != len(row.names) * self.size or not row.is_findable:
+            return None
+        return row.names[-1] if row.names else ROOT
+
+    def _add(self, name: bytes, layers: Layers) -> None:
+        nbytes = sum(tensor.numel() * tensor.element_size() for pair in layers for tensor in pair)
+        if nbytes > self.room:
+            return
+        self.blocks[name] = Block(layers, nbytes)
+        self.nbytes += nbytes
+        while self.nbytes > self.room:
+            self.nbytes -= self.blocks.popitem(last=False)[1].nbytes
+
+
+def named(before: bytes, ids: Tensor) -> bytes:
+    return blake2b(before + ids.numpy().tobytes(), digest_size=16).digest()
+
+
+def copied(cache: Cache, first: int, size: int) -> Layers | None:
+    """Keys and values of positions first … first + size of every layer; None where one has let go of some of them."""
+    out = []
+    for layer in cache.layers:
+        begin = layer.end - (cache.length - first)
+        if begin < 0:
+            return None
+        out.append((layer.keys[:, begin : begin + size].clone(), layer.values[:, begin : begin + size].clone()))
+    return out
+
+
+def restore(cache: Cache, blocks: list[Layers]) -> None:
+    """Behind what the cache holds, as if they had just been encoded."""
+    for number, layer in enumerate(cache.layers):
+        pairs = [block[number] for block in blocks]
+        if layer.keep is not None:  # no more than the window sees
+            needed = -(-layer.keep // pairs[0][0].shape[1])
+            pairs = pairs[-needed:]
+        keys, values = (torch.cat(parts, dim=1) for parts in zip(*pairs, strict=True))
+        layer.append(keys.transpose(0, 1), values.transpose(0, 1))
+    cache.length += sum(block[0][0].shape[1] for block in blocks)

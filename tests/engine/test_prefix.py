@@ -1,0 +1,108 @@
+"""Requests that begin alike: the beginning is encoded once, and nobody's tokens change by it."""
+
+import pytest
+import torch
+
+from scumble import GenerationConfig
+from scumble.decode import Answer, TokensCommitted, make_request
+from scumble.engine import Engine, Failed
+from scumble.engine.prefix import SHORT, restore
+from scumble.engine.scheduler import CHUNK
+from scumble.ops import ReferenceOps
+from tiny import prompt, tiny_model
+
+FREE = {"ignore_eos": True, "max_denoising_steps": 3, "max_new_tokens": 10}
+
+
+class ClaimsInvariance(ReferenceOps):
+    """For counting work; these products are not the same bits in every cut of a prompt."""
+
+    batch_invariant = True
+
+
+def counted(engine, prompts, **settings):
+    """Answer requests that come all at once -> their ids, and how many tokens of prompts were encoded for them."""
+    before, answers = engine.stats.prefilled, [[] for _ in prompts]
+    for ids, events in zip(prompts, answers, strict=True):
+        config = GenerationConfig(**{**FREE, **settings})
+        engine.add(make_request(ids, config, {}, engine.model.config), events.append)
+    while engine.has_work:
+        engine.step()
+    assert not [event for events in answers for event in events if isinstance(event, Failed)]
+    ids = [[t for event in events if isinstance(event, TokensCommitted) for t in event.ids] for events in answers]
+    commits = sum(len(row) for row in ids) if settings.get("decoder") == "autoregressive" else 0
+    assert all(isinstance(events[-1], Answer) for events in answers)
+    return ids, engine.stats.prefilled - before - commits
+
+
+@pytest.mark.parametrize("decoder", ["diffusion", "autoregressive"])
+def test_whole_chunks_are_shared_bit_for_bit(decoder):
+    """Where products depend on how a prompt is cut, blocks are whole chunks: the same tokens, and the same bits."""
+    start = prompt(2 * CHUNK + 100)
+    prompts = [[*start, *prompt(5, seed)] for seed in range(4)]
+    alone = [counted(Engine(tiny_model()), [ids], decoder=decoder)[0][0] for ids in prompts]
+    engine = Engine(tiny_model())
+    together, _ = counted(engine, prompts, decoder=decoder)
+    assert together == alone
+    assert engine.stats.reused == 3 * 2 * CHUNK
+    assert counted(engine, prompts[:1], decoder=decoder)[0] == alone[:1]
+    assert engine.stats.reused == 4 * 2 * CHUNK
+
+
+def test_short_blocks_share_nearly_all_of_a_beginning():
+    """200 requests with 2,000 tokens in common, all at once: hardly more work than for one of them."""
+    model = tiny_model(sliding_window=24).use(ClaimsInvariance())
+    start = prompt(2_000)
+    prompts = [[*start, 5, 2 + row % 90] for row in range(200)]
+    _, work = counted(Engine(model), prompts, max_new_tokens=4)
+    own = 200 * (len(prompts[0]) - len(start) // SHORT * SHORT)
+    assert work - own <= 1.1 * len(start)
+
+
+def test_an_earlier_turn_is_a_beginning():
+    """What a conversation's next turn repeats of the one before, its answer included, is not encoded again."""
+    engine = Engine(tiny_model(sliding_window=24).use(ClaimsInvariance()))
+    first = prompt(300)
+    (answer,), _ = counted(engine, [first], max_new_tokens=40)
+    _, work = counted(engine, [[*first, *answer, *prompt(7, 3)]], max_new_tokens=1)
+    assert work <= 7 + 8 + 2 * SHORT  # the last canvas was never encoded, nor is a block that is not full
+
+
+def test_other_beginnings_are_not_mixed_up():
+    engine = Engine(tiny_model())
+    one, two = prompt(CHUNK + 9, 1), prompt(CHUNK + 9, 2)
+    two[CHUNK:] = one[CHUNK:]
+    counted(engine, [one])
+    counted(engine, [two])
+    assert engine.stats.reused == 0
+
+
+def test_blocks_that_were_used_longest_ago_go_first_and_memory_is_bounded():
+    engine = Engine(tiny_model())
+    starts = [prompt(CHUNK + 3, seed) for seed in range(4)]
+    counted(engine, starts[:1])
+    engine.prefixes.room = 2 * engine.prefixes.nbytes + 10
+    counted(engine, starts[1:2])
+    counted(engine, starts[:1])
+    counted(engine, starts[2:3])  # pushes out the second, not the first
+    assert engine.prefixes.nbytes <= engine.prefixes.room
+    reused = engine.stats.reused
+    counted(engine, starts[:1])
+    assert engine.stats.reused == reused + CHUNK
+    counted(engine, starts[1:2])
+    assert engine.stats.reused == reused + CHUNK
+
+
+def test_restored_caches_hold_what_encoding_would_have_put_there():
+    model = tiny_model(sliding_window=24)
+    engine = Engine(model)
+    start = prompt(CHUNK + 3)
+    counted(engine, [start])
+    whole, restored = model.new_cache(), model.new_cache()
+    model.encode(torch.tensor(start[:CHUNK]), whole)
+    restore(restored, [block.layers for block in engine.prefixes.blocks.values()])
+    assert restored.length == whole.length == CHUNK
+    for mine, theirs in zip(restored.layers, whole.layers, strict=True):
+        kept = theirs.end - theirs.start
+        assert torch.equal(mine.keys[:, mine.end - kept : mine.end], theirs.keys[:, theirs.start : theirs.end])
+        assert torch.equal(mine.values[:, mine.end - kept : mine.end], theirs.values[:, theirs.start : theirs.end])

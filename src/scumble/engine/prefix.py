@@ -71,13 +71,14 @@ class Prefixes:
             found.append(block)
             row.names.append(name)
         if found:
-            taken = unread[: len(found) * self.size]
+            taken = len(found) * self.size
             restore(cache, [block.layers for block in found])
-            row.unread, row.reused = unread[len(taken) :], row.reused + len(taken)
+            row.unread = unread = unread[taken:]
+            row.reused += taken
         following = self._name_at(row, cache.length)
-        if following is None or len(row.unread) < self.size:
+        if following is None or len(unread) < self.size:
             return True
-        following = named(following, row.unread[: self.size])
+        following = named(following, unread[: self.size])
         if following in self._claimed:
             return False
         self._claimed.add(following)

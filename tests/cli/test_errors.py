@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -195,3 +196,19 @@ def test_a_closed_stdin_is_no_terminal(folder: Path) -> None:
 
 def test_module_runs() -> None:
     assert scumble("--version").stdout.startswith(b"scumble ")
+
+
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(monkeypatch):
+    from scumble.cli.main import SPINS, wait_shortly
+
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    wait_shortly()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    wait_shortly()
+    assert os.environ["GOMP_SPINCOUNT"] == SPINS
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    wait_shortly()
+    assert "GOMP_SPINCOUNT" not in os.environ

@@ -17,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 from scumble.errors import ScumbleError
 
 INTERRUPTED = 130  # 128 + SIGINT
+SPINS = "500"  # about ten microseconds
 
 
 class Entry(NamedTuple):
@@ -111,6 +112,7 @@ def root(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line -> exit code: 0, 1 (runtime), 2 (usage), 130 (Ctrl-C)."""
     arguments, debug = take_debug(sys.argv[1:] if arguments is None else arguments)
+    wait_shortly()
     replace_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that cannot spell a character gets its number
@@ -126,6 +128,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         return report(error, debug)
     return code if isinstance(code, int) else 0
+
+
+def wait_shortly() -> None:
+    """OpenMP threads that wait for the next loop spin for about ten microseconds, then sleep; by default they spin for
+    milliseconds, which on busy cores takes the time in which others would do their work (docs/performance.md).
+
+    The runtime reads this once, when torch is imported. Only the command sets it: in a program of yours it is yours.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def replace_closed_streams() -> None:

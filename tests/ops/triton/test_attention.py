@@ -90,6 +90,16 @@ def test_the_bits_do_not_depend_on_how_many_runs_are_launched(device: torch.devi
     assert torch.equal(attention.attend(q, k, v, queries, 60), attention.attend(q, k, v, queries, 600))
 
 
+def test_the_bits_do_not_depend_on_where_a_cache_begins(device: torch.device) -> None:
+    """A window's keys from a cache that has let older ones go, and from one that has them all."""
+    q, k, v = heads(9, 200, 2, 2, 64, torch.bfloat16, device)
+    low, high = ranges(9, 200, "canvas", 90, device)
+    queries = attention.one_row(low, high, 2, attention.name_of(64, False))
+    kept = int(low[0])
+    part = attention.attend(q, k[kept:], v[kept:], queries, 200 - kept, base=kept)
+    assert torch.equal(part, attention.attend(q, k, v, queries, 200))
+
+
 def test_a_prompt_in_chunks_is_the_prompt_in_one(device: torch.device) -> None:
     q, k, v = heads(100, 100, 2, 2, 64, torch.bfloat16, device)
     low, high = ranges(100, 100, "prompt", 41, device)

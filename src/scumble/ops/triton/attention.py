@@ -43,11 +43,14 @@ class Queries:
 @triton.jit
 def _attend(
     q, k, v, out, mass, low, high, tile_first, tile_count, tile_row, pages, q_token, q_head, kv_token, kv_head,
-    TOKENS, ROW_PAGES, SHARE: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr,
+    TOKENS, ROW_PAGES, BASE, SHARE: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr,
     PAGE: tl.constexpr, DV: tl.constexpr, SPLIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """q [T, H, DIM]; k, v [·, G, DIM] by slot. D: DIM rounded up to a power of two. out [SPLITS, T, H, DIM] and mass
-    [SPLITS, T, H] (log2 Σ exp2) float32; with one split, out [T, H, DIM] is the result and has the model's dtype."""
+    """q [T, H, DIM]; k, v [·, G, DIM] by slot; without pages, key BASE lies in slot 0. D: DIM up to a power of two.
+
+    out [SPLITS, T, H, DIM] and mass [SPLITS, T, H] (log2 Σ exp2) float32; with one split, out [T, H, DIM] is the result
+    and has the model's dtype.
+    """
     tile = tl.program_id(0)
     group = tl.program_id(1)
     column = tl.program_id(2) % (D // DV) * DV
@@ -79,7 +82,7 @@ def _attend(
     mixed = tl.zeros((BM, DV), tl.float32)
     for i in range(start, stop, BN):
         key = i + tl.arange(0, BN)
-        slot = key.to(tl.int64)
+        slot = key.to(tl.int64) - BASE
         if PAGE > 0:  # a block never crosses a page: PAGE is a multiple of BN
             slot = tl.load(row_pages + i // PAGE).to(tl.int64) * PAGE + key % PAGE
         inside = key < stop
@@ -143,11 +146,13 @@ def attend(
     pages: Tensor | None = None,
     page: int = NO_PAGES,
     step: bool = False,
+    base: int = 0,
 ) -> Tensor:
     """q [T, H, K] over k and v [slots, G, K] (any strides but the last, the same for both) -> [T, H, K].
 
     longest: no tile sees keys further apart than this; it decides how many runs are launched. pages [rows, n] int32:
-    page numbers of each row's keys, `page` keys each; without, keys are slots. step: every row has a single token.
+    page numbers of each row's keys, `page` keys each; without, key number `base` lies in slot 0. step: every row has a
+    single token.
     """
     tokens, heads, dim = q.shape
     groups = k.shape[1]
@@ -156,8 +161,8 @@ def attend(
     tiles = tiles_for(name, q.device)
     columns = min(tiles["DV"], size)
     splits = blocks(longest, tiles["SPLIT"]) + (longest % tiles["SPLIT"] != 1)  # a range may straddle one more border
-    if longest <= tiles["SPLIT"] and pages is None:
-        splits = 1  # keys are counted from 0, so none of them lies beyond the first run
+    if pages is None:
+        splits = blocks(base + longest, tiles["SPLIT"]) - base // tiles["SPLIT"]
     if page % tiles["BN"] or tiles["SPLIT"] % tiles["BN"]:
         raise ValueError(f"a page of {page} keys and a run of {tiles['SPLIT']} must be multiples of {tiles['BN']}")
     out = torch.empty(tokens, heads, dim, dtype=q.dtype, device=q.device)
@@ -168,7 +173,7 @@ def attend(
     table = queries.low if pages is None else pages
     arguments = (
         q, k, v, part, mass, queries.low, queries.high, queries.tile_first, queries.tile_count, queries.tile_row, table,
-        q.stride(0), q.stride(1), k.stride(0), k.stride(1), tokens, 0 if pages is None else pages.shape[1],
+        q.stride(0), q.stride(1), k.stride(0), k.stride(1), tokens, 0 if pages is None else pages.shape[1], base,
     )  # fmt: skip
     grid = queries.tile_count.shape[0], groups, splits * (size // columns)
     launch(name, _attend, grid, arguments, SHARE=heads // groups, DIM=dim, D=size, SPLITS=splits, PAGE=page, DV=columns)

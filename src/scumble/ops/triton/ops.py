@@ -60,16 +60,17 @@ class TritonOps(ReferenceOps):
         both = dense.contiguous(), mixed.contiguous()
         return norms.layer_tail(h.contiguous(), both, weights, denoise.contiguous(), scalars, eps)
 
-    def attend_all(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        tokens = queries.shape[0]
-        low = torch.zeros(tokens, dtype=torch.int32, device=queries.device)
-        return _attend(queries, keys, values, low, torch.full_like(low, keys.shape[1]))
+    def attend_all(self, queries: Tensor, keys: Tensor, values: Tensor, first: int = 0) -> Tensor:
+        low = torch.full((queries.shape[0],), first, dtype=torch.int32, device=queries.device)
+        return _attend(queries, keys, values, low, torch.full_like(low, first + keys.shape[1]), first)
 
-    def attend_causal(self, queries: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
-        tokens, seen = queries.shape[0], keys.shape[1]
-        high = torch.arange(seen - tokens + 1, seen + 1, dtype=torch.int32, device=queries.device)
-        low = torch.zeros_like(high) if window is None else (high - window).clamp_min(0)
-        return _attend(queries, keys, values, low, high)
+    def attend_causal(
+        self, queries: Tensor, keys: Tensor, values: Tensor, window: int | None, first: int = 0
+    ) -> Tensor:
+        end = first + keys.shape[1]
+        high = torch.arange(end - queries.shape[0] + 1, end + 1, dtype=torch.int32, device=queries.device)
+        low = torch.full_like(high, first) if window is None else (high - window).clamp_min(first)
+        return _attend(queries, keys, values, low, high, first)
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         return linear.linear(for_format(x.contiguous(), "plain"), Plain(weight.contiguous()))
@@ -106,8 +107,8 @@ class TritonOps(ReferenceOps):
         return vocab.vocab_head(hidden.contiguous(), embedding, **given)
 
 
-def _attend(queries: Tensor, keys: Tensor, values: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """queries [n, H, K]; keys and values [G, S, K], as one row's cache has them."""
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, low: Tensor, high: Tensor, first: int) -> Tensor:
+    """queries [n, H, K]; keys and values [G, S, K], as one row's cache has them, from position `first` on."""
     n, heads, dim = queries.shape
     groups, seen, _ = keys.shape
     k, v = keys.transpose(0, 1), values.transpose(0, 1)
@@ -115,4 +116,4 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, low: Tensor, high: Te
         k, v = k.contiguous(), v.contiguous()
     step = n == 1
     asking = attention.one_row(low, high, heads // groups, attention.name_of(dim, step))
-    return attention.attend(queries.contiguous(), k, v, asking, seen, step=step)
+    return attention.attend(queries.contiguous(), k, v, asking, seen, step=step, base=first)

@@ -53,6 +53,7 @@ class Backend:
         self.created = int(time.time())
         self.digest = "unknown"
         self.failures = 0  # answers that ended in an error that nobody foresaw
+        self._open: set[Callable[[ApiError], None]] = set()  # how to reach each answer in the making
         self._workers = ThreadPoolExecutor(slots.max_running, "scumble-answer")
         self._helpers = ThreadPoolExecutor(4, "scumble-prepare")
 
@@ -196,6 +197,7 @@ class Backend:
             except BaseException as error:
                 put(error)
 
+        self._open.add(put)
         future = loop.run_in_executor(self._workers, work)
         future.add_done_callback(lambda _: self.slots.release(time.perf_counter() - started))
         try:
@@ -207,7 +209,13 @@ class Backend:
                 if isinstance(item, Finished):
                     return
         finally:
+            self._open.discard(put)
             left.set()
+
+    def fail_all(self, error: ApiError) -> None:
+        """End every answer in the making with an error that says why."""
+        for put in list(self._open):
+            put(error)
 
     def _start(self, job: Job) -> Iterator[StreamEvent]:
         return self.llm.stream_request(self.llm.request(job.prompt, job.config, draft=job.draft, typed=job.typed))

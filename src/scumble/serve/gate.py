@@ -251,7 +251,8 @@ class _Body:
         if self._deadline is None:
             self._deadline = clock() + self._seconds
         try:
-            message = await asyncio.wait_for(self._receive(), max(0.0, self._deadline - clock()))
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
         except TimeoutError:
             raise ApiError(408, f"the body took longer than {self._seconds:g} s", code="body_timeout") from None
         if message["type"] == "http.disconnect":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import socket
+import sys
 from typing import Any
 
 import uvicorn
@@ -12,6 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from scumble.llm import LLM
 from scumble.serve.app import make_app, make_service
+from scumble.serve.errors import ApiError
 from scumble.serve.log import log_event, start_logging
 from scumble.serve.service import Service
 from scumble.serve.settings import ServeSettings
@@ -64,6 +67,12 @@ class Server(uvicorn.Server):
         self.service.draining = True
         log_event("draining", running=self.service.backend.slots.running)
         super().handle_exit(sig, frame)
+        # A moment before uvicorn cuts what is left, so that those clients read why.
+        asyncio.get_running_loop().call_later(max(0.0, self.service.settings.drain_seconds - 1), self._give_up)
+
+    def _give_up(self) -> None:
+        error = ApiError(503, "the server went down before the answer was complete", code="shutdown")
+        self.service.backend.fail_all(error)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -108,5 +117,7 @@ def serve(llm: LLM, settings: ServeSettings) -> None:
     """Serve until SIGTERM or Ctrl-C."""
     start_logging()
     server = make_server(llm, settings)
+    # When all is drained, uvicorn raises the signal again: then the process ends as it should.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     log_event("starting", host=settings.host, port=settings.port, model=server.service.backend.names[0])
     server.run()

@@ -46,7 +46,8 @@ class Slots:
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append(place)
         try:
-            await asyncio.wait_for(place, self.queue_seconds)
+            async with asyncio.timeout(self.queue_seconds):
+                await place
         except BaseException as error:
             if place in self._queue:
                 self._queue.remove(place)

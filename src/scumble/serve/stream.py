@@ -71,7 +71,8 @@ class EventStream(Response):
     async def _write(self, send: Send) -> None:
         async def put(message: Message) -> None:
             try:
-                await asyncio.wait_for(send(message), self.write_seconds)
+                async with asyncio.timeout(self.write_seconds):  # wait_for may swallow a cancellation (Python 3.11)
+                    await send(message)
             except (TimeoutError, OSError):
                 raise ClientGone from None
 

@@ -73,9 +73,9 @@ class Generation:
 class Draft:
     """A canvas after one pass: the present best guess (argmax) of all its positions; nothing of it is promised.
 
-    accepted: which positions the pass accepted. candidate: of the canvas (see `best_of`), from 0; which of them will be
-    committed is known at the end only. row: which request of a batch. typed: what the canvas's first token begins with
-    but the prompt has already (see `LLM.generate`); the text leaves it out.
+    accepted: which positions the pass accepted. entropy: of each position, in nats. candidate: of the canvas (see
+    `best_of`), from 0; which of them will be committed is known at the end only. row: which request of a batch. typed:
+    what the canvas's first token begins with but the prompt has already (see `LLM.generate`); the text leaves it out.
     """
 
     token_ids: tuple[int, ...]
@@ -86,6 +86,7 @@ class Draft:
     candidate: int = 0
     row: int = 0
     typed: str = ""
+    entropy: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

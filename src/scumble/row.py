@@ -41,7 +41,7 @@ class Row:
         accepted = tuple(event.accepted.tolist())
         return Draft(
             ids, text.removeprefix(typed), event.canvas_index, event.pass_index, accepted, event.candidate, self.number,
-            typed,
+            typed, tuple(event.entropy.tolist()),
         )  # fmt: skip
 
     def commit(self, event: TokensCommitted) -> Committed:

@@ -73,7 +73,7 @@ def test_thinking_and_tools_are_blocks(client, served, monkeypatch):
         reads=0, seconds=0.1, first_text_seconds=0.05, thinking="where?", thinking_tokens=1, tool_calls=(call,),
     )  # fmt: skip
 
-    def scripted(job):
+    async def scripted(job, drafts):
         yield Committed((5,), "", 0, thinking="whe")
         yield Committed((6,), "Let me ", 0, thinking="re?")
         yield Committed((7,), "look.", 0, tool_calls=(call,))

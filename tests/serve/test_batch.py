@@ -49,6 +49,7 @@ def test_every_request_has_its_answer(llm, tmp_path, capsys):
     assert target.read_bytes() == before, "nothing is done twice"
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(llm, tmp_path):
     lines = [request(number, max_tokens=100) for number in range(8)]
     source, whole, cut = write(tmp_path / "in.jsonl", lines), tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"

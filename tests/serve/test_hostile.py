@@ -101,7 +101,7 @@ def test_requests_framed_in_two_ways(served, http):
         ("Transfer-Encoding : chunked",),
         ("Transfer-Encoding:\x0bchunked",),
         ("Host: other",),
-        (" folded: line",),
+        (" folded: line", f"Content-Length: {len(body) + 5}"),
         ("Bad Name: x",),
         ("X: a\x00b",),
     ]
@@ -343,8 +343,9 @@ def test_a_whole_life_without_an_outbound_connection_and_secrets_in_the_log(proc
 
 
 def test_a_failure_inside_is_one_clear_answer_and_no_leak(served, http, monkeypatch, caplog):
-    def broken(job):
-        yield from ()
+    async def broken(job, drafts):
+        if job is None:
+            yield
         raise RuntimeError("secretword of /root/some/path")
 
     monkeypatch.setattr(served.service.backend, "_start", broken)
@@ -358,6 +359,28 @@ def test_a_failure_inside_is_one_clear_answer_and_no_leak(served, http, monkeypa
     assert "secretword" not in answer.text + streamed.text + caplog.text
     monkeypatch.undo()
     still_answers(http)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_whose_thread_dies_is_replaced(llm):
+    from scumble import LLM
+
+    own = LLM(llm.model, llm.tokenizer, folder=llm.folder, defaults=llm.defaults)
+    with running(own, stall_seconds=1.0) as one, one.client() as client:
+        still_answers(client)
+
+        def die() -> None:
+            raise SystemExit  # as a thread that is killed: nobody answers any more
+
+        own._driver.engine.step = die
+        answer = client.post("/v1/completions", json=OK)
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "engine_failed"
+        until(lambda: client.get("/health").status_code == 200)
+        still_answers(client)
+        assert "scumble:engine_restarts_total" in client.get("/metrics").text
+        slots = one.service.backend.slots
+        assert (slots.running, slots.waiting) == (0, 0)
 
 
 def test_what_is_not_there(http):

@@ -1,25 +1,25 @@
 """The server's only view of LLM: requests in, events out. Everything else in this package knows no model.
 
-The model works in threads; events reach the event loop through a queue. A reader who leaves ends the work after the
-present pass, and the slot is free when the work has really ended.
+One engine works for all requests, on a thread of its own. A reader who leaves ends the work within one pass. The slots
+here bound how many requests the engine is given; it decides itself which of them share a pass.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 
+from scumble.decode import Request
 from scumble.errors import InvalidRequest, PromptTooLong
-from scumble.events import Draft, Finished, Generation, StreamEvent, TokenLogprobs
+from scumble.events import Finished, Generation, StreamEvent, TokenLogprobs
 from scumble.llm import LLM, Prompt
 from scumble.serve.errors import ApiError
 from scumble.serve.slots import Slots
@@ -53,8 +53,7 @@ class Backend:
         self.created = int(time.time())
         self.digest = "unknown"
         self.failures = 0  # answers that ended in an error that nobody foresaw
-        self._open: set[Callable[[ApiError], None]] = set()  # how to reach each answer in the making
-        self._workers = ThreadPoolExecutor(slots.max_running, "scumble-answer")
+        self._open: set[asyncio.Future[ApiError]] = set()  # of each answer in the making: what ends it from outside
         self._helpers = ThreadPoolExecutor(4, "scumble-prepare")
 
     # --- facts ----------------------------------------------------------------------------------------------------
@@ -86,10 +85,9 @@ class Backend:
         """Whether GenerationConfig has this setting, e.g. json_schema."""
         return name in SETTINGS
 
-    def engine_stats(self) -> dict[str, Any]:
-        """What the engine says of itself; empty where it says nothing."""
-        stats = getattr(self.llm, "stats", None)
-        return dict(cast("Callable[[], Mapping[str, Any]]", stats)()) if callable(stats) else {}
+    def engine_stats(self) -> dict[str, int]:
+        """What the engine says of itself."""
+        return asdict(self.llm.stats())
 
     def measure_digest(self) -> str:
         """SHA-256 over the checkpoint's files, in the order of their names: what the audit log calls the model."""
@@ -175,54 +173,56 @@ class Backend:
     async def events(self, job: Job, drafts: bool = False) -> AsyncGenerator[StreamEvent, None]:
         """The answer as it comes; drafts only where they are wanted. Closing it ends the work."""
         await self.slots.acquire()
-        loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[StreamEvent | BaseException] = asyncio.Queue()
-        left = threading.Event()
         started = time.perf_counter()
-
-        def put(item: StreamEvent | BaseException) -> None:
-            loop.call_soon_threadsafe(queue.put_nowait, item)
-
-        def work() -> None:
-            try:
-                stream = self._start(job)
-                try:
-                    for event in stream:
-                        if left.is_set():
-                            return
-                        if drafts or not isinstance(event, Draft):
-                            put(event)
-                finally:
-                    stream.close()  # type: ignore[attr-defined]  # a generator
-            except BaseException as error:
-                put(error)
-
-        self._open.add(put)
-        future = loop.run_in_executor(self._workers, work)
-        future.add_done_callback(lambda _: self.slots.release(time.perf_counter() - started))
+        ended: asyncio.Future[ApiError] = asyncio.get_running_loop().create_future()
+        self._open.add(ended)
+        stream, step = None, None
         try:
+            stream = self._start(job, drafts)
             while True:
-                item = await queue.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-                if isinstance(item, Finished):
+                step = asyncio.ensure_future(anext(stream))
+                await asyncio.wait({step, ended}, return_when=asyncio.FIRST_COMPLETED)
+                if ended.done():
+                    raise ended.result()
+                try:
+                    event = step.result()
+                except StopAsyncIteration:
                     return
+                yield event
         finally:
-            self._open.discard(put)
-            left.set()
+            self._open.discard(ended)
+            if step is not None and not step.done():
+                step.cancel()
+                await asyncio.gather(step, return_exceptions=True)
+            if stream is not None:
+                await stream.aclose()
+            self.slots.release(time.perf_counter() - started)
 
     def fail_all(self, error: ApiError) -> None:
         """End every answer in the making with an error that says why."""
-        for put in list(self._open):
-            put(error)
+        for ended in list(self._open):
+            if not ended.done():
+                ended.set_result(error)
 
-    def _start(self, job: Job) -> Iterator[StreamEvent]:
-        return self.llm.stream_request(self.llm.request(job.prompt, job.config, draft=job.draft, typed=job.typed))
+    def _start(self, job: Job, drafts: bool) -> AsyncGenerator[StreamEvent, None]:
+        return self.llm.astream_request(self._request(job), drafts=drafts)
+
+    def _request(self, job: Job) -> Request:
+        return self.llm.request(job.prompt, job.config, draft=job.draft, typed=job.typed)
 
     def check(self, job: Job) -> None:
         """Refuse at once what the engine would refuse, so that a stream does not have to begin in order to fail."""
-        self._start(job).close()  # type: ignore[attr-defined]  # a generator that was never advanced
+        self._request(job)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the engine has something to do."""
+        return bool(self._open)
+
+    def restart(self) -> None:
+        """A new engine over the same weights, for one whose thread is gone or stuck."""
+        old = self.llm
+        self.llm = LLM(old.model, old.tokenizer, folder=old.folder, defaults=old.defaults)
 
     async def warm_up(self) -> None:
         """One short answer: kernels are compiled, buffers allocated."""
@@ -243,7 +243,7 @@ class Backend:
         """`score`, in a slot, as the model's other work is."""
         await self.slots.acquire()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._workers, self.score, ids, top)
+            return await asyncio.get_running_loop().run_in_executor(self._helpers, self.score, ids, top)
         finally:
             self.slots.release()
 
@@ -265,7 +265,6 @@ class Backend:
         return scores
 
     def close(self) -> None:
-        self._workers.shutdown(wait=False, cancel_futures=True)
         self._helpers.shutdown(wait=False, cancel_futures=True)
 
 

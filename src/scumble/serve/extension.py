@@ -26,18 +26,15 @@ def generation_extension(job: Job, generation: Generation) -> dict[str, Any]:
 def draft_extension(backend: Backend, draft: Draft) -> dict[str, Any]:
     """`scumble` of a chunk that shows a canvas after a pass; never text that a client would append."""
     tokens = [backend.token_text(token) for token in draft.token_ids]
-    out: dict[str, Any] = {
+    return {
         "draft": draft.text,
         "tokens": tokens,
         "accepted": list(draft.accepted),
         "canvas": draft.canvas,
         "pass": draft.pass_index,
         "candidate": draft.candidate,
+        "entropy": [round(value, 4) for value in draft.entropy],
     }
-    entropy = getattr(draft, "entropy", None)
-    if entropy is not None:
-        out["entropy"] = [round(float(value), 4) for value in entropy]
-    return out
 
 
 def usage_of(backend: Backend, jobs: Sequence[Job], generations: Sequence[Generation]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
+from h11 import LocalProtocolError
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -169,10 +170,20 @@ class Gate:
             body = _Body(receive, self.service.settings.max_body_bytes, self.service.settings.read_seconds)
             await self.app(scope, body, sender)
         except ApiError as error:  # of the head; later ones are answered where they arise
-            await error_response(error, call, self.service, scope["path"])(scope, receive, sender)
+            response = error_response(error, call, self.service, scope["path"])
+            response.headers["connection"] = "close"  # what follows such a head is not trusted to be a request
+            await self._last_word(response, call, scope, receive, sender)
+        except (OSError, LocalProtocolError):  # the connection ended, or uvicorn refused its bytes, in the meantime
+            call.outcome = CANCELLED
         finally:
             # A client that leaves cancels this task: the record of the call is written all the same.
             await asyncio.shield(self._record(call))
+
+    async def _last_word(self, response: Response, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await response(scope, receive, send)
+        except (OSError, LocalProtocolError):
+            call.outcome = CANCELLED
 
     def _check_head(self, scope: Scope) -> str | None:
         """Refuse requests to foreign hosts, from foreign pages, or framed in two ways; returns the page's origin."""

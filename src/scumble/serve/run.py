@@ -78,11 +78,13 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self._warming = asyncio.create_task(self.service.start())
+            self._watching = asyncio.create_task(self.service.watch(self.service.settings.stall_seconds))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
         with contextlib.suppress(asyncio.CancelledError):
             self._warming.cancel()
+            self._watching.cancel()
         self.service.stop()
 
 

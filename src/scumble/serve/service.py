@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -59,7 +61,7 @@ class Service:
         """Check jobs before anything is sent; returns the headers that say what did not apply."""
         if self.draining:
             raise ApiError(503, "the server is going down", code="draining", headers={"connection": "close"})
-        if not self.ready:
+        if not self.ready or self.fault is not None:
             raise ApiError(503, "the model is not ready yet", code="not_ready", headers={"retry-after": "2"})
         if len(jobs) > self.settings.max_choices:
             raise ApiError(400, f"one request may ask for {self.settings.max_choices} answers, found {len(jobs)}")
@@ -110,6 +112,34 @@ class Service:
         except Exception as error:
             self.fault = f"{type(error).__name__} during the warm-up"
             log_failure(Call(route="warm-up"), error)
+
+    async def watch(self, stall_seconds: float) -> None:
+        """Restart an engine that has answers to make and takes no step: its thread died, or hangs. Health turns red,
+        requests in flight end with an error that says so, and health turns green again after a warm-up."""
+        steps, since = -1, time.monotonic()
+        while True:
+            await asyncio.sleep(min(1.0, stall_seconds / 4))
+            now = self.backend.engine_stats()["steps"]
+            if now != steps or not self.backend.is_busy:
+                steps, since = now, time.monotonic()
+            elif time.monotonic() - since > stall_seconds:
+                await self._restart_engine()
+                steps, since = -1, time.monotonic()
+
+    async def _restart_engine(self) -> None:
+        self.fault = "the engine takes no steps"
+        log_event("engine_failed", running=self.backend.slots.running)
+        self.backend.fail_all(
+            ApiError(503, "the engine failed while it made this answer; ask again", code="engine_failed")
+        )
+        self.metrics.restarts.inc()
+        try:
+            self.backend.restart()
+            await self.backend.warm_up()
+            self.fault = None
+            log_event("engine_restarted")
+        except Exception as error:
+            log_failure(Call(route="restart"), error)
 
     def stop(self) -> None:
         self.backend.close()

@@ -19,6 +19,7 @@ class ServeSettings:
     max_choices: answers (`n` times prompts) that one request may ask for.
     queue_seconds: how long a request may wait for a place before it is refused.
     read_seconds: for the head of a request, and again for its body. write_seconds: for a reader to take one piece.
+    stall_seconds: an engine that has work and takes no step for so long is replaced; a single pass takes less.
     drain_seconds: what requests in flight get after SIGTERM.
     hosts: Host headers to answer, in addition to the address served; ("*",): any.
     state: folder of the keys' database and the audit log; None: keys in memory, no audit log.
@@ -40,6 +41,7 @@ class ServeSettings:
     read_seconds: float = 20.0
     write_seconds: float = 60.0
     drain_seconds: float = 30.0
+    stall_seconds: float = 300.0
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     tls_cert: Path | None = None
@@ -59,6 +61,7 @@ class ServeSettings:
             ("port", 0, 65535), ("max_running", 1, 4096), ("max_waiting", 0, 100_000), ("max_choices", 1, 4096),
             ("max_body_bytes", 1024, 2**31), ("max_depth", 4, 128), ("queue_seconds", 0.1, 86400),
             ("read_seconds", 0.1, 3600), ("write_seconds", 0.1, 3600), ("drain_seconds", 0, 3600),
+            ("stall_seconds", 0.1, 86400),
         ):  # fmt: skip
             value = getattr(self, name)
             if not low <= value <= high:

@@ -56,11 +56,10 @@ async def main(url: str) -> None:
             print(f"{count} at once: {rates[count][-1]:.1f} tokens/s, texts as alone: {same}", flush=True)
         base = statistics.median(rates[1])
         for count in rates:
-            first = sorted(firsts[count])
-            print(
-                f"{count}: {statistics.median(rates[count]):.1f} tokens/s, {statistics.median(rates[count]) / base:.2f}x"
-                f" one stream's; first text median {statistics.median(first):.2f} s, p95 {first[-1 - len(first) // 20]:.2f} s"
-            )
+            first, rate = sorted(firsts[count]), statistics.median(rates[count])
+            late = first[-1 - len(first) // 20]
+            print(f"{count}: {rate:.1f} tokens/s, {rate / base:.2f} times one stream's; ", end="")
+            print(f"first text: median {statistics.median(first):.2f} s, p95 {late:.2f} s")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 from scumble.config import ModelConfig
 from scumble.model import Transformer
 
-LEAST_PREFIXES = 96 * 2**20  # bytes
+LEAST_PREFIXES = 64 * 2**20  # bytes
 SHARE = 0.5  # of the memory that is there, for caches
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import replace
 from functools import cached_property
 from importlib import resources
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast, overload
 
 import torch
 
+from scumble import filling, reads
 from scumble.answers import Trace, answers, async_answers
 from scumble.checkpoint import load_checkpoint, load_config, read_generation_config
 from scumble.checkpoint.files import as_folder
@@ -22,11 +23,14 @@ from scumble.diffusion import Noise
 from scumble.engine import Driver, Engine, Stats
 from scumble.errors import InvalidRequest, TemplateError, TokenizerError, shown
 from scumble.events import Finished, Generation, StreamEvent
+from scumble.filling import Edit, Fill
 from scumble.model import Transformer
 from scumble.placement import choose_device, choose_dtype
 from scumble.reading import is_there
+from scumble.reads import Score
 from scumble.settings import SETTINGS, GenerationConfig
-from scumble.structuring import Structuring, with_schema
+from scumble.structure import Language
+from scumble.structuring import Asked, Structuring, with_schema
 from scumble.text import ChatTemplate, Message, Tokenizer
 from scumble.text.chat import find_sources
 from scumble.text.healing import beginning_with, take_back
@@ -180,6 +184,38 @@ class LLM:
             raise InvalidRequest("there is no damaged text to repair; infill asks for a text without one")
         return self.stream_request(self.fill_request(prefix, suffix, config, damaged))
 
+    # --- on a text, rather than behind it (filling.py, reads.py) ------------------------------------------------
+
+    def fill(self, template: str, config: GenerationConfig | None = None) -> Fill:
+        """Fill the holes of a text: "a {{hole}} b {{hole:name max=12 regex=[a-z]+}}". See `filling.parse_template`."""
+        return filling.fill(self, template, config)
+
+    def edit(
+        self, text: str, instruction: str | None = None, *, region: tuple[int, int] | None = None,
+        strength: float = 0.5, config: GenerationConfig | None = None,
+    ) -> Edit:  # fmt: skip
+        """Write a region of a text anew, starting from what stands there. See `filling.edit`."""
+        return filling.edit(self, text, instruction, region=region, strength=strength, config=config)
+
+    def read(self, template: str | Sequence[str], slots: Mapping[str, Sequence[str]], **options: Any) -> Any:
+        """Probabilities of labels at the slots of a text, {{name}} -> a Read; of several texts -> a list of them. See
+        `reads.read`."""
+        if isinstance(template, str):
+            return reads.read(self, [template], slots, **options)[0]
+        return reads.read(self, template, slots, **options)
+
+    def score(self, text: str) -> Score:
+        """How probable the causal model finds a text, token by token."""
+        return reads.score(self, text)
+
+    def answer(self, request: Request) -> Generation:
+        """The answer to a request that was made by one of the methods below."""
+        return _last(self.stream_request(request, drafts=False))
+
+    def alone(self) -> AbstractContextManager[object]:
+        """While it is held, the engine does nothing with the model."""
+        return self._driver.alone()
+
     # --- requests -----------------------------------------------------------------------------------------------
 
     def text_request(self, text: str, config: GenerationConfig | None = None, **inputs: Any) -> Request:
@@ -200,11 +236,14 @@ class LLM:
         return self.request(self.encode_chat(messages, **template), config, may_think=may_think)
 
     def fill_request(
-        self, prefix: str, suffix: str, config: GenerationConfig | None = None, damaged: str | None = None
-    ) -> Request:
-        """What `infill` (or `repair`, with `damaged`) asks of the engine."""
-        prompt = self.fill_prompt(prefix, suffix, config, damaged)
-        return self.request(prompt.ids, prompt.config, draft=prompt.draft, typed=prompt.typed)
+        self, prefix: str, suffix: str, config: GenerationConfig | None = None, damaged: str | None = None,
+        *, language: Language | None = None, draft: Ids | None = None,
+    ) -> Request:  # fmt: skip
+        """What `infill` (or `repair`, with `damaged`) asks of the engine. language: what may stand there. draft: ids to
+        start from, instead of the damaged text's."""
+        prompt = self.fill_prompt(prefix, suffix, config, damaged, heal=language is None and draft is None)
+        draft = prompt.draft if draft is None else draft
+        return self.request(prompt.ids, prompt.config, draft=draft, typed=prompt.typed, language=language)
 
     def text_prompt(self, text: str, config: GenerationConfig | None = None) -> Prompt:
         """A text as ids, without the white space that is left to the answer. A structure says itself how an answer
@@ -215,8 +254,9 @@ class LLM:
         return Prompt(tuple(ids), config or GenerationConfig(), None, typed)
 
     def fill_prompt(
-        self, prefix: str, suffix: str, config: GenerationConfig | None = None, damaged: str | None = None
-    ) -> Prompt:
+        self, prefix: str, suffix: str, config: GenerationConfig | None = None, damaged: str | None = None,
+        *, heal: bool = True,
+    ) -> Prompt:  # fmt: skip
         """A hole, or a damaged text, with what stands around it, as ids.
 
         The answer will probably be short: where neither `config` nor the checkpoint chooses a canvas length, canvases
@@ -224,16 +264,16 @@ class LLM:
         """
         tokenizer = self._need_tokenizer()
         try:
-            heal = config is None or config.structure is None
+            heal = heal and (config is None or config.structure is None)
             ids, typed = encode_infill(tokenizer, prefix, suffix, damaged, self._context, heal=heal)
         except TokenizerError as error:
             raise TokenizerError(f"{self.folder}: {error}") from None
         own = (config or GenerationConfig()).merged({"canvas_length": self.defaults.get("canvas_length", "auto")})
         has_canvas = own.merged(self.defaults).decoder != "autoregressive"
-        draft = None if damaged is None or not has_canvas else self._draft(damaged)
+        draft = None if damaged is None or not has_canvas else self.draft(damaged)
         return Prompt(tuple(ids), own, draft, typed)
 
-    def _draft(self, text: str) -> tuple[int, ...]:
+    def draft(self, text: str) -> tuple[int, ...]:
         """A text, an end, and pads up to the end of any canvas."""
         shape, ids = self.model.config, self._need_tokenizer().encode(text)
         if not shape.eos_token_ids:
@@ -245,17 +285,22 @@ class LLM:
     def request(
         self, ids: Ids, config: GenerationConfig | None = None, *, noise: Noise | None = None, draft: Ids | None = None,
         pinned: Mapping[int, int] | None = None, typed: str = "", may_think: bool = False,
+        language: Language | None = None,
     ) -> Request:  # fmt: skip
         """Prompt ids and what else is asked, checked against the model. Raises InvalidRequest or PromptTooLong.
 
         typed: what the answer's first token must begin with, and its text leave out; "": nothing.
-        may_think: thinking may come before a structure that the config asks for.
+        may_think: thinking may come before a structure that the config asks for. language: a structure in place of the
+        config's.
         """
         if config is not None and not isinstance(config, GenerationConfig):
             raise InvalidRequest(f"config must be a GenerationConfig, found {shown(config)}")
         first = beginning_with(self._need_tokenizer(), typed) if typed else None
         config = config or GenerationConfig()
-        asked = self.structuring.asked(config, may_think=may_think)
+        if language is None:
+            asked = self.structuring.asked(config, may_think=may_think)
+        else:
+            asked = Asked(self.structuring.constraint(language), language.parse)
         constraint = None if asked is None else asked.constraint
         request = make_request(
             ids, config, self.defaults, self.model.config, noise, draft, pinned, first, constraint, typed=typed

@@ -30,6 +30,10 @@ class Entry(NamedTuple):
 COMMANDS = {
     "generate": Entry("generate", "Continue a text, drawing the canvas while it forms."),
     "chat": Entry("chat", "Talk with a model, turn by turn."),
+    "fill": Entry("fill", "Fill the holes of a text."),
+    "edit": Entry("edit", "Write a region of a text anew."),
+    "read": Entry("read", "Ask a question about each of many texts."),
+    "score": Entry("score", "Show how probable a text is, token by token."),
     "info": Entry("info", "Show a checkpoint's architecture, parameters and memory."),
     "train": Entry("train", "Train a model from a configuration file."),
     "eval": Entry("eval", "Measure a model's quality."),

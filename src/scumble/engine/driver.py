@@ -88,6 +88,12 @@ class Driver:
                 break
         atexit.unregister(self.stop)
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While it is held nobody steps the engine, and the model may be used apart from it."""
+        with self._turn:
+            yield
+
     def stop(self) -> None:
         """End the thread after its present pass, at the interpreter's end."""
         self._is_stopping = True

@@ -1,6 +1,6 @@
 """The vocabulary operator's statistics by classes of ids, for canvases under a structure (see structure/law.py).
 
-They are taken in the sweep over the vocabulary that the operator makes anyway, tile by tile. Inside a tile the ids are
+They are taken in a sweep over the vocabulary, tile by tile. Inside a tile the ids are
 put in order of their class, so each class is one run, and runs are reduced: peak, mass and energy per position and
 class, each relative to the class's own peak, so a class that is improbable by hundreds of nats keeps its mass. Nothing
 of size [n, V] is held; what is kept for draws is two numbers for each run of each tile.

@@ -1,0 +1,262 @@
+"""Reads: how probable given labels are at slots of a text, and how probable a text is. Nothing is generated."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from scumble.diffusion import SeededNoise
+from scumble.errors import InvalidRequest, shown
+from scumble.model import Segment
+from scumble.text.tokenizer import require_unicode
+
+if TYPE_CHECKING:
+    from scumble.llm import LLM
+
+CHUNK = 512  # tokens that are encoded at a time
+SHORTEST = 16  # positions of a canvas; pads fill it up, as behind the end of a training text
+MOST_DRAWS = 1024
+_SLOT = re.compile(r"\{\{(\w+)\}\}")
+
+Probabilities = dict[str, dict[str, float]]
+
+
+class Read(NamedTuple):
+    """probabilities: slot -> label -> mean over draws of noise. stderr: of those means; 0 for a single draw."""
+
+    probabilities: Probabilities
+    stderr: Probabilities
+
+
+@dataclass(frozen=True)
+class Score:
+    """A text under the causal model. logprobs: nats, one a token; the first token has none where nothing begins a text.
+
+    tokens: what each id writes, as text.
+    """
+
+    token_ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    logprobs: tuple[float, ...]
+
+    @property
+    def total(self) -> float:
+        return math.fsum(self.logprobs)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A template as ids: context, then a canvas of fixed ids with slots. slots: name -> labels -> their ids."""
+
+    context: tuple[int, ...]
+    fixed: tuple[tuple[int, ...], ...]  # before, between and behind the slots
+    slots: Mapping[str, Mapping[str, tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class Look:
+    """One canvas of a question: ids [L], and where a slot begins whose labels of one length are read there."""
+
+    question: int
+    draw: int
+    slot: str
+    labels: tuple[str, ...]
+    ids: Tensor
+    place: int
+
+
+def score(llm: LLM, text: str) -> Score:
+    """How probable the causal model finds a text, token by token. Raises InvalidRequest, PromptTooLong."""
+    ids = llm.encode_prompt(text)
+    model, tokenizer = llm.model, llm.tokenizer
+    assert tokenizer is not None
+    room = model.config.max_position_embeddings
+    if len(ids) > room:
+        raise InvalidRequest(f"the text has {len(ids)} tokens; the model's context holds {room}")
+    begin = 1 if tokenizer.bos_id is not None else 0
+    found: list[float] = []
+    with llm.alone(), torch.no_grad():
+        cache = model.new_cache()
+        for first in range(0, len(ids), CHUNK):
+            part = torch.tensor(ids[first : first + CHUNK])
+            hidden = model.encode(part, cache)
+            following = torch.tensor(ids[first + 1 : first + CHUNK + 1], device=hidden.device)
+            if len(following):
+                logprobs = model.vocab_head(hidden[: len(following)], targets=following).target_logprobs
+                assert logprobs is not None
+                found += logprobs.tolist()
+    own = tuple(ids[begin:])
+    return Score(own, tuple(tokenizer.decode([id], skip_special=False) for id in own), tuple(found))
+
+
+def read(
+    llm: LLM,
+    templates: Sequence[str],
+    slots: Mapping[str, Sequence[str]],
+    *,
+    draws: int = 1,
+    seed: int = 0,
+    temperature: float = 1.0,
+) -> list[Read]:
+    """Probabilities of the labels at the slots of each template, {{name}} in the text.
+
+    What stands before the last line of the first slot is context; questions with the same context share it. Slots are
+    noise, all else is pinned, and one pass says what the model expects there. A label of several tokens has the product
+    of its tokens' probabilities; labels are compared with each other alone.
+    draws: of noise, whose probabilities are averaged. temperature: divides log-probabilities (for calibration).
+    Where the model's operations are batch-invariant (see `scumble info`) the numbers are the same in any batch.
+    """
+    for name, value, low, high in (("draws", draws, 1, MOST_DRAWS), ("temperature", temperature, 1e-3, 1e3)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise InvalidRequest(f"{name} must lie in {low:g} … {high:g}, found {shown(value)}")
+    questions = [question_of(llm, template, slots) for template in templates]
+    looks = [
+        look
+        for number, question in enumerate(questions)
+        for draw in range(draws)
+        for look in canvases(llm, number, question, draw, seed)
+    ]
+    logs: dict[tuple[int, str, int], dict[str, float]] = {}
+    for look, found in zip(looks, run(llm, questions, looks), strict=True):
+        logs.setdefault((look.question, look.slot, look.draw), {}).update(zip(look.labels, found, strict=True))
+    return [
+        averaged(
+            {
+                slot: [
+                    softmax({label: logs[number, slot, draw][label] for label in labels}, temperature)
+                    for draw in range(draws)
+                ]
+                for slot, labels in slots.items()
+            }
+        )
+        for number in range(len(questions))
+    ]
+
+
+def question_of(llm: LLM, template: str, slots: Mapping[str, Sequence[str]]) -> Question:
+    require_unicode(template, "the template")
+    names = _SLOT.findall(template)
+    if sorted(names) != sorted(slots) or not names:
+        raise InvalidRequest(f"the template's slots are {names}, the labels are for {list(slots)}; each once, the same")
+    fixed = _SLOT.split(template)[::2]
+    head, line = fixed[0], ""
+    cut = head.rstrip(" ").rfind("\n") + 1
+    head, line = head[:cut], head[cut:]
+    context = list(llm.encode_prompt(head)) if head else []
+    tokenizer = llm.tokenizer
+    assert tokenizer is not None
+    if not head and tokenizer.bos_id is not None:
+        context = [tokenizer.bos_id]
+    if not context:
+        raise InvalidRequest(
+            "the template needs a line of text above the slot's; this model has no id that begins a text"
+        )
+    texts = [line, *fixed[1:]]
+    encoded: dict[str, dict[str, tuple[int, ...]]] = {}
+    for number, name in enumerate(names):
+        labels = list(slots[name])
+        if (
+            isinstance(slots[name], str)
+            or len(set(labels)) < 2
+            or not all(isinstance(one, str) and one for one in labels)
+        ):
+            raise InvalidRequest(f"slot {name!r} needs at least two different labels, found {shown(slots[name])}")
+        before = texts[number]
+        blank = " " if before.endswith(" ") else ""  # tokens begin with the blank before them
+        texts[number] = before[: len(before) - len(blank)]
+        encoded[name] = {label: tuple(tokenizer.encode(blank + label)) for label in dict.fromkeys(labels)}
+    return Question(tuple(context), tuple(tuple(tokenizer.encode(text)) if text else () for text in texts), encoded)
+
+
+def canvases(llm: LLM, number: int, question: Question, draw: int, seed: int) -> list[Look]:
+    """One canvas for each slot and each length that labels of it have."""
+    shape = llm.model.config
+    widths = {name: min(map(len, labels.values())) for name, labels in question.slots.items()}
+    looks = []
+    for index, (name, labels) in enumerate(question.slots.items()):
+        for width in sorted({len(ids) for ids in labels.values()}):
+            own = widths | {name: width}
+            length = sum(map(len, question.fixed)) + sum(own.values()) + 1
+            if length > shape.canvas_length:
+                raise InvalidRequest(
+                    f"the question needs a canvas of {length} tokens; the model's has {shape.canvas_length}; move text "
+                    "to lines above"
+                )
+            noise = SeededNoise(seed, draw).initial(index, length, shape.vocab_size).tolist()
+            ids, places = list(question.fixed[0]), {}
+            for (slot, wide), behind in zip(own.items(), question.fixed[1:], strict=True):
+                places[slot] = len(ids)
+                ids += noise[len(ids) : len(ids) + wide]
+                ids += behind
+            if shape.eos_token_ids:
+                ids.append(shape.eos_token_ids[0])
+            pad = shape.pad_token_id
+            if pad is not None:
+                ids += [pad] * (min(SHORTEST, shape.canvas_length) - len(ids))
+            chosen = tuple(label for label, own_ids in labels.items() if len(own_ids) == width)
+            looks.append(Look(number, draw, name, chosen, torch.tensor(ids), places[name]))
+    return looks
+
+
+def run(llm: LLM, questions: Sequence[Question], looks: Sequence[Look]) -> list[list[float]]:
+    """Log-probability of every label of every look. Each context is encoded once, with its canvases in one forward;
+    where operations are batch-invariant, all contexts are."""
+    model = llm.model
+    by_context: dict[tuple[int, ...], list[int]] = {}
+    for place, look in enumerate(looks):
+        by_context.setdefault(questions[look.question].context, []).append(place)
+    groups = [list(by_context.items())] if model.ops.batch_invariant else [[one] for one in by_context.items()]
+    found: dict[int, list[float]] = {}
+    with llm.alone(), torch.no_grad():
+        for group in groups:
+            segments, order = [], []
+            for context, places in group:
+                cache = model.new_cache()
+                ids = torch.tensor(context, device=model.device)
+                for first in range(0, max(0, len(ids) - CHUNK), CHUNK):
+                    model.encode(ids[first : first + CHUNK], cache)
+                rest = ids[cache.length :]
+                segments.append(Segment(rest, cache, "encode", quiet=True))
+                segments += [Segment(looks[place].ids.to(model.device), cache, "denoise") for place in places]
+                order += places
+            hidden = model(segments).split([len(looks[place].ids) for place in order])
+            for place, own in zip(order, hidden, strict=True):
+                found[place] = label_logprobs(llm, questions[looks[place].question], looks[place], own)
+    return [found[place] for place in range(len(looks))]
+
+
+def label_logprobs(llm: LLM, question: Question, look: Look, hidden: Tensor) -> list[float]:
+    """hidden [L, D] of a canvas -> one number a label."""
+    labels = [question.slots[look.slot][label] for label in look.labels]
+    rows = torch.tensor([look.place + i for ids in labels for i in range(len(ids))], device=hidden.device)
+    targets = torch.tensor([id for ids in labels for id in ids], device=hidden.device)
+    logs = llm.model.vocab_head(hidden[rows], targets=targets).target_logprobs
+    assert logs is not None
+    parts = logs.double().split([len(ids) for ids in labels])
+    return [float(part.sum()) for part in parts]
+
+
+def softmax(logs: Mapping[str, float], temperature: float) -> dict[str, float]:
+    high = max(logs.values())
+    weights = {label: math.exp((value - high) / temperature) for label, value in logs.items()}
+    total = math.fsum(weights.values())
+    return {label: weight / total for label, weight in weights.items()}
+
+
+def averaged(found: Mapping[str, Sequence[Mapping[str, float]]]) -> Read:
+    means: Probabilities = {}
+    errors: Probabilities = {}
+    for slot, each in found.items():
+        n = len(each)
+        means[slot] = {label: math.fsum(one[label] for one in each) / n for label in each[0]}
+        errors[slot] = {
+            label: math.sqrt(math.fsum((one[label] - mean) ** 2 for one in each) / (n - 1) / n) if n > 1 else 0.0
+            for label, mean in means[slot].items()
+        }
+    return Read(means, errors)

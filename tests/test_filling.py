@@ -1,0 +1,85 @@
+"""Holes and edits: what stands outside them is the caller's, byte for byte; what stands inside is of its type."""
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scumble import LLM, GenerationConfig
+from scumble.errors import InvalidRequest
+from scumble.filling import parse_template
+from structure.test_answers import byte_tokenizer
+from tiny import tiny_model
+
+CONFIG = GenerationConfig(max_new_tokens=60, max_denoising_steps=2, seed=4, best_of=1)
+
+
+@pytest.fixture(scope="module")
+def llm() -> LLM:
+    """Random weights, and no infill form."""
+    tokenizer = byte_tokenizer()
+    return LLM(tiny_model(vocab_size=tokenizer.vocab_size, pad_token_id=0, canvas_length=32), tokenizer)
+
+
+def test_holes_have_names_and_types(llm: LLM) -> None:
+    template = 'a {{hole:word regex=[a-z]{2,3}}} b {{hole max=4}} c {{hole:pick choices="yes|no way"}} d'
+    found = llm.fill(template, CONFIG)
+    assert re.fullmatch(r"[a-z]{2,3}", found.holes["word"])
+    assert len(found.holes["1"]) <= 4
+    assert found.holes["pick"] in ("yes", "no way")
+    assert found.text == f"a {found.holes['word']} b {found.holes['1']} c {found.holes['pick']} d"
+
+
+@settings(max_examples=15)
+@given(st.lists(st.text(alphabet="xyé \n{}", max_size=5), min_size=2, max_size=4))
+def test_text_outside_holes_stays(llm: LLM, texts: list[str]) -> None:
+    template = "{{hole regex=[a-c]{1,2}}} ".join(f"<{text}>" for text in texts)
+    found = llm.fill(template, CONFIG)
+    rest = found.text
+    for number, text in enumerate(texts):
+        assert rest.startswith(f"<{text}>")
+        rest = rest[len(text) + 2 :]
+        if number < len(texts) - 1:
+            hole = found.holes[str(number)]
+            assert rest.startswith(hole + " ")
+            rest = rest[len(hole) + 1 :]
+    assert rest == ""
+
+
+def test_an_edit_changes_its_region_alone(llm: LLM) -> None:
+    text = "keep this, change that, keep this too"
+    found = llm.edit(text, region=(11, 22), strength=1.0, config=CONFIG)
+    assert found.text.startswith(text[:11])
+    assert found.text.endswith(text[22:])
+    assert found.text[found.region[0] : found.region[1]] == found.text[11 : len(found.text) - len(text[22:])]
+    assert found.diff.startswith("--- before")
+
+
+def test_no_strength_no_change(llm: LLM) -> None:
+    assert llm.edit("as it is", strength=0).text == "as it is"
+    assert llm.edit("as it is", strength=0).diff == ""
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("no hole", "no hole"),
+        ("{{hole:a}} {{hole:a}}", "two holes"),
+        ("{{hole max=0}}", "whole number"),
+        ("{{hole most=3}}", "options are"),
+        ("{{hole regex=a choices=b}}", "exclude"),
+        ("{{hole regex=(a}}", "without its"),
+        ("{{hole:}}", "cannot be read"),
+        ("a\ud800{{hole}}", "surrogate"),
+    ],
+)
+def test_refused_templates(template: str, words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words):
+        parse_template(template)
+
+
+@pytest.mark.parametrize("region", [(3, 2), (0, 99), (-1, 2), "ab", (1,), (0.0, 1)])
+def test_refused_regions(llm: LLM, region: object) -> None:
+    with pytest.raises(InvalidRequest, match="region"):
+        llm.edit("text", region=region)  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from torch import Tensor
 from scumble.decode.constraint import Constraint, Look, Restriction
 from scumble.diffusion import Canvas, Proposal
 from scumble.errors import InvalidRequest
+from scumble.ops import VocabResult
 from scumble.ops.classes import ClassSweep, TokenClasses
 from scumble.structure.automaton import DEAD, START
 from scumble.structure.classes import END
@@ -96,12 +97,13 @@ class StructureLaw:
         self.structure, self.positions, self.room = structure, positions, room
 
     def propose(self, look: Look) -> Proposal:
-        sweep: ClassSweep = look.vocabulary(classes=token_classes(self.structure.compiled)).classes
+        result = look.vocabulary(classes=token_classes(self.structure.compiled))
+        sweep: ClassSweep = result.classes
         pinned, ids = (values[0].cpu().numpy() for values in (look.canvas.pinned, look.canvas.ids))
         n = self.positions
         uniforms = None if look.uniforms is None else look.uniforms[:n].cpu().numpy()
         law = self.structure.solve(
-            self.structure.compiled.graph, self.masses(sweep, pinned, ids), self.structure.state, self.room, uniforms
+            self.structure.compiled.graph, self.masses(result, pinned, ids), self.structure.state, self.room, uniforms
         )
         if not np.isfinite(law.log_probability):
             raise StructureError("the pinned ids leave no canvas that the structure allows; pin fewer or other ids")
@@ -114,10 +116,15 @@ class StructureLaw:
         rows = (torch.from_numpy(values)[None].to(look.canvas.ids.device) for values in (argmax, sample, entropy))
         return Proposal(*rows)
 
-    def masses(self, sweep: ClassSweep, pinned: np.ndarray, ids: np.ndarray) -> Masses:
-        """Of the canvas's first positions; a pinned one has its own id and nothing else."""
-        n = self.positions
-        found = Masses(sweep.mass[:n].copy(), sweep.entropy[:n].copy(), sweep.best[:n].copy())
+    def masses(self, result: VocabResult, pinned: np.ndarray, ids: np.ndarray) -> Masses:
+        """Of the canvas's first positions; a pinned one has its own id and nothing else.
+
+        Log-probabilities, not sums of exp z: behind the end id a position weighs 1, so others must weigh 1 in all too.
+        """
+        n, sweep = self.positions, result.classes
+        assert sweep is not None
+        whole = result.logsumexp[:n, None].double().cpu().numpy()
+        found = Masses(sweep.mass[:n] - whole, sweep.entropy[:n].copy(), sweep.best[:n] - whole)
         of_token = self.structure.compiled.tokens.of_token
         for i in np.flatnonzero(pinned[:n]):
             for table, value in ((found.mass, -np.inf), (found.best, -np.inf), (found.entropy, 0.0)):

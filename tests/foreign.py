@@ -158,6 +158,32 @@ def quantization_parameters(weight: Tensor, args: QuantizationArgs) -> dict[str,
     return out
 
 
+INT4, INT8, FP8 = {"num_bits": 4, "type": "int"}, {"num_bits": 8, "type": "int"}, {"num_bits": 8, "type": "float"}
+COMPRESSED = {
+    "int4 group 32": ("pack-quantized", INT4 | {"strategy": "group", "group_size": 32}),
+    "int4 group 64": ("pack-quantized", INT4 | {"strategy": "group", "group_size": 64}),
+    "int4 channel": ("pack-quantized", INT4 | {"strategy": "channel"}),
+    "int4 zero points": ("pack-quantized", INT4 | {"strategy": "group", "group_size": 32, "symmetric": False}),
+    "int4 zero points, channel": ("pack-quantized", INT4 | {"strategy": "channel", "symmetric": False}),
+    "int8 packed": ("pack-quantized", INT8 | {"strategy": "channel"}),
+    "int8 channel": ("int-quantized", INT8 | {"strategy": "channel"}),
+    "int8 tensor": ("int-quantized", INT8 | {"strategy": "tensor"}),
+    "int8 zero points": ("int-quantized", INT8 | {"strategy": "channel", "symmetric": False}),
+    "fp8 tensor": ("float-quantized", FP8 | {"strategy": "tensor"}),
+    "fp8 channel": ("float-quantized", FP8 | {"strategy": "channel"}),
+    "fp8 block": ("float-quantized", FP8 | {"strategy": "block", "block_structure": [16, 32]}),
+    "nvfp4": ("nvfp4-pack-quantized", {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}),
+}
+
+
+def experts_only(module: str) -> bool:
+    return ".experts." in module
+
+
+def linears(module: str) -> bool:
+    return module.startswith("model.decoder.layers.") and "router" not in module
+
+
 # --- ModelOpt, GPTQ, AWQ, by hand -----------------------------------------------------------------------------------
 
 

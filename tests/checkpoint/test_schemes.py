@@ -12,35 +12,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import foreign
-from foreign import Foreign, by_default, change_json, compressed_tensors, write_foreign
+from foreign import (
+    COMPRESSED,
+    Foreign,
+    by_default,
+    change_json,
+    compressed_tensors,
+    experts_only,
+    linears,
+    write_foreign,
+)
 from scumble import CheckpointError
 from scumble.checkpoint import load_checkpoint
-
-INT4, INT8, FP8 = {"num_bits": 4, "type": "int"}, {"num_bits": 8, "type": "int"}, {"num_bits": 8, "type": "float"}
-COMPRESSED = {
-    "int4 group 32": ("pack-quantized", INT4 | {"strategy": "group", "group_size": 32}),
-    "int4 group 64": ("pack-quantized", INT4 | {"strategy": "group", "group_size": 64}),
-    "int4 channel": ("pack-quantized", INT4 | {"strategy": "channel"}),
-    "int4 zero points": ("pack-quantized", INT4 | {"strategy": "group", "group_size": 32, "symmetric": False}),
-    "int4 zero points, channel": ("pack-quantized", INT4 | {"strategy": "channel", "symmetric": False}),
-    "int8 packed": ("pack-quantized", INT8 | {"strategy": "channel"}),
-    "int8 channel": ("int-quantized", INT8 | {"strategy": "channel"}),
-    "int8 tensor": ("int-quantized", INT8 | {"strategy": "tensor"}),
-    "int8 zero points": ("int-quantized", INT8 | {"strategy": "channel", "symmetric": False}),
-    "fp8 tensor": ("float-quantized", FP8 | {"strategy": "tensor"}),
-    "fp8 channel": ("float-quantized", FP8 | {"strategy": "channel"}),
-    "fp8 block": ("float-quantized", FP8 | {"strategy": "block", "block_structure": [16, 32]}),
-    "nvfp4": ("nvfp4-pack-quantized", {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}),
-}
-
-
-def experts_only(module: str) -> bool:
-    return ".experts." in module
-
-
-def linears(module: str) -> bool:
-    return module.startswith("model.decoder.layers.") and "router" not in module
-
 
 OTHERS: dict[str, tuple[Callable[[], tuple[foreign.Packer, dict[str, Any]]], Callable[[str], bool]]] = {
     "ModelOpt NVFP4, experts only": (foreign.modelopt_nvfp4, experts_only),
@@ -119,8 +102,11 @@ def test_mixed_precision_groups_are_matched_by_module(tmp_path):
 
 def test_the_report_names_the_schemes_and_what_was_not_needed(tmp_path):
     written = write_foreign(tmp_path, *foreign.modelopt_nvfp4(), experts_only)
+    lines = load_checkpoint(written.folder, torch.float32).load_report.lines()
+    assert "stored in few bits, dequantized: 24 × nvfp4, groups of 16" in lines
+    assert "not needed: 24 scales of activations or caches" in lines
     lines = load_checkpoint(written.folder).load_report.lines()
-    assert "stored in few bits: 24 × nvfp4, groups of 16" in lines
+    assert "weights in few bits: 24 × nvfp4, groups of 16 → four bits, the same numbers" in lines
     assert "not needed: 24 scales of activations or caches" in lines
 
 

@@ -18,7 +18,7 @@ from scumble.bench.counts import Work
 from scumble.bench.timing import clock, timed
 from scumble.config import ModelConfig
 
-COMPUTE = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8", "int4": "bfloat16"}
+COMPUTE = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8", "int4": "int8"}
 BITS = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4.5}  # a weight, int4 with its scale
 """The arithmetic that a weight format allows: integer weights multiply with activations made int8 on the way."""
 

@@ -6,19 +6,21 @@ import ctypes
 import logging
 import math
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scumble.checkpoint.copies import check_copies, find_copies
 from scumble.checkpoint.files import DTYPES, Stored, as_folder, check_folder, find_tensors, read_mapped
 from scumble.checkpoint.gguf.blocks import BY_NAME
 from scumble.checkpoint.gguf.model import config_json, generation_json, is_gguf, weight_entries
 from scumble.checkpoint.gguf.reader import read_gguf
+from scumble.checkpoint.keep import is_in_few_bits, keep
 from scumble.checkpoint.memory import check_memory
 from scumble.checkpoint.names import VISION, candidates
 from scumble.checkpoint.quantized import declared_scheme, refuse_parts
@@ -27,6 +29,7 @@ from scumble.checkpoint.schemes import Assembled, Entry, assemble, parse_quantiz
 from scumble.config import ModelConfig, parse_model_config, read_json
 from scumble.errors import CheckpointError, InvalidRequest, shown
 from scumble.formats import Format
+from scumble.formats.build import add_head
 from scumble.model import Transformer, weight_shapes
 from scumble.ops import choose
 from scumble.placement import choose_device, named_dtype
@@ -46,6 +49,7 @@ class LoadReport:
     assumed: weights that the file lacks and that were set from others (see the key's name).
     schemes: how the quantized weights are stored, and how many modules each.
     unused_scales: scales of activations and caches, for GPUs; not needed here.
+    runs_as: "number of modules × stored format → what it runs as" for weights that are stored in few bits.
     """
 
     weight_bytes: int
@@ -56,6 +60,7 @@ class LoadReport:
     assumed: tuple[str, ...] = ()
     schemes: tuple[str, ...] = ()
     unused_scales: int = 0
+    runs_as: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """What a person should know, one sentence a line; empty when there is nothing to say."""
@@ -69,8 +74,10 @@ class LoadReport:
             out.append(f"not in the file, set equal to their denoise counterparts: {', '.join(self.assumed[:4])} …")
         if self.tied_copies:
             out.append(f"left out {self.tied_copies} tied copies, which equal the weights that they repeat")
-        if self.schemes:
-            out.append(f"stored in few bits: {'; '.join(self.schemes)}")
+        if self.runs_as:
+            out.append(f"weights in few bits: {'; '.join(self.runs_as)}")
+        elif self.schemes:
+            out.append(f"stored in few bits, dequantized: {'; '.join(self.schemes)}")
         if self.unused_scales:
             out.append(f"not needed: {self.unused_scales} scales of activations or caches")
         if self.unknown:
@@ -209,38 +216,73 @@ def load_checkpoint(
     found = read_contents(folder)
     plan = found.plan
     whole = torch.bfloat16 if isinstance(dtype, str) else dtype or main_dtype(plan)
-    check_memory(found.config, found.shapes, dtype if isinstance(dtype, str) else whole, device, folder)
+    as_stored = dtype is None and device.type == "cpu" and any(map(is_in_few_bits, plan.values()))
+    if as_stored:
+        whole = torch.bfloat16
+    form = form_of(plan) if as_stored else dtype if isinstance(dtype, str) else None
+    check_memory(found.config, found.shapes, form or whole, device, folder)
     check_copies(found.copies, whole, folder)
     with torch.device("meta"):
         model = Transformer(found.config)
     choice = choose(device, whole, found.config, ops)
     log.info("%s: %s", folder.name, choice.line())
     model.use(choice.ops)
-    form = dtype if isinstance(dtype, str) else None
+    runs_as: Counter[str] = Counter()
     if form is not None or choice.ops.packs:
-        _load_converted(model, plan, form, whole, device)
+        runs_as = _load_converted(model, plan, form, whole, device, as_stored)
         kept_bytes = model.nbytes
     else:
         weights = _read(plan, whole, device)
         kept_bytes = sum(tensor.nbytes for tensor in weights.values())
         model.load_state_dict(weights, assign=True)
     model.eval().requires_grad_(False)
-    model.load_report = found.report(kept_bytes)
+    model.load_report = replace(found.report(kept_bytes), runs_as=tuple(f"{n} × {how}" for how, n in runs_as.items()))
     for line in model.load_report.lines():
         log.info("%s: %s", folder.name, line)
     return model
 
 
+def form_of(plan: Mapping[str, Entry]) -> Format:
+    """The format that a model's weights run in where they stay as they are stored: of most bytes in few bits."""
+    narrow = [entry for entry in plan.values() if is_in_few_bits(entry)]
+    four = sum(entry.nbytes for entry in narrow if "4" in entry.dtype.split(",")[0])
+    return "int4" if 2 * four >= sum(entry.nbytes for entry in narrow) else "int8"
+
+
+@torch.no_grad()
 def _load_converted(
-    model: Transformer, plan: dict[str, Entry], form: Format | None, dtype: torch.dtype, device: torch.device
-) -> None:
-    """Read and convert layer by layer, so that no more than one layer is there twice."""
+    model: Transformer,
+    plan: dict[str, Entry],
+    form: Format | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    as_stored: bool,
+) -> Counter[str]:
+    """Read and convert layer by layer, so that no more than one layer is there twice. What is stored in few bits is
+    kept where `form` can hold it; as_stored: whatever it is, and what is stored in float stays float.
+
+    Returns how many modules are stored in what and run as what.
+    """
+    seen: Counter[str] = Counter()
     if form is not None and device.type != "cpu":
         raise InvalidRequest(f"dtype {form} runs on the CPU, found device {device}; use bfloat16 there")
     parts: dict[str, list[str]] = defaultdict(list)
     for name in plan:
         parts[".".join(name.split(".")[:2]) if name.startswith("layers.") else ""].append(name)
     for prefix, names in sorted(parts.items(), reverse=True):  # what is outside the layers comes last
+        part: nn.Module = model.get_submodule(prefix) if prefix else model
+        if form is not None:
+            kept = _keep(model, prefix, plan, None if as_stored else form, seen)
+            names = [name for name in names if name not in kept]
+        if as_stored:
+            own = {name: plan[name] for name in names}
+            model.load_state_dict(_read(own, dtype, device), strict=False, assign=True)
+            if prefix:
+                model.convert(None, part)
+            else:
+                add_head(model.embed_tokens, form)
+                model.quantized = form
+            continue
         read = {name: read_entry(plan[name], dtype, device) for name in names}
         for name, weight in read.items():  # rounding would hide it from the engine, which finds it in float formats
             if form is not None and not math.isfinite(float(weight.sum())):
@@ -250,8 +292,18 @@ def _load_converted(
                 )
         model.load_state_dict(read, strict=False, assign=True)
         del read
-        model.convert(form, model.get_submodule(prefix))
+        model.convert(form, part)
         _give_back()
+    return seen
+
+
+def _keep(
+    model: Transformer, prefix: str, plan: Mapping[str, Entry], form: Format | None, seen: Counter[str]
+) -> set[str]:
+    """Put what is in few bits into a layer, or into self-conditioning; returns the names of the weights that served."""
+    path = (prefix or "self_conditioning") + "."
+    inside = {name.removeprefix(path): entry for name, entry in plan.items() if name.startswith(path)}
+    return {path + name for name in keep(model.get_submodule(path[:-1]), inside, model.ops, form, seen)}
 
 
 def _give_back() -> None:

@@ -69,7 +69,8 @@ def _parameters(facts: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _memory(facts: dict[str, Any]) -> list[tuple[str, ...]]:
-    notes = {"int8": "scales and the head's own copy included", "int4": "scales included; the embedding stays bfloat16"}
+    both = "scales included, and the head's own copies"
+    notes = {"int8": both, "int4": both}
     rows = []
     for name, count in facts["memory"].items():
         fits = facts["fits"].get(name)

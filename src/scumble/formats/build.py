@@ -32,8 +32,8 @@ def experts(gate_up: Tensor, down: Tensor, form: Format | None, ops: Ops) -> Exp
 
 
 def add_head(table: Table, form: Format | None) -> None:
-    """Give the table what its logits are made with. int8: in int8; else, where the operations pack, packed."""
-    if form == "int8":
+    """Give the table what its logits are made with. int8, int4: in int8; else, where the operations pack, packed."""
+    if form is not None:
         table.head = Int8Embedding(table.weight, packed=None if packs(table.ops) else False)
     elif table.ops.packs:
         table.head = table.ops.pack(table.weight)

@@ -21,9 +21,9 @@ def _bytes(name: str, shape: tuple[int, ...], form: str) -> int:
     if form in PLAIN_BYTES:
         return count * PLAIN_BYTES[form]
     rows = count // shape[-1]
-    if "embed_tokens" in name:  # the table stays; int8 adds a copy for logits, with a scale and a shift a row, and a
+    if "embed_tokens" in name:  # the table stays; a copy in int8 is for logits, with a scale and a shift a row, and a
         tiles = -(-rows // TILE)  # turned one for soft embeddings, with those of every column in each of its tiles
-        return 2 * count + (2 * count + 8 * rows + 8 * tiles * shape[-1] if form == "int8" else 0)
+        return 4 * count + 8 * rows + 8 * tiles * shape[-1]
     if "_proj" not in name:  # norms, the router and other small things
         return 2 * count
     if form == "int8":

@@ -159,7 +159,7 @@ class Transformer(nn.Module):
 
         None: their own, laid out as the operations read them. "int8": one scale an output channel, and dynamic int8
         activations, one scale a token; logits and soft embeddings get an int8 copy of the table each (2 bytes a number
-        on top). "int4": one scale for 32 numbers, activations in bfloat16; for memory. Norms, the router (its choice is
+        on top). "int4": one scale for 32 numbers, the rest as int8; for memory. Norms, the router (its choice is
         a discrete one) and the embedding table stay as they are.
         part: one layer alone, or the model: what is outside its layers, last. Raises InvalidRequest.
         """

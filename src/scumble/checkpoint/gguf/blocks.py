@@ -32,12 +32,12 @@ class Block:
     decode: Callable[[Tensor], Tensor]
 
 
-def _half(blocks: Tensor, at: int) -> Tensor:
+def half(blocks: Tensor, at: int) -> Tensor:
     """The float16 at byte `at` of every block -> float32 [n, 1]."""
     return blocks[:, at : at + 2].contiguous().view(torch.float16).float()
 
 
-def _halves(data: Tensor) -> Tensor:
+def halves(data: Tensor) -> Tensor:
     """Nibbles [n, b] -> [n, 2b]: all low halves, then all high ones."""
     return torch.cat((data & 15, data >> 4), dim=1)
 
@@ -52,26 +52,26 @@ def _plain(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
 
 
 def _q8_0(b: Tensor) -> Tensor:
-    return _half(b, 0) * b[:, 2:].contiguous().view(torch.int8).float()
+    return half(b, 0) * b[:, 2:].contiguous().view(torch.int8).float()
 
 
 def _q4_0(b: Tensor) -> Tensor:
-    return _half(b, 0) * (_halves(b[:, 2:]).float() - 8)
+    return half(b, 0) * (halves(b[:, 2:]).float() - 8)
 
 
 def _q4_1(b: Tensor) -> Tensor:
-    return _half(b, 0) * _halves(b[:, 4:]).float() + _half(b, 2)
+    return half(b, 0) * halves(b[:, 4:]).float() + half(b, 2)
 
 
 def _q5_0(b: Tensor) -> Tensor:
-    return _half(b, 0) * ((_halves(b[:, 6:]) | _fifth(b[:, 2:6])).float() - 16)
+    return half(b, 0) * ((halves(b[:, 6:]) | _fifth(b[:, 2:6])).float() - 16)
 
 
 def _q5_1(b: Tensor) -> Tensor:
-    return _half(b, 0) * (_halves(b[:, 8:]) | _fifth(b[:, 4:8])).float() + _half(b, 2)
+    return half(b, 0) * (halves(b[:, 8:]) | _fifth(b[:, 4:8])).float() + half(b, 2)
 
 
-def _sixes(packed: Tensor) -> tuple[Tensor, Tensor]:
+def sixes(packed: Tensor) -> tuple[Tensor, Tensor]:
     """12 bytes [n, 12] -> eight scales and eight offsets of 6 bits, float32 [n, 8, 1] each.
 
     The first four lie in the low 6 bits of bytes 0 … 3 (offsets: 4 … 7); of the last four, the low 4 bits are the
@@ -83,24 +83,24 @@ def _sixes(packed: Tensor) -> tuple[Tensor, Tensor]:
     return scales.float()[:, :, None], offsets.float()[:, :, None]
 
 
-def _runs(data: Tensor) -> Tensor:
+def runs(data: Tensor) -> Tensor:
     """128 bytes [n, 128] -> [n, 8, 32]: of every 32 bytes the low halves are a run, then the high ones."""
     quarters = data.view(-1, 4, 32)
     return torch.stack((quarters & 15, quarters >> 4), dim=2).view(-1, 8, 32)
 
 
 def _q4_k(b: Tensor) -> Tensor:
-    scale, offset = _sixes(b[:, 4:16])
-    d, m = _half(b, 0)[:, :, None], _half(b, 2)[:, :, None]
-    return (d * scale * _runs(b[:, 16:].contiguous()).float() - m * offset).flatten(1)
+    scale, offset = sixes(b[:, 4:16])
+    d, m = half(b, 0)[:, :, None], half(b, 2)[:, :, None]
+    return (d * scale * runs(b[:, 16:].contiguous()).float() - m * offset).flatten(1)
 
 
 def _q5_k(b: Tensor) -> Tensor:
-    scale, offset = _sixes(b[:, 4:16])
-    d, m = _half(b, 0)[:, :, None], _half(b, 2)[:, :, None]
+    scale, offset = sixes(b[:, 4:16])
+    d, m = half(b, 0)[:, :, None], half(b, 2)[:, :, None]
     run = torch.arange(8, dtype=torch.uint8)[:, None]
     fifth = (b[:, None, 16:48] >> run & 1) << 4  # bit j of byte i belongs to number i of run j
-    numbers = _runs(b[:, 48:].contiguous()) | fifth
+    numbers = runs(b[:, 48:].contiguous()) | fifth
     return (d * scale * numbers.float() - m * offset).flatten(1)
 
 
@@ -111,7 +111,7 @@ def _q6_k(b: Tensor) -> Tensor:
     shift = torch.tensor([0, 2, 4, 6], dtype=torch.uint8)[:, None]
     numbers = (low | (high >> shift & 3) << 4).float() - 32  # [n, 2, 4, 32]
     scale = b[:, 192:208].contiguous().view(torch.int8).float()[:, :, None]  # [n, 16, 1]
-    return (_half(b, 208)[:, :, None] * scale * numbers.view(-1, 16, 16)).flatten(1)
+    return (half(b, 208)[:, :, None] * scale * numbers.view(-1, 16, 16)).flatten(1)
 
 
 BLOCKS = {  # by ggml's number of the type

@@ -9,8 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# E2M1: a sign, two bits of exponent, one of mantissa. By nibble.
-FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where, among the nibbles of an AWQ word, numbers 0 … 7 lie
 
 
@@ -39,11 +37,6 @@ def word_nibbles_down(words: Tensor) -> Tensor:
 def awq_nibbles(words: Tensor) -> Tensor:
     """int32 [n, m] -> uint8 [n, 8m]: eight numbers of a row a word, in AWQ's order."""
     return nibbles(words, words.shape[-1] * 8).unflatten(-1, (-1, 8))[..., list(AWQ_ORDER)].flatten(-2)
-
-
-def fp4_values(packed: Tensor, count: int) -> Tensor:
-    """uint8 [..., n] -> float32 [..., count]."""
-    return torch.tensor(FP4)[nibbles(packed, count).long()]
 
 
 def spread(scale: Tensor, columns: int, group: int) -> Tensor:

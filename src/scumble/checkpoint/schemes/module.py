@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from scumble.checkpoint.files import Stored
-from scumble.checkpoint.raw import read_stored
+from scumble.checkpoint.raw import map_stored, read_stored
 from scumble.checkpoint.schemes import bits
 from scumble.checkpoint.schemes.scheme import Scheme
 from scumble.errors import CheckpointError
+from scumble.formats.int4 import Int4Matrix
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 # Tensors beside a weight that say how activations, keys or values are scaled on GPUs; nothing here needs them.
@@ -43,22 +44,6 @@ PARTS = frozenset(name for names in (*NEEDED.values(), *POSSIBLE.values()) for n
 NUMBERS = {  # of the tensor with the weight's numbers
     "packed": "I32", "int8": "I8", "fp8": "F8_E4M3", "nvfp4": "U8", "modelopt-nvfp4": "U8", "gptq": "I32", "awq": "I32",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class FourBits:
-    """A weight in four bits a number: scale · (value - zero), by groups along the columns.
-
-    packed: uint8 [rows, columns / 2].  values: of the 16 nibbles; None: 0 … 15.  scale: float [rows, groups].
-    zero: float32 [rows, groups], or one number.  factor: of all scales.
-    """
-
-    packed: Tensor
-    scale: Tensor
-    group: int
-    zero: Tensor | float = 8.0
-    values: tuple[float, ...] | None = None
-    factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -93,11 +78,14 @@ class StoredModule:
     def read(self, part: str) -> Tensor:
         return read_stored(self.tensors[part])
 
+    def mapped(self, part: str) -> Tensor:
+        return map_stored(self.tensors[part])
+
     def dequantized(self) -> Tensor:
         """The weight in float32 [rows, columns]. Raises CheckpointError where a scale or a number is not finite."""
         rows, columns = self.shape
-        if self.scheme.layout in ("packed", "gptq", "awq", "nvfp4", "modelopt-nvfp4") and self.scheme.bits == 4:
-            return self._finite(self._by_four_bits())
+        if self.scheme.bits == 4:
+            return self._finite(self._four_bits().numbers() if self._order() is None else self._by_four_bits())
         numbers, scale = self._numbers(), self._scale()
         if self.scheme.strategy == "block":
             out = numbers * bits.spread_blocks(scale, rows, columns, self.scheme.block)
@@ -118,10 +106,10 @@ class StoredModule:
         numbers = self._numbers().to(torch.int8)
         return numbers, self._finite(self._scale().reshape(-1)).expand(self.shape[0]).contiguous()
 
-    def four_bits(self) -> FourBits | None:
-        """The stored numbers, packed row by row, and their scales; None for other schemes.
+    def four_bits(self) -> Int4Matrix | None:
+        """The stored numbers and scales, mapped where they lie as products take them; None for other schemes.
 
-        Not for columns that are grouped in the order of activations (g_idx) unless that order is the plain one.
+        None too where columns are grouped in another order (g_idx) than their own.
         """
         if self.scheme.bits != 4 or self._order() is not None:
             return None
@@ -129,44 +117,52 @@ class StoredModule:
 
     # --- the parts ----------------------------------------------------------------------------------------------
 
-    def _four_bits(self) -> FourBits:
+    def _four_bits(self) -> Int4Matrix:
         rows, columns = self.shape
         group, layout = self.scheme.group or columns, self.scheme.layout
         if layout in ("nvfp4", "modelopt-nvfp4"):
-            packed = self.read("weight_packed" if layout == "nvfp4" else "weight")
+            packed = self.mapped("weight_packed" if layout == "nvfp4" else "weight")
             name = "weight_global_scale" if layout == "nvfp4" else "weight_scale_2"
-            factor = float(self._finite(self.read(name)).reshape(-1)[0])
+            factor = self._finite(self.read(name)).reshape(1).float()
             if layout == "nvfp4":
-                if factor == 0:
+                if float(factor) == 0:
                     raise CheckpointError(f"{self.file}: {self.tensors[name].key} must not be 0")
                 factor = 1 / factor
-            scale = self._finite(self.read("weight_scale").to(torch.bfloat16))
-            return FourBits(packed, scale, group, 0.0, bits.FP4, factor)
+            scale = self._finite(self.mapped("weight_scale"))
+            return Int4Matrix(packed, scale, columns, group, None, True, factor)
         if layout == "packed":
-            packed = self.read("weight_packed").contiguous().view(torch.uint8)
-            return FourBits(packed, self._finite(self.read("weight_scale")), group, self._packed_zero())
+            packed = self.mapped("weight_packed").view(torch.uint8)
+            return Int4Matrix(packed, self._scales("weight_scale"), columns, group, self._packed_zero())
         if layout == "gptq":
             numbers = bits.word_nibbles_down(self.read("qweight")).T
-            zeros = bits.nibbles(self.read("qzeros"), rows).T.float() + self.scheme.zero_shift
+            zeros = bits.nibbles(self.read("qzeros"), rows).T.float().contiguous() + self.scheme.zero_shift
         else:
             numbers = bits.awq_nibbles(self.read("qweight")).T
-            zeros = bits.awq_nibbles(self.read("qzeros")).T.float() if "qzeros" in self.tensors else 8.0
+            zeros = None
+            if "qzeros" in self.tensors:
+                zeros = bits.awq_nibbles(self.read("qzeros")).T.float().contiguous()
+        if zeros is not None and bool((zeros == 8).all()):
+            zeros = None
         scale = self._finite(self.read("scales").T.contiguous())
-        return FourBits(bits.pack_nibbles(numbers.contiguous()), scale, group, zeros)
+        return Int4Matrix(bits.pack_nibbles(numbers.contiguous()), scale, columns, group, zeros)
 
-    def _packed_zero(self) -> Tensor | float:
+    def _scales(self, name: str) -> Tensor:
+        """Scales of groups [rows, groups], in a format that products read."""
+        scale = self._finite(self.mapped(name))
+        return scale.float() if scale.dtype is torch.float64 else scale.view(self.shape[0], -1)
+
+    def _packed_zero(self) -> Tensor | None:
         if "weight_zero_point" not in self.tensors:
-            return 8.0
+            return None
         rows = self.shape[0]
-        return bits.nibbles(self.read("weight_zero_point").T.contiguous(), rows).T.float()
+        return bits.nibbles(self.read("weight_zero_point").T.contiguous(), rows).T.float().contiguous()
 
     def _by_four_bits(self) -> Tensor:
+        """Where columns are grouped in another order than their own."""
         columns, parts = self.shape[1], self._four_bits()
-        values = bits.nibbles(parts.packed, columns)
-        out = values.float() if parts.values is None else torch.tensor(parts.values)[values.long()]
-        zero = parts.zero
-        out = out - (self._spread(zero, parts.group) if isinstance(zero, Tensor) else zero)
-        return out * (self._spread(parts.scale.float(), parts.group) * parts.factor)
+        values = bits.nibbles(parts.packed, columns).float()
+        zero = 8.0 if parts.zero is None else self._spread(parts.zero, parts.group)
+        return (values - zero) * self._spread(parts.scale.float(), parts.group)
 
     def _numbers(self) -> Tensor:
         if self.scheme.layout == "packed":

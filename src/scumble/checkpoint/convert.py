@@ -1,0 +1,275 @@
+"""`scumble convert`: a checkpoint in few bits, in the layout of compressed-tensors, made a matrix at a time.
+
+Every layer becomes a file. Files are made in a folder beside the result, which gets its name when everything is there;
+a conversion that was interrupted goes on after the last whole file. What the model does not need in few bits (the
+embedding, norms, the router, self-conditioning, the vision tower) is copied.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scumble.checkpoint.files import DTYPES, INDEX, Stored
+from scumble.checkpoint.gguf.model import is_gguf
+from scumble.checkpoint.load import Contents, read_contents
+from scumble.checkpoint.names import VISION, checkpoint_key
+from scumble.checkpoint.pack import Packing, packing
+from scumble.checkpoint.raw import read_bytes, read_stored
+from scumble.checkpoint.schemes import Entry, read_entry
+from scumble.checkpoint.schemes.assemble import FusedExperts, StackedExperts
+from scumble.checkpoint.stream import Slot, StreamedFile
+from scumble.config import write_model_config
+from scumble.errors import CheckpointError, InvalidRequest, shown
+
+FORMS = ("int4", "int8", "fp8", "nvfp4")
+KEPT = ("embed", "router", "self_conditioning", "vision_tower")  # parts of names that stay as they are
+STATE = "conversion.json"
+CPU = torch.device("cpu")
+COPIED = (
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "chat_template.json", "preprocessor_config.json", "processor_config.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Progress:
+    """After every file: numbers of the model that are done and all of them, the layers that are whole (by name), and
+    whether the file was there already."""
+
+    done: int
+    total: int
+    part: str
+    resumed: bool
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A matrix to write in few bits, or a tensor to copy (module None). rows: of experts, (expert, begin, end)."""
+
+    slots: list[Slot]
+    entry: Entry
+    module: str | None = None
+    rows: tuple[int, int, int] | None = None
+
+
+def convert(source: Path, out: Path, form: str, group: int = 32, keep: Sequence[str] = ()) -> Iterator[Progress]:
+    """Write `source` (a folder or GGUF file) to the folder `out` in `form`. Yields after every file that is done.
+
+    group: numbers that share a scale (int4). keep: parts of module names that stay in bfloat16, beside KEPT.
+    Raises InvalidRequest for settings that make no sense, CheckpointError for what cannot be read or written; then
+    `out` does not exist, and the same call goes on where it stopped.
+    """
+    _check(source, out, form, group)
+    found = read_contents(source)
+    how, kept = packing(form, group), (*KEPT, *keep)
+    parts, left = plan_files(found, how, kept)
+    work = out.with_name(out.name + ".converting")
+    names = {part: f"model-{i + 1:05d}-of-{len(parts):05d}.safetensors" for i, part in enumerate(parts)}
+    try:
+        _begin(work, _state(source, form, group, kept))
+        done, total = 0, sum(piece_count(piece) for pieces in parts.values() for piece in pieces)
+        for part, pieces in parts.items():
+            resumed = (work / names[part]).exists()
+            if not resumed:
+                _write(work / names[part], pieces, how)
+            done += sum(map(piece_count, pieces))
+            yield Progress(done, total, part, resumed)
+        finish(work, found, source, how.settings(ignored(kept, left)), parts, names)
+        os.rename(work, out)
+    except OSError as error:
+        raise CheckpointError(
+            f"{out}: cannot be written: {error.strerror or error}; what is done stays in {work.name}: "
+            "the same command goes on from there"
+        ) from None
+
+
+def _check(source: Path, out: Path, form: str, group: int) -> None:
+    if form not in FORMS:
+        raise InvalidRequest(f"format must be one of {', '.join(FORMS)}; found {shown(form)}")
+    if not 8 <= group <= 4096 or group % 8:
+        raise InvalidRequest(f"group size must be a multiple of 8 in 8 … 4096, found {group}")
+    if out.resolve() == source.resolve():
+        raise InvalidRequest(f"{out}: is the folder to convert; name another one for the result")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InvalidRequest(f"{out}: is there already and is not empty; name a folder that does not exist yet")
+    if out.exists():
+        out.rmdir()
+    if not out.parent.is_dir():
+        raise InvalidRequest(f"{out.parent}: no such folder, so {out.name} cannot be made in it")
+
+
+def plan_files(found: Contents, how: Packing, kept: Sequence[str]) -> tuple[dict[str, list[Piece]], list[str]]:
+    """What each file holds: a file a layer, one for what is outside the layers, one for the vision tower.
+
+    Second: modules that stay as they are because their columns are not whole groups.
+    """
+    parts: dict[str, list[Piece]] = {}
+    left: list[str] = []
+    for name, entry in found.plan.items():
+        part = ".".join(name.split(".")[:2]) if name.startswith("layers.") else "the rest"
+        parts.setdefault(part, []).extend(_pieces(name, entry, how, kept, left))
+    vision = [stored for key, stored in found.tensors.items() if key.startswith(VISION)]
+    if vision:
+        parts["vision"] = [Piece([Slot(one.key, one.dtype, one.shape)], one) for one in vision]
+    order = sorted(parts, key=lambda part: (not part.startswith("layers."), len(part), part))
+    return {part: parts[part] for part in order}, left
+
+
+def _pieces(name: str, entry: Entry, how: Packing, kept: Sequence[str], left: list[str]) -> Iterator[Piece]:
+    key = checkpoint_key(name)
+    if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+        prefix, last = key.rsplit(".", 1)
+        count, rows, columns = entry.shape[0], entry.shape[1], entry.shape[-1]
+        members = ("gate_proj", "up_proj") if last == "gate_up_proj" else ("down_proj",)
+        each = rows // len(members)
+        for expert in range(count):
+            for i, member in enumerate(members):
+                module = f"{prefix}.{expert}.{member}"
+                yield _piece(module, each, columns, entry, (expert, i * each, (i + 1) * each), how, kept, left)
+        return
+    if name.endswith("_proj.weight"):
+        rows, columns = entry.shape[0], entry.shape[-1]
+        yield _piece(key.removesuffix(".weight"), rows, columns, entry, None, how, kept, left)
+        return
+    yield Piece([Slot(key, _plain_code(entry), entry.shape)], entry)
+
+
+def _piece(
+    module: str, rows: int, columns: int, entry: Entry, part: tuple[int, int, int] | None, how: Packing,
+    kept: Sequence[str], left: list[str],
+) -> Piece:  # fmt: skip
+    whole = columns % how.group == 0
+    if whole and not any(word in module for word in kept):
+        return Piece(how.slots(module, rows, columns), entry, module, part)
+    if not whole:
+        left.append(module)
+    return Piece([Slot(f"{module}.weight", _plain_code(entry), (rows, columns))], entry, None, part)
+
+
+def _plain_code(entry: Entry) -> str:
+    return entry.dtype if isinstance(entry, Stored) and entry.dtype in DTYPES else "BF16"
+
+
+def piece_count(piece: Piece) -> int:
+    """Numbers of the weight that a piece holds."""
+    rows = piece.entry.shape[0] if piece.rows is None else piece.rows[2] - piece.rows[1]
+    out = rows if piece.entry.shape else 1
+    for axis in piece.entry.shape[1 if piece.rows is None else 2 :]:
+        out *= axis
+    return out
+
+
+def _write(path: Path, pieces: list[Piece], how: Packing) -> None:
+    with StreamedFile(path, [slot for piece in pieces for slot in piece.slots]) as file:
+        for piece in pieces:
+            entry = piece.entry
+            if isinstance(entry, Stored) and entry.key == piece.slots[0].key and entry.dtype == piece.slots[0].dtype:
+                file.write(read_stored(entry))  # as it is
+                continue
+            weight = _matrix(piece)
+            if piece.module is None:
+                file.write(weight.to(DTYPES[piece.slots[0].dtype]).view(piece.slots[0].shape))
+                continue
+            if not bool(torch.isfinite(weight.sum(dtype=torch.float32))):
+                raise CheckpointError(
+                    f"{piece.entry.file}: {piece.module} must hold finite numbers, found NaN or infinity; "
+                    "get the checkpoint again"
+                )
+            for tensor in how.pack(weight):
+                file.write(tensor)
+
+
+def _matrix(piece: Piece) -> Tensor:
+    """The piece's numbers in a float format; of experts only its rows are read."""
+    entry = piece.entry
+    if piece.rows is None:
+        plain = isinstance(entry, Stored) and entry.dtype in DTYPES
+        return read_entry(entry, DTYPES[entry.dtype] if plain else torch.float32, CPU)
+    expert, begin, end = piece.rows
+    if isinstance(entry, FusedExperts):
+        at = 0
+        for part in entry.parts[expert]:
+            if at == begin:
+                return read_entry(part, torch.float32, CPU)
+            at += part.shape[0]
+    if isinstance(entry, Stored) and entry.dtype in DTYPES:
+        _, rows, columns = entry.shape
+        dtype = DTYPES[entry.dtype]
+        size = columns * dtype.itemsize
+        data = read_bytes(entry, (expert * rows + begin) * size, (end - begin) * size)
+        return data.view(dtype).view(end - begin, columns)
+    if isinstance(entry, StackedExperts):
+        one = entry.gate if begin == 0 else entry.up
+        return read_entry(_single(one, expert), torch.float32, CPU)
+    assert isinstance(entry, Stored)
+    return read_entry(_single(entry, expert), torch.float32, CPU)[begin:end]
+
+
+def _single(entry: Stored, index: int) -> Stored:
+    """One matrix of several [E, rows, columns]."""
+    nbytes = entry.nbytes // entry.shape[0]
+    return Stored(entry.file, entry.key, entry.shape[1:], entry.dtype, entry.begin + index * nbytes, nbytes)
+
+
+# --- the folder -----------------------------------------------------------------------------------------------------
+
+
+def _state(source: Path, form: str, group: int, kept: Sequence[str]) -> dict[str, Any]:
+    """What must be the same for a conversion to go on."""
+    return {"source": str(source.resolve()), "format": form, "group_size": group, "keep": list(kept)}
+
+
+def _begin(work: Path, state: dict[str, Any]) -> None:
+    work.mkdir(exist_ok=True)
+    file = work / STATE
+    if file.exists():
+        try:
+            before = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            before = None
+        if before != state:
+            raise InvalidRequest(f"{work}: holds another unfinished conversion; finish it, or remove the folder")
+        return
+    if any(work.iterdir()):
+        raise InvalidRequest(f"{work}: is there already and holds no conversion; remove it")
+    temporary = file.with_suffix(".part")
+    temporary.write_text(json.dumps(state), encoding="utf-8")
+    os.replace(temporary, file)
+
+
+def finish(
+    work: Path, found: Contents, source: Path, settings: dict[str, Any], parts: dict[str, list[Piece]],
+    names: dict[str, str],
+) -> None:  # fmt: skip
+    """Everything beside the weights."""
+    weight_map = {slot.key: names[part] for part, pieces in parts.items() for piece in pieces for slot in piece.slots}
+    total = sum(slot.nbytes for pieces in parts.values() for piece in pieces for slot in piece.slots)
+    _json(work / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    raw = dict(found.config.source) if not is_gguf(source) else write_model_config(found.config, "bfloat16")
+    for name in ("quantization_config", "compression_config", "quantization"):
+        raw.pop(name, None)
+    _json(work / "config.json", raw | {"quantization_config": settings})
+    if not is_gguf(source):
+        for name in COPIED:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, work / name)
+    for left in (*work.glob(".*.part"), work / STATE):
+        left.unlink(missing_ok=True)
+
+
+def _json(file: Path, value: dict[str, Any]) -> None:
+    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def ignored(kept: Sequence[str], left: list[str]) -> list[str]:
+    """The configuration's list of modules that stay as they are."""
+    return ["lm_head", *(f"re:.*{word}.*" for word in kept), *left]

@@ -1,0 +1,46 @@
+"""`scumble convert`: a checkpoint in few bits."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scumble.cli.terminal import error_console
+
+EPILOG = """\
+Examples:
+
+  scumble convert path/to/release path/to/int4 --format int4
+
+  scumble convert path/to/release path/to/fp8 --format fp8
+"""
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Checkpoint folder or GGUF file.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; it may not exist yet.")],
+    form: Annotated[str, typer.Option("--format", help="int4, int8, fp8 or nvfp4.")] = "int4",
+    group_size: Annotated[int, typer.Option(help="int4: how many numbers share a scale.")] = 32,
+    keep: Annotated[str, typer.Option(help="Parts of module names that stay as they are, with commas between.")] = "",
+) -> None:
+    """Write a checkpoint in few bits, in the layout of compressed-tensors.
+
+    Needs little memory, whatever the model's size. After an interruption the same command goes on where it stopped.
+    """
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    from scumble.checkpoint.convert import convert as run
+    from scumble.errors import size
+
+    words = [word.strip() for word in keep.split(",") if word.strip()]
+    console, start = error_console(), time.monotonic()
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("reading the headers", total=None)
+        for step in run(source, out, form, group_size, words):
+            bar.update(task, total=step.total, completed=step.done, description=step.part)
+    written = sum(file.stat().st_size for file in out.iterdir())
+    console.print(f"{out}: {form}, {size(written)}, in {time.monotonic() - start:.0f} s", highlight=False)

@@ -1,0 +1,303 @@
+// Products of int8 activations with weights of four bits a number, as they lie in a checkpoint: row by row, two numbers
+// a byte, scales by groups along the row. So the file's own pages serve, and nothing is packed at load.
+//
+//     out[n, c] = x_scale[n] · factor[c] · Σ_g scale[c, g] · (Σ_k value[c, k] · q[n, k] - zero[c, g] · Σ_k q[n, k])
+//
+// Sums inside a group are exact integers; groups are added in float32 in ascending order, whatever the number of rows:
+// a row's result does not depend on the others. Sixteen rows of a weight become columns of lanes by a transposition in
+// registers, so that a dword lane holds eight numbers of one output; their low and high halves are two dot products.
+//
+// N rows, K numbers a row, G groups a row. K and the group are multiples of 8; activations lie in the order
+// 0 2 4 6 1 3 5 7 inside every eight.
+#pragma once
+#include <cmath>
+#include <vector>
+
+#include "gemm.h"
+
+struct FourBits {
+  const uint8_t* packed;  // [columns, K / 2]
+  const uint8_t* scale;   // [columns, G], in the format `scales` of FourKind
+  const float* zero;      // [columns, G], or null: FourKind's
+  const float* factor;    // [1], or null: 1
+};
+
+struct FourKind {
+  int64_t group;
+  int scales;          // 0 bfloat16, 1 float16, 2 float32, 3 fp8 (E4M3)
+  int table;           // 0: values 0 … 15; 1: E2M1, doubled and raised by 12 to be unsigned
+  int zero;            // of all, where there are none by group
+  float unit() const { return table ? 0.5f : 1.0f; }
+};
+
+constexpr int LANES = 16;
+
+// sum += u · s by fours, u unsigned, s signed. As an instruction: from the intrinsic GCC makes copies of all sums at every
+// step where they are used again behind the loop.
+static inline void dot4(__m512i& sum, __m512i u, __m512i s) { asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u), "v"(s)); }
+
+static inline __m512i fp8_bits(__m512i bytes) {  // E4M3 in the low byte of every dword -> float32, exactly
+  __m512i magnitude = _mm512_slli_epi32(_mm512_and_si512(bytes, _mm512_set1_epi32(0x7F)), 20);
+  __m512 value = _mm512_mul_ps(_mm512_castsi512_ps(magnitude), _mm512_set1_ps(0x1p120f));
+  __m512i sign = _mm512_slli_epi32(_mm512_and_si512(bytes, _mm512_set1_epi32(0x80)), 24);
+  return _mm512_or_si512(_mm512_castps_si512(value), sign);
+}
+
+// Up to 16 rows of `bytes` bytes, `stride` apart, from byte `at` on: 64 bytes of each, transposed into 16 vectors.
+static inline void sixteen(const uint8_t* rows, int count, int64_t stride, int64_t at, int64_t bytes, __m512i v[16]) {
+  int64_t left = bytes - at;
+  if (left >= 64) {
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) v[i] = i < count ? _mm512_loadu_si512(rows + i * stride + at) : _mm512_setzero_si512();
+  } else {
+    __mmask64 m = ((__mmask64)1 << left) - 1;
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++)
+      v[i] = i < count ? _mm512_maskz_loadu_epi8(m, rows + i * stride + at) : _mm512_setzero_si512();
+  }
+  transpose16(v);
+}
+
+// Scales of up to 16 columns -> float32 [G][step], 16 of every row written.
+static inline void spread_scales(const uint8_t* scale, int count, int64_t groups, int kind, float unit, float* out,
+                                 int64_t step) {
+  const int64_t size = kind == 2 ? 4 : kind == 3 ? 1 : 2, each = 4 / size;
+  const __m512 u = _mm512_set1_ps(unit);
+  for (int64_t at = 0; at < groups * size; at += 64) {
+    __m512i v[16];
+    sixteen(scale, count, groups * size, at, groups * size, v);
+    for (int i = 0; i < 16; i++)
+      for (int64_t j = 0; j < each; j++) {
+        int64_t g = (at / 4 + i) * each + j;
+        if (g >= groups) return;
+        __m512i x = v[i];
+        __m512 f;
+        if (kind == 0)
+          f = _mm512_castsi512_ps(j ? _mm512_and_si512(x, _mm512_set1_epi32(0xFFFF0000)) : _mm512_slli_epi32(x, 16));
+        else if (kind == 1)
+          f = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(j ? _mm512_srli_epi32(x, 16) : x));
+        else if (kind == 2)
+          f = _mm512_castsi512_ps(x);
+        else
+          f = _mm512_castsi512_ps(fp8_bits(_mm512_srlv_epi32(x, _mm512_set1_epi32(8 * (int)j))));
+        _mm512_storeu_ps(out + g * step, _mm512_mul_ps(f, u));
+      }
+  }
+}
+
+static inline __m512i looked_up(__m512i nibbles, int table) {
+  if (!table) return nibbles;
+  const __m512i values = _mm512_broadcast_i32x4(
+      _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+  return _mm512_shuffle_epi8(values, nibbles);
+}
+
+// Activations of `rows` rows: q int8 [rows, K] in their order, sums [rows, G] of every group.
+struct FourRows {
+  const int8_t* q;
+  const int32_t* sums;
+  int64_t k, groups;
+};
+
+// A few rows (R ≤ 6) times 16 columns, straight from the weight. out [R][step], 16 of every row written.
+template <int R, bool ZEROS>
+__attribute__((noinline)) static void few_by_16(const FourRows& a, const FourBits& w, const FourKind& kind, int64_t column, int count,
+                             const float* scale, const float* zero, float* out, int64_t step) {
+  const int64_t bytes = a.k / 2, per_group = kind.group / 8;
+  const uint8_t* rows = w.packed + column * bytes;
+  const __m512i low = _mm512_set1_epi8(15);
+  __m512i acc[R];
+  __m512 total[R];
+  int64_t g = 0, left = per_group;
+#pragma GCC unroll 6
+  for (int r = 0; r < R; r++) {
+    total[r] = _mm512_setzero_ps();
+    acc[r] = ZEROS ? _mm512_setzero_si512() : _mm512_set1_epi32(-kind.zero * a.sums[r * a.groups]);
+  }
+  for (int64_t at = 0; at < bytes; at += 64) {
+    __m512i v[16];
+    sixteen(rows, count, bytes, at, bytes, v);
+    const int64_t steps = bytes - at >= 64 ? 16 : (bytes - at) / 4;
+    for (int64_t i = 0; i < steps; i++) {
+      __m512i first = looked_up(_mm512_and_si512(v[i], low), kind.table);
+      __m512i second = looked_up(_mm512_and_si512(_mm512_srli_epi32(v[i], 4), low), kind.table);
+#pragma GCC unroll 6
+      for (int r = 0; r < R; r++) {
+        const int8_t* q = a.q + r * a.k + 2 * at + 8 * i;
+        dot4(acc[r], first, _mm512_set1_epi32(*(const int32_t*)q));
+        dot4(acc[r], second, _mm512_set1_epi32(*(const int32_t*)(q + 4)));
+      }
+      if (--left == 0) {
+        __m512 s = _mm512_loadu_ps(scale + g * step);
+#pragma GCC unroll 6
+        for (int r = 0; r < R; r++) {
+          total[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r]), s, total[r]);
+          if (ZEROS)
+            total[r] = _mm512_fnmadd_ps(_mm512_loadu_ps(zero + g * step),
+                                        _mm512_set1_ps((float)a.sums[r * a.groups + g]), total[r]);
+        }
+        left = per_group;
+        if (++g < a.groups)
+#pragma GCC unroll 6
+          for (int r = 0; r < R; r++)
+            acc[r] = ZEROS ? _mm512_setzero_si512() : _mm512_set1_epi32(-kind.zero * a.sums[r * a.groups + g]);
+      }
+    }
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < R; r++) _mm512_storeu_ps(out + r * step, total[r]);
+}
+
+// R rows times one group of 64 columns that lie unpacked in `panel` [2 · group / 8][64] dwords; added to out [R][64].
+template <int R, bool ZEROS>
+__attribute__((noinline)) static void rows_by_64(const int8_t* q, int64_t k, const int32_t* sums, int64_t groups, const int32_t* panel,
+                              int64_t steps, int zero_point, const float* scale, const float* zero, float* out) {
+  __m512i acc[R][4];
+#pragma GCC unroll 6
+  for (int r = 0; r < R; r++) {
+    __m512i start = ZEROS ? _mm512_setzero_si512() : _mm512_set1_epi32(-zero_point * sums[r * groups]);
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; c++) acc[r][c] = start;
+  }
+  for (int64_t i = 0; i < steps; i++) {
+    __m512i b[4];
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; c++) b[c] = _mm512_loadu_si512(panel + i * PANEL + 16 * c);
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++) {
+      __m512i x = _mm512_set1_epi32(*(const int32_t*)(q + r * k + 4 * i));
+#pragma GCC unroll 4
+      for (int c = 0; c < 4; c++) dot4(acc[r][c], b[c], x);
+    }
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; c++) {
+    __m512 s = _mm512_loadu_ps(scale + 16 * c);
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++) {
+      __m512 t = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][c]), s, _mm512_loadu_ps(out + r * PANEL + 16 * c));
+      if (ZEROS) t = _mm512_fnmadd_ps(_mm512_loadu_ps(zero + 16 * c), _mm512_set1_ps((float)sums[r * groups]), t);
+      _mm512_storeu_ps(out + r * PANEL + 16 * c, t);
+    }
+  }
+}
+
+// Room of one thread.
+struct FourRoom {
+  std::vector<float> scale, zero;
+  std::vector<int32_t> panel;
+};
+
+// `rows` rows times columns column … column + 63 (or up to `columns`): out float32 [rows][64], without x's scales.
+template <bool ZEROS>
+static void four_panel(const FourRows& a, int64_t rows, const FourBits& w, const FourKind& kind, int64_t column,
+                       int64_t columns, float* out, FourRoom& room) {
+  const int64_t groups = a.groups, bytes = a.k / 2;
+  if ((int64_t)room.scale.size() < groups * PANEL) room.scale.resize(groups * PANEL);
+  if (ZEROS && (int64_t)room.zero.size() < groups * PANEL) room.zero.resize(groups * PANEL);
+  float *scale = room.scale.data(), *zero = room.zero.data();
+  const int64_t size = kind.scales == 2 ? 4 : kind.scales == 3 ? 1 : 2;
+  const float unit = kind.unit() * (w.factor ? *w.factor : 1.0f);
+  const int64_t width = columns - column < PANEL ? columns - column : PANEL;
+  for (int c = 0; c < PANEL; c += LANES) {
+    int count = width - c < LANES ? (width > c ? (int)(width - c) : 0) : LANES;
+    spread_scales(w.scale + (column + c) * groups * size, count, groups, kind.scales, unit, scale + c, PANEL);
+    if (ZEROS) {  // zero · scale: what a group's sum of activations is multiplied by
+      spread_scales((const uint8_t*)(w.zero + (column + c) * groups), count, groups, 2, 1.0f, zero + c, PANEL);
+      for (int64_t g = 0; g < groups; g++)
+        _mm512_storeu_ps(zero + g * PANEL + c, _mm512_mul_ps(_mm512_loadu_ps(zero + g * PANEL + c),
+                                                             _mm512_loadu_ps(scale + g * PANEL + c)));
+    }
+  }
+  if (rows <= 6) {
+    for (int c = 0; c < width; c += LANES) {
+      int count = width - c < LANES ? (int)(width - c) : LANES;
+      switch (rows) {
+        case 1: few_by_16<1, ZEROS>(a, w, kind, column + c, count, scale + c, zero + c, out + c, PANEL); break;
+        case 2: few_by_16<2, ZEROS>(a, w, kind, column + c, count, scale + c, zero + c, out + c, PANEL); break;
+        case 3: few_by_16<3, ZEROS>(a, w, kind, column + c, count, scale + c, zero + c, out + c, PANEL); break;
+        case 4: few_by_16<4, ZEROS>(a, w, kind, column + c, count, scale + c, zero + c, out + c, PANEL); break;
+        case 5: few_by_16<5, ZEROS>(a, w, kind, column + c, count, scale + c, zero + c, out + c, PANEL); break;
+        default: few_by_16<6, ZEROS>(a, w, kind, column + c, count, scale + c, zero + c, out + c, PANEL);
+      }
+    }
+    return;
+  }
+  const int64_t blocks = (rows + ROWS - 1) / ROWS, step = (rows + blocks - 1) / blocks, per_group = kind.group / 8;
+  // As many whole groups at a time as keep the unpacked panel in the first cache, in multiples of 16 dwords where groups
+  // are that small.
+  int64_t at_once = 256 / kind.group > 0 ? 256 / kind.group : 1;
+  if ((int64_t)room.panel.size() < 2 * at_once * per_group * PANEL) room.panel.resize(2 * at_once * per_group * PANEL);
+  int32_t* panel = room.panel.data();
+  const __m512i low = _mm512_set1_epi8(15);
+  std::memset(out, 0, rows * PANEL * sizeof(float));
+  for (int64_t g = 0; g < groups; g += at_once) {
+    const int64_t several = groups - g < at_once ? groups - g : at_once;
+    const int64_t from = g * kind.group / 2, to = from + several * kind.group / 2;
+    for (int c = 0; c < PANEL; c += LANES) {
+      int count = width - c < LANES ? (width > c ? (int)(width - c) : 0) : LANES;
+      const uint8_t* first = w.packed + (column + c) * bytes;
+      for (int64_t at = from; at < to; at += 64) {
+        __m512i v[16];
+        sixteen(first, count, bytes, at, to, v);
+        const int64_t steps = to - at >= 64 ? 16 : (to - at) / 4;
+        int32_t* p = panel + 2 * (at - from) / 4 * PANEL + c;
+        for (int64_t i = 0; i < steps; i++) {
+          _mm512_storeu_si512(p + 2 * i * PANEL, looked_up(_mm512_and_si512(v[i], low), kind.table));
+          _mm512_storeu_si512(p + (2 * i + 1) * PANEL,
+                              looked_up(_mm512_and_si512(_mm512_srli_epi32(v[i], 4), low), kind.table));
+        }
+      }
+    }
+    for (int64_t r = 0; r < rows; r += step) {
+      int here = rows - r < step ? (int)(rows - r) : (int)step;
+      for (int64_t i = 0; i < several; i++) {
+        const int8_t* q = a.q + r * a.k + (g + i) * kind.group;
+        const int32_t* sums = a.sums + r * groups + g + i;
+        const int32_t* p = panel + 2 * i * per_group * PANEL;
+        const float *s = scale + (g + i) * PANEL, *z = zero + (g + i) * PANEL;
+        float* o = out + r * PANEL;
+#define BY(R) rows_by_64<R, ZEROS>(q, a.k, sums, groups, p, 2 * per_group, kind.zero, s, z, o)
+        switch (here) {
+          case 6: BY(6); break;
+          case 5: BY(5); break;
+          case 4: BY(4); break;
+          case 3: BY(3); break;
+          case 2: BY(2); break;
+          default: BY(1);
+        }
+#undef BY
+      }
+    }
+  }
+}
+
+static inline void four_product(const FourRows& a, int64_t rows, const FourBits& w, const FourKind& kind, int64_t column,
+                                int64_t columns, float* out, FourRoom& room) {
+  if (w.zero)
+    four_panel<true>(a, rows, w, kind, column, columns, out, room);
+  else
+    four_panel<false>(a, rows, w, kind, column, columns, out, room);
+}
+
+// One row in int8, in the order of the products, with the sums of its groups; returns its scale.
+template <class X>
+static inline float four_quantize(const X* x, int64_t k, int64_t group, int8_t* q, int32_t* sums) {
+  __m512 high = _mm512_setzero_ps();
+  for (int64_t i = 0; i < k; i += 16) high = _mm512_max_ps(high, _mm512_abs_ps(load(x + i, tail_mask(k - i))));
+  float most = _mm512_reduce_max_ps(high), scale = most > 0 ? most / 127.0f : 1.0f;
+  const __m512 inverse = _mm512_set1_ps(1.0f / scale);
+  const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+  for (int64_t i = 0; i < k; i += 16) {
+    __mmask16 m = tail_mask(k - i);
+    __m512i n = _mm512_cvtps_epi32(_mm512_mul_ps(load(x + i, m), inverse));
+    n = _mm512_min_epi32(_mm512_max_epi32(n, _mm512_set1_epi32(-127)), _mm512_set1_epi32(127));
+    _mm_mask_storeu_epi8(q + i, m, _mm_shuffle_epi8(_mm512_cvtepi32_epi8(n), order));
+  }
+  for (int64_t g = 0; g < k / group; g++) {
+    int32_t sum = 0;
+    for (int64_t i = 0; i < group; i++) sum += q[g * group + i];
+    sums[g] = sum;
+  }
+  return scale;
+}

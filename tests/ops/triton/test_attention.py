@@ -96,8 +96,10 @@ def test_the_bits_do_not_depend_on_where_a_cache_begins(device: torch.device) ->
     low, high = ranges(9, 200, "canvas", 90, device)
     queries = attention.one_row(low, high, 2, attention.name_of(64, False))
     kept = int(low[0])
-    part = attention.attend(q, k[kept:], v[kept:], queries, 200 - kept, base=kept)
-    assert torch.equal(part, attention.attend(q, k, v, queries, 200))
+    whole = attention.attend(q, k, v, queries, 200)
+    k, v = k.clone(), v.clone()
+    k[:kept], v[:kept] = float("nan"), float("nan")  # a block begins before the first key, and must not read there
+    assert torch.equal(attention.attend(q, k[kept:], v[kept:], queries, 200 - kept, base=kept), whole)
 
 
 def test_a_prompt_in_chunks_is_the_prompt_in_one(device: torch.device) -> None:

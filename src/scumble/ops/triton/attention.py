@@ -85,7 +85,7 @@ def _attend(
         slot = key.to(tl.int64) - BASE
         if PAGE > 0:  # a block never crosses a page: PAGE is a multiple of BN
             slot = tl.load(row_pages + i // PAGE).to(tl.int64) * PAGE + key % PAGE
-        inside = key < stop
+        inside = (key >= tile_low) & (key < stop)  # what lies before may be no number: 0 · NaN is NaN
         keys = tl.load(k + slot[None, :] * kv_token + d[:, None], mask=inside[None, :] & (d < DIM)[:, None], other=0.0)
         score = tl.dot(queries, keys, input_precision="ieee") * 1.4426950408889634  # log2 e: exp2 is the hardware's
         seen = (key[None, :] >= first[:, None]) & (key[None, :] < last[:, None])

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from scumble.checkpoint.hub import find_checkpoint
 from scumble.config import read_json
 from scumble.errors import CheckpointError, InvalidRequest, shown
 from scumble.reading import check_regular, is_there, open_regular, parse_json
@@ -52,10 +53,13 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
 
 
 def as_folder(path: object) -> Path:
-    """A path that a caller gave. Raises InvalidRequest for what is none."""
+    """A path that a caller gave, or the folder of a hub id ("owner/name"), which is downloaded where it is missing.
+
+    Raises InvalidRequest for what is no path, CheckpointError where an id cannot be had.
+    """
     if not isinstance(path, (str, Path)):
         raise InvalidRequest(f"a checkpoint must be named by its path, a str or Path; found {shown(path)}")
-    return Path(path)
+    return find_checkpoint(path)
 
 
 def check_folder(folder: Path) -> None:

@@ -33,6 +33,7 @@ def convert(
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     from scumble.checkpoint.convert import convert as run
+    from scumble.checkpoint.files import as_folder
     from scumble.errors import size
 
     words = [word.strip() for word in keep.split(",") if word.strip()]
@@ -40,7 +41,7 @@ def convert(
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("reading the headers", total=None)
-        for step in run(source, out, form, group_size, words):
+        for step in run(as_folder(source), out, form, group_size, words):
             bar.update(task, total=step.total, completed=step.done, description=step.part)
     written = sum(file.stat().st_size for file in out.iterdir())
     console.print(f"{out}: {form}, {size(written)}, in {time.monotonic() - start:.0f} s", highlight=False)

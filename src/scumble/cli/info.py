@@ -48,6 +48,7 @@ def gather(path: Path | None) -> dict[str, Any]:
     """Everything `info` knows about a folder, as JSON values. Sizes in bytes."""
     with uninterrupted():
         from scumble.checkpoint import read_contents, read_generation_config
+        from scumble.checkpoint.files import as_folder
         from scumble.checkpoint.memory import available, needed
         from scumble.formats.sizes import FORMATS, weight_bytes
         from scumble.llm import embedded_path
@@ -55,7 +56,7 @@ def gather(path: Path | None) -> dict[str, Any]:
 
     if path is None and not embedded_path().is_dir():
         raise CheckpointError("this installation has no embedded model; name a checkpoint folder: scumble info PATH")
-    folder = embedded_path() if path is None else path
+    folder = embedded_path() if path is None else as_folder(path)
     found = read_contents(folder)
     tensors, config, shapes = found.tensors, found.config, found.shapes
     room = available(choose_device("auto"))

@@ -42,6 +42,7 @@ COMMANDS = {
     "keys": Entry("app", "Make, list and revoke a server's keys."),
     "audit": Entry("app", "Check, export and prune a server's audit log."),
     "batch": Entry("batch", "Answer a file of requests."),
+    "pull": Entry("pull", "Download a checkpoint from a model hub."),
     "convert": Entry("convert", "Convert a checkpoint's number format."),
 }  # a command whose file does not exist is not listed
 

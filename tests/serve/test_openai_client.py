@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 pytest.importorskip("openai", reason="the OpenAI client is not installed")
@@ -151,6 +153,20 @@ def test_completions_stream(client):
     for chunk in client.completions.create(**options, stream=True):
         streamed[chunk.choices[0].index] += chunk.choices[0].text
     assert list(streamed.values()) == [choice.text for choice in whole.choices]
+
+
+@pytest.mark.skipif("json_schema" not in SETTINGS, reason="this build cannot guarantee a format")
+def test_a_format_is_kept(client):
+    schema = {
+        "type": "object", "properties": {"age": {"type": "integer", "minimum": 0, "maximum": 9}}, "required": ["age"],
+        "additionalProperties": False,
+    }  # fmt: skip
+    asked = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema}}
+    text = chat(client, max_tokens=64, response_format=asked, extra_body={}).choices[0].message.content
+    assert json.loads(text)["age"] in range(10)
+    wrong = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "no"}}}
+    with pytest.raises(openai.BadRequestError, match="cannot be guaranteed"):
+        chat(client, response_format=wrong, extra_body={})
 
 
 def test_what_cannot_apply_is_named(client):

@@ -25,7 +25,7 @@ MODEL_METHODS = ("new_cache", "encode", "denoise_logits")
 
 
 def document(name: str, thing: object) -> list[str]:
-    """A name's heading, signature and docstring; of a class its public methods too."""
+    """A name's heading, signature and docstring; of a class its public methods too, those of its own bases included."""
     if not (inspect.isclass(thing) or inspect.isfunction(thing)):
         return []
     lines = [f"### {name}", ""]
@@ -33,7 +33,8 @@ def document(name: str, thing: object) -> list[str]:
         lines += ["```python", signature(name, thing), "```", ""]
     lines += [doc(thing), ""]
     if inspect.isclass(thing) and not issubclass(thing, Exception):
-        for method, function in vars(thing).items():
+        bases = [base for base in thing.__mro__ if base.__module__.startswith("scumble.")]
+        for method, function in [pair for base in bases for pair in vars(base).items()]:
             inner = function.__func__ if isinstance(function, classmethod) else function
             if not method.startswith("_") and inspect.isfunction(inner) and inner.__doc__:
                 lines += [f"**`{signature(method, inner)}`**", "", doc(inner), ""]

@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing
-from dataclasses import replace
-from functools import cached_property
 from importlib import resources
 from numbers import Integral
 from pathlib import Path
-from typing import Any, NamedTuple, cast, overload
+from typing import Any, cast, overload
 
 import torch
 
@@ -18,29 +16,23 @@ from scumble import filling, reads
 from scumble.answers import Trace, answers, async_answers
 from scumble.checkpoint import load_checkpoint, load_config, read_generation_config
 from scumble.checkpoint.files import as_folder
-from scumble.decode import Request, make_request
+from scumble.decode import Request
 from scumble.diffusion import Noise
 from scumble.engine import Driver, Engine, Stats
-from scumble.errors import InvalidRequest, TemplateError, TokenizerError, shown
+from scumble.errors import InvalidRequest, TokenizerError, shown
 from scumble.events import Finished, Generation, StreamEvent
 from scumble.filling import Edit, Fill
 from scumble.model import Transformer
 from scumble.placement import choose_device, choose_dtype
 from scumble.reading import is_there
 from scumble.reads import Score
-from scumble.settings import SETTINGS, GenerationConfig
-from scumble.structure import Language
-from scumble.structuring import Asked, Structuring, with_schema
-from scumble.text import ChatTemplate, Message, Tokenizer
+from scumble.requests import Ids, Requests, check_inputs
+from scumble.settings import GenerationConfig
+from scumble.structuring import with_schema
+from scumble.text import Message, Tokenizer
 from scumble.text.chat import find_sources
-from scumble.text.healing import beginning_with, take_back
-from scumble.text.infill import encode_infill
 
-Ids = Sequence[int] | torch.Tensor
 Progress = Callable[[int, int], None]
-
-
-INPUTS = ("draft", "pinned", "noise")  # what a request may have besides its prompt and its settings
 
 
 def embedded_path() -> Path:
@@ -48,16 +40,7 @@ def embedded_path() -> Path:
     return Path(str(resources.files("scumble") / "assets" / "embedded"))
 
 
-class Prompt(NamedTuple):
-    """What a text, or a hole in one, is as ids, before it is checked against the model (see `LLM.request`)."""
-
-    ids: tuple[int, ...]
-    config: GenerationConfig
-    draft: tuple[int, ...] | None
-    typed: str
-
-
-class LLM:
+class LLM(Requests):
     """A loaded model with its tokenizer. Safe to use from several threads and event loops: all share one engine."""
 
     def __init__(
@@ -68,12 +51,8 @@ class LLM:
         folder: Path | None = None,
         defaults: Mapping[str, Any] | None = None,
     ):
-        self.model = model
-        self.tokenizer = tokenizer
-        self.folder = folder
-        self.defaults = dict(defaults or {})
+        super().__init__(model, tokenizer, folder=folder, defaults=defaults)
         self._driver = Driver(Engine(model))
-        self.structuring = Structuring(model, tokenizer)
 
     def stats(self) -> Stats:
         """What the engine is doing: requests waiting and running, passes, tokens …."""
@@ -139,7 +118,7 @@ class LLM:
         config = with_schema(config, inputs.pop("schema", None))
         if isinstance(prompt, (str, bytes, bytearray)) or not isinstance(prompt, Sequence):
             return _last(self.stream_request(self.text_request(prompt, config, **inputs), drafts=False, trace=trace))
-        _check_inputs(inputs)
+        check_inputs(inputs)
         each = _per_row(inputs, len(prompt))
         requests = [self.text_request(one, config, **own) for one, own in zip(prompt, each, strict=True)]
         return self._all(requests, progress, trace)
@@ -216,100 +195,6 @@ class LLM:
         """While it is held, the engine does nothing with the model."""
         return self._driver.alone()
 
-    # --- requests -----------------------------------------------------------------------------------------------
-
-    def text_request(self, text: str, config: GenerationConfig | None = None, **inputs: Any) -> Request:
-        """What `generate` asks of the engine, checked; for those who want to see it before it runs."""
-        config = with_schema(config, inputs.pop("schema", None))
-        _check_inputs(inputs)
-        if inputs.get("draft") is not None or inputs.get("pinned") is not None:
-            return self.request(self.encode_prompt(text), config, **inputs)
-        prompt = self.text_prompt(text, config)
-        return self.request(prompt.ids, prompt.config, typed=prompt.typed, **inputs)
-
-    def chat_request(
-        self, messages: Sequence[Message], config: GenerationConfig | None = None, **template: Any
-    ) -> Request:
-        """What `chat` asks of the engine. `schema` among `template`: as for `generate`."""
-        config = with_schema(config, template.pop("schema", None))
-        may_think = bool(template.get("enable_thinking"))
-        return self.request(self.encode_chat(messages, **template), config, may_think=may_think)
-
-    def fill_request(
-        self, prefix: str, suffix: str, config: GenerationConfig | None = None, damaged: str | None = None,
-        *, language: Language | None = None, draft: Ids | None = None,
-    ) -> Request:  # fmt: skip
-        """What `infill` (or `repair`, with `damaged`) asks of the engine. language: what may stand there. draft: ids to
-        start from, instead of the damaged text's."""
-        prompt = self.fill_prompt(prefix, suffix, config, damaged, heal=language is None and draft is None)
-        draft = prompt.draft if draft is None else draft
-        return self.request(prompt.ids, prompt.config, draft=draft, typed=prompt.typed, language=language)
-
-    def text_prompt(self, text: str, config: GenerationConfig | None = None) -> Prompt:
-        """A text as ids, without the white space that is left to the answer. A structure says itself how an answer
-        begins."""
-        if config is not None and config.structure is not None:
-            return Prompt(tuple(self.encode_prompt(text)), config, None, "")
-        ids, typed = take_back(self._need_tokenizer(), text, self.encode_prompt(text))
-        return Prompt(tuple(ids), config or GenerationConfig(), None, typed)
-
-    def fill_prompt(
-        self, prefix: str, suffix: str, config: GenerationConfig | None = None, damaged: str | None = None,
-        *, heal: bool = True,
-    ) -> Prompt:  # fmt: skip
-        """A hole, or a damaged text, with what stands around it, as ids.
-
-        The answer will probably be short: where neither `config` nor the checkpoint chooses a canvas length, canvases
-        grow from a short one ("auto"). Raises TokenizerError where the tokenizer lacks the markers.
-        """
-        tokenizer = self._need_tokenizer()
-        try:
-            heal = heal and (config is None or config.structure is None)
-            ids, typed = encode_infill(tokenizer, prefix, suffix, damaged, self._context, heal=heal)
-        except TokenizerError as error:
-            raise TokenizerError(f"{self.folder}: {error}") from None
-        own = (config or GenerationConfig()).merged({"canvas_length": self.defaults.get("canvas_length", "auto")})
-        has_canvas = own.merged(self.defaults).decoder != "autoregressive"
-        draft = None if damaged is None or not has_canvas else self.draft(damaged)
-        return Prompt(tuple(ids), own, draft, typed)
-
-    def draft(self, text: str) -> tuple[int, ...]:
-        """A text, an end, and pads up to the end of any canvas."""
-        shape, ids = self.model.config, self._need_tokenizer().encode(text)
-        if not shape.eos_token_ids:
-            return tuple(ids)
-        end = shape.eos_token_ids[0]
-        pad = end if shape.pad_token_id is None else shape.pad_token_id
-        return (*ids, end, *[pad] * shape.canvas_length)
-
-    def request(
-        self, ids: Ids, config: GenerationConfig | None = None, *, noise: Noise | None = None, draft: Ids | None = None,
-        pinned: Mapping[int, int] | None = None, typed: str = "", may_think: bool = False,
-        language: Language | None = None,
-    ) -> Request:  # fmt: skip
-        """Prompt ids and what else is asked, checked against the model. Raises InvalidRequest or PromptTooLong.
-
-        typed: what the answer's first token must begin with, and its text leave out; "": nothing.
-        may_think: thinking may come before a structure that the config asks for. language: a structure in place of the
-        config's.
-        """
-        if config is not None and not isinstance(config, GenerationConfig):
-            raise InvalidRequest(f"config must be a GenerationConfig, found {shown(config)}")
-        first = beginning_with(self._need_tokenizer(), typed) if typed else None
-        config = config or GenerationConfig()
-        if language is None:
-            asked = self.structuring.asked(config, may_think=may_think)
-        else:
-            asked = Asked(self.structuring.constraint(language), language.parse)
-        constraint = None if asked is None else asked.constraint
-        request = make_request(
-            ids, config, self.defaults, self.model.config, noise, draft, pinned, first, constraint, typed=typed
-        )
-        if asked is None:
-            return request
-        asked.constraint.check(request.max_new_tokens)
-        return replace(request, parse=asked.parse)
-
     def stream_request(
         self, request: Request, *, drafts: bool = True, trace: Trace | None = None
     ) -> Iterator[StreamEvent]:
@@ -335,39 +220,6 @@ class LLM:
                 if progress is not None:
                     progress(finished, len(done))
         return cast(list[Generation], done)
-
-    def encode_prompt(self, text: str) -> list[int]:
-        """Prompt ids of a text: the beginning-of-sequence id, where there is one, then the text as plain data."""
-        tokenizer = self._need_tokenizer()
-        if not isinstance(text, str):
-            raise InvalidRequest(f"a prompt must be a text, found {shown(text)}; token ids go to generate_ids")
-        if text == "":
-            raise InvalidRequest("the prompt is empty; give at least one character")
-        bos = tokenizer.bos_id
-        return ([] if bos is None else [bos]) + tokenizer.encode(text, context=self._context)
-
-    def encode_chat(self, messages: Sequence[Message], **template: Any) -> list[int]:
-        """Prompt ids of a conversation, by the checkpoint's chat template."""
-        _check_no_settings(template)
-        return self.chat_template.encode(
-            messages, self._need_tokenizer(), **{**template, "context_tokens": self._context}
-        )
-
-    @cached_property
-    def chat_template(self) -> ChatTemplate:
-        if self.folder is None:
-            raise TemplateError("this LLM was made without a folder, so it has no chat template; use generate")
-        return ChatTemplate.from_folder(self.folder, self._need_tokenizer())
-
-    @property
-    def _context(self) -> int:
-        """How many tokens prompt and answer may have together."""
-        return self.model.config.max_position_embeddings
-
-    def _need_tokenizer(self) -> Tokenizer:
-        if self.tokenizer is None:
-            raise TokenizerError(f"{self.folder}: has no tokenizer.json; text needs one, ids work with generate_ids")
-        return self.tokenizer
 
     # --- async --------------------------------------------------------------------------------------------------
 
@@ -450,7 +302,7 @@ class LLM:
 
         inputs: those of `request`, each a list with one entry a row.
         """
-        _check_inputs({name: value for name, value in inputs.items() if name != "typed"})
+        check_inputs({name: value for name, value in inputs.items() if name != "typed"})
         return self.stream_requests(self._requests(ids, config, inputs), trace=trace)
 
     def _requests(
@@ -484,28 +336,6 @@ def _last(events: Iterator[StreamEvent]) -> Generation:
         if isinstance(event, Finished):
             return event.generation
     raise AssertionError("a stream ends with Finished")
-
-
-def _check_inputs(inputs: Mapping[str, Any]) -> None:
-    """Raises InvalidRequest for a keyword that no request has."""
-    for name in inputs:
-        if name in SETTINGS:
-            raise InvalidRequest(
-                f"{name} is a setting; give GenerationConfig({name}={shown(inputs[name])}) as the config"
-            )
-        if name not in INPUTS:
-            raise InvalidRequest(
-                f"unknown input {name!r}; valid: {', '.join(INPUTS)}; settings go into a GenerationConfig"
-            )
-
-
-def _check_no_settings(keywords: Mapping[str, Any]) -> None:
-    """Raises InvalidRequest for a setting among the keywords: there it would be without effect."""
-    for name in keywords:
-        if name in SETTINGS:
-            raise InvalidRequest(
-                f"{name} is a setting; give GenerationConfig({name}={shown(keywords[name])}) as the config"
-            )
 
 
 def _per_row(inputs: Mapping[str, Any], rows: int) -> list[dict[str, Any]]:

@@ -20,7 +20,8 @@ import torch
 from scumble.decode import Request
 from scumble.errors import InvalidRequest, PromptTooLong
 from scumble.events import Finished, Generation, StreamEvent, TokenLogprobs
-from scumble.llm import LLM, Prompt
+from scumble.llm import LLM
+from scumble.requests import Prompt
 from scumble.serve.errors import ApiError
 from scumble.serve.slots import Slots
 from scumble.settings import SETTINGS, GenerationConfig

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from scumble.config import LayerConfig, ModelConfig
 from scumble.model import Segment, Transformer
-from scumble.ops import choose, softcap
+from scumble.ops import VocabQuery, choose, softcap
 
 SLIDING, FULL = LayerConfig("sliding_attention", 128, 4), LayerConfig("full_attention", 256, 2)
 CONFIG = ModelConfig(
@@ -66,7 +66,7 @@ def ours(dtype: str) -> dict[str, Task]:
     @torch.no_grad()
     def denoise() -> object:
         hidden = model([Segment(canvas, cache, "denoise", soft[0])])
-        result = model.vocab_head(hidden, temperature=TEMPERATURE, uniforms=uniforms, want_soft=True)
+        result = model.vocab_head(hidden, VocabQuery(TEMPERATURE, uniforms=uniforms, want_soft=True))
         soft[0] = result.soft
         return result
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from scumble.config import LayerConfig, ModelConfig
+from scumble.ops import VocabQuery
 from scumble.ops.triton import attention, experts, grouping, layouts, linear, norms, rotate, router, vocab
 from scumble.ops.triton.activations import for_format
 
@@ -111,10 +112,8 @@ class Pass:
     def __call__(self) -> tuple[Tensor, Tensor]:
         """Sampled ids and soft embeddings (of a step: ids only)."""
         hidden = self.body()
-        found = vocab.vocab_head(
-            hidden, self.embedding, cap=self.config.final_logit_softcapping, temperature=0.6, uniforms=self.uniforms,
-            want_soft=not self.step,
-        )  # fmt: skip
+        query = VocabQuery(0.6, uniforms=self.uniforms, want_soft=not self.step)
+        found = vocab.vocab_head(hidden, self.embedding, query, cap=self.config.final_logit_softcapping)
         assert found.sample is not None
         return found.sample, found.entropy if found.soft is None else found.soft
 

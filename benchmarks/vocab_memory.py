@@ -20,6 +20,7 @@ import time
 
 import torch
 
+from scumble.ops import VocabQuery
 from scumble.ops.tiled import TILE, vocab_head
 
 CAP, TEMPERATURE = 30.0, 0.6
@@ -47,8 +48,10 @@ def measure(n: int, vocab: int, size: int, dtype: torch.dtype, tile: int = TILE)
     hidden = torch.randn(n, size, generator=generator).to(dtype)
     uniforms = torch.rand(n, generator=generator, dtype=torch.float64)
 
+    query = VocabQuery(TEMPERATURE, uniforms=uniforms, want_soft=True, top=8)
+
     def call(rows: torch.Tensor) -> None:
-        vocab_head(hidden, rows, cap=CAP, temperature=TEMPERATURE, uniforms=uniforms, want_soft=True, top=8, tile=tile)
+        vocab_head(hidden, rows, query, cap=CAP, tile=tile)
 
     call(embedding[:64])
     lower_the_peak()

@@ -14,6 +14,7 @@ from torch import Tensor
 from scumble.diffusion import SeededNoise
 from scumble.errors import InvalidRequest, shown
 from scumble.model import Segment
+from scumble.ops import VocabQuery
 from scumble.text.tokenizer import require_unicode
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def score(llm: LLM, text: str) -> Score:
             hidden = model.encode(part, cache)
             following = torch.tensor(ids[first + 1 : first + CHUNK + 1], device=hidden.device)
             if len(following):
-                logprobs = model.vocab_head(hidden[: len(following)], targets=following).target_logprobs
+                logprobs = model.vocab_head(hidden[: len(following)], VocabQuery(targets=following)).target_logprobs
                 assert logprobs is not None
                 found += logprobs.tolist()
     own = tuple(ids[begin:])
@@ -236,7 +237,7 @@ def label_logprobs(llm: LLM, question: Question, look: Look, hidden: Tensor) -> 
     labels = [question.slots[look.slot][label] for label in look.labels]
     rows = torch.tensor([look.place + i for ids in labels for i in range(len(ids))], device=hidden.device)
     targets = torch.tensor([id for ids in labels for id in ids], device=hidden.device)
-    logs = llm.model.vocab_head(hidden[rows], targets=targets).target_logprobs
+    logs = llm.model.vocab_head(hidden[rows], VocabQuery(targets=targets)).target_logprobs
     assert logs is not None
     parts = logs.double().split([len(ids) for ids in labels])
     return [float(part.sum()) for part in parts]

@@ -99,10 +99,10 @@ def watched(monkeypatch):
     """An engine whose passes over canvases run without waiting."""
     original = Denoiser.compute
 
-    def plain(self, *arguments, head=None, classes=None, **options):
+    def plain(self, hidden, embedding, query, *, cap, head):
         assert head is None
-        assert classes is None
-        return vocab_head_reference(*arguments, **options)
+        assert query.classes is None
+        return vocab_head_reference(hidden, embedding, query, cap=cap)
 
     monkeypatch.setattr(ReferenceOps, "vocab_head", plain)
 

@@ -14,7 +14,7 @@ from scumble.formats import int8
 from scumble.formats.int8 import Int8Matrix
 from scumble.formats.int8_embedding import Int8Embedding
 from scumble.formats.int8_weights import Int8Experts, Int8Weight, apart, interleave
-from scumble.ops import REFERENCE, choose, vocab_head_reference
+from scumble.ops import REFERENCE, VocabQuery, choose, vocab_head_reference
 from scumble.ops.cpu import native
 from tiny import prompt, save_folder, tiny_model
 
@@ -81,7 +81,7 @@ def test_an_activation_that_is_no_number_is_not_rounded_to_one(packed, bad):
     found.append(experts.mix(x, torch.rand(3, 2), torch.randint(3, (3, 2))))
     table = some(300, 36, seed=4).bfloat16()
     head = Int8Embedding(table, packed=packed)
-    found.append(ops.vocab_head(x, table, cap=30.0, head=head).entropy[:, None])
+    found.append(ops.vocab_head(x, table, VocabQuery(), cap=30.0, head=head).entropy[:, None])
     for one in found:
         assert one.isnan().all(-1).tolist() == [False, True, False]
 
@@ -114,9 +114,9 @@ def test_vocabulary_with_an_int8_head(packed):
     hidden, embedding = some(80, 32).bfloat16(), some(1500, 32, seed=1).bfloat16()
     uniforms = torch.rand(80, dtype=torch.float64)
     head = Int8Embedding(embedding, packed=packed)
-    options = {"cap": 30.0, "temperature": 0.7, "uniforms": uniforms, "want_soft": True}
+    query = VocabQuery(0.7, uniforms=uniforms, want_soft=True)
     with torch.no_grad():
-        mine = OPS[packed].vocab_head(hidden, embedding, head=head, **options)
+        mine = OPS[packed].vocab_head(hidden, embedding, query, cap=30.0, head=head)
         z = 30 * torch.tanh(head(hidden).float() / 30) / 0.7
     cdf = torch.softmax(z.double(), -1).cumsum(-1)
     torch.testing.assert_close(mine.logsumexp, z.logsumexp(-1), rtol=1e-5, atol=1e-5)
@@ -126,7 +126,7 @@ def test_vocabulary_with_an_int8_head(packed):
     # With kernels the soft embedding is an int8 product: half a step of the weights and of the table, in the mean.
     tolerance = CLOSE if packed is False else 0.015
     assert float((mine.soft - soft).abs().max()) <= tolerance * float(embedding.abs().max())
-    plain = vocab_head_reference(hidden, embedding, **options)
+    plain = vocab_head_reference(hidden, embedding, query, cap=30.0)
     assert float((mine.logsumexp - plain.logsumexp).abs().max()) < 0.2  # and not far from the float head
 
 
@@ -142,9 +142,9 @@ def test_soft_embeddings_in_int8_are_near_those_of_the_float_table(vocab, sure, 
     embedding = some(vocab, 64, seed=1).bfloat16()
     hidden = (some(80, 64) / 8 + sure / 64 * embedding[torch.arange(80) * 7].float()).bfloat16()
     head = Int8Embedding(embedding)
-    options = {"cap": 30.0, "temperature": 0.7, "want_soft": True}
+    query = VocabQuery(0.7, want_soft=True)
     with torch.no_grad():
-        mine = OPS[None].vocab_head(hidden, embedding, head=head, **options).soft
+        mine = OPS[None].vocab_head(hidden, embedding, query, cap=30.0, head=head).soft
         z = 30 * torch.tanh(head(hidden).float() / 30) / 0.7
     plain = torch.softmax(z, -1) @ embedding.float()
     assert float(((mine - plain).norm(dim=-1) / plain.norm(dim=-1)).max()) < tolerance

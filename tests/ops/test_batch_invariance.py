@@ -8,7 +8,7 @@ from torch import Tensor
 
 from scumble.formats import build
 from scumble.model import Segment
-from scumble.ops import choose
+from scumble.ops import VocabQuery, choose
 from scumble.ops.cpu import native
 from tiny import FULL, SLIDING, prompt, tiny_model
 
@@ -117,10 +117,15 @@ def test_the_vocabulary_head(form, vocab):
     targets = torch.randint(vocab, (TOGETHER,))
 
     def call(rows: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
-        found = OPS.vocab_head(
-            hidden[rows], table.weight, cap=30.0, temperature=heat[rows], uniforms=uniforms[rows], want_soft=True,
-            allowed=None if mask is None else mask[rows], top=5, targets=targets[rows], head=table.head,
-        )  # fmt: skip
+        query = VocabQuery(
+            temperature=heat[rows],
+            allowed=None if mask is None else mask[rows],
+            uniforms=uniforms[rows],
+            want_soft=True,
+            top=5,
+            targets=targets[rows],
+        )
+        found = OPS.vocab_head(hidden[rows], table.weight, query, cap=30.0, head=table.head)
         return (
             found.logsumexp, found.entropy, found.argmax, found.sample, found.soft, found.top_ids, found.top_logprobs,
             found.target_logprobs,

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scumble.ops import softcap
+from scumble.ops import VocabQuery, softcap
 from scumble.ops.choose import choose
 from scumble.ops.classes import ClassSweep, TokenClasses
 from scumble.ops.tiled import vocab_head
@@ -52,9 +52,8 @@ def test_tiled(n: int, vocab: int, count: int, tile: int, temperature: float, se
     hidden = torch.randint(-8, 9, (n, 8), generator=generator) / 4
     embedding = torch.randint(-8, 9, (vocab, 8), generator=generator) / 8 + torch.arange(vocab)[:, None] / 2**10
     of_token = rng.integers(0, count + 1, vocab)
-    result = vocab_head(
-        hidden, embedding, cap=CAP, temperature=temperature, classes=TokenClasses(of_token, count + 1), tile=tile
-    )
+    query = VocabQuery(temperature, classes=TokenClasses(of_token, count + 1))
+    result = vocab_head(hidden, embedding, query, cap=CAP, tile=tile)
     assert result.classes is not None
     z = (softcap(hidden @ embedding.T, CAP) / temperature).double().numpy()
     check(result.classes, z, of_token, rng.random(n))
@@ -69,9 +68,8 @@ def test_native_kernel() -> None:
     hidden = torch.randn(n, 64, generator=generator).bfloat16()
     embedding = (torch.randn(vocab, 64, generator=generator) * 0.6).bfloat16()
     of_token = np.where(rng.random(vocab) < 0.5, 3, rng.integers(0, 40, vocab))
-    result = ops.vocab_head(
-        hidden, embedding, cap=CAP, temperature=0.5, want_soft=True, classes=TokenClasses(of_token, 40)
-    )
+    query = VocabQuery(0.5, want_soft=True, classes=TokenClasses(of_token, 40))
+    result = ops.vocab_head(hidden, embedding, query, cap=CAP)
     assert result.classes is not None
     z = softcap((hidden @ embedding.T).float(), CAP) / 0.5
     check(result.classes, z.double().numpy(), of_token, rng.random(n))

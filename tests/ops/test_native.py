@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scumble.ops import REFERENCE, vocab_head_reference
+from scumble.ops import REFERENCE, VocabQuery, vocab_head_reference
 from scumble.ops.cpu import CpuOps, native
 from scumble.ops.reference import apply_rope, attend_grouped, causal_mask
 
@@ -150,9 +150,9 @@ class TestVocabulary:
         hidden = (torch.randint(-spread, spread + 1, (70, 8), generator=generator) / 4).bfloat16()
         embedding = (torch.randint(-8, 9, (vocab, 8), generator=generator) / 8).bfloat16()
         uniforms = torch.rand(70, dtype=torch.float64, generator=generator)
-        options = {"cap": 30.0, "temperature": temperature, "uniforms": uniforms, "want_soft": True}
-        mine = ops.vocab_head(hidden, embedding, **options)
-        plain = vocab_head_reference(hidden, embedding, **options)
+        query = VocabQuery(temperature, uniforms=uniforms, want_soft=True)
+        mine = ops.vocab_head(hidden, embedding, query, cap=30.0)
+        plain = vocab_head_reference(hidden, embedding, query, cap=30.0)
         torch.testing.assert_close(mine.logsumexp, plain.logsumexp, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(mine.entropy, plain.entropy, rtol=1e-5, atol=1e-15)
         assert torch.equal(mine.argmax, plain.argmax)
@@ -168,7 +168,7 @@ class TestVocabulary:
         hidden, embedding = torch.full((70, 4), 9.0).bfloat16(), torch.full((3000, 4), -9.0).bfloat16()
         embedding[[77, 2222]] = 9.0
         uniforms = torch.full((70,), uniform, dtype=torch.float64)
-        found = ops.vocab_head(hidden, embedding, cap=30.0, temperature=0.02, uniforms=uniforms).sample
+        found = ops.vocab_head(hidden, embedding, VocabQuery(0.02, uniforms=uniforms), cap=30.0).sample
         assert set(found.tolist()) == {77 if uniform == 0 else 2222}
 
     @pytest.mark.parametrize("shared", [True, False])
@@ -179,11 +179,11 @@ class TestVocabulary:
         allowed = torch.rand(2100 if shared else (20, 2100), generator=generator) < 0.3
         allowed[..., 1024:2048] = False  # a whole tile
         allowed[..., 5] = True
-        options = {
-            "cap": 30.0, "temperature": torch.linspace(0.1, 2.0, 20), "want_soft": True, "allowed": allowed, "top": 7,
-            "uniforms": torch.rand(20, dtype=torch.float64, generator=generator), "targets": torch.full((20,), 5),
-        }  # fmt: skip
-        mine, plain = ops.vocab_head(hidden, embedding, **options), vocab_head_reference(hidden, embedding, **options)
+        uniforms = torch.rand(20, dtype=torch.float64, generator=generator)
+        heat, targets = torch.linspace(0.1, 2.0, 20), torch.full((20,), 5)
+        query = VocabQuery(heat, allowed, uniforms, want_soft=True, top=7, targets=targets)
+        mine = ops.vocab_head(hidden, embedding, query, cap=30.0)
+        plain = vocab_head_reference(hidden, embedding, query, cap=30.0)
         torch.testing.assert_close(mine.logsumexp, plain.logsumexp, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(mine.entropy, plain.entropy, rtol=1e-5, atol=1e-15)
         torch.testing.assert_close(mine.top_logprobs, plain.top_logprobs, rtol=1e-5, atol=1e-5)
@@ -197,7 +197,7 @@ class TestVocabulary:
     def test_a_logit_that_is_no_number_shows_in_the_entropy(self, ops):
         hidden, embedding = some(6, 16), some(300, 16, seed=1)
         embedding[7, 3] = float("nan")
-        assert bool(ops.vocab_head(hidden, embedding, cap=30.0).entropy.isnan().all())
+        assert bool(ops.vocab_head(hidden, embedding, VocabQuery(), cap=30.0).entropy.isnan().all())
 
 
 @needs_kernels

@@ -4,6 +4,7 @@ Most tests draw hidden states and embeddings from multiples of 1/4 and 1/8: then
 however a matrix library orders its sums, both operators see the same logits, and only the operators are compared.
 """
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +13,8 @@ from scipy import stats
 from torch import Tensor
 
 from scumble.diffusion import SeededNoise
-from scumble.ops import VocabResult, softcap, vocab_head_reference
+from scumble.ops import VocabQuery, VocabResult, softcap, vocab_head_reference
+from scumble.ops.classes import TokenClasses
 from scumble.ops.tiled import vocab_head
 
 CAP = 30.0
@@ -79,12 +81,9 @@ def cases(draw):
 @settings(deadline=None, max_examples=120)
 def test_tiled_and_plain_agree(case, dtype):
     hidden, embedding, uniforms = exact(*case["inputs"], dtype)
-    options = {
-        "cap": CAP, "temperature": case["temperature"], "uniforms": uniforms, "want_soft": True,
-        "allowed": case["allowed"], "top": case["top"],
-    }  # fmt: skip
-    plain = vocab_head_reference(hidden, embedding, **options)
-    mine = vocab_head(hidden, embedding, tile=case["tile"], **options)
+    query = VocabQuery(case["temperature"], case["allowed"], uniforms, want_soft=True, top=case["top"])
+    plain = vocab_head_reference(hidden, embedding, query, cap=CAP)
+    mine = vocab_head(hidden, embedding, query, cap=CAP, tile=case["tile"])
     assert_agree(mine, plain)
     assert_same_samples(
         mine.sample, plain.sample, cumulative(hidden, embedding, case["temperature"], case["allowed"]), uniforms
@@ -106,11 +105,9 @@ def test_tiled_and_plain_agree_on_ordinary_numbers(seed, tile, temperature):
     generator = torch.Generator().manual_seed(seed)
     hidden, embedding = torch.randn(6, 24, generator=generator), torch.randn(100, 24, generator=generator) * 0.4
     uniforms = torch.rand(6, dtype=torch.float64, generator=generator)
-    options = {"cap": CAP, "temperature": temperature, "uniforms": uniforms, "want_soft": True}
-    plain, mine = (
-        vocab_head_reference(hidden, embedding, **options),
-        vocab_head(hidden, embedding, tile=tile, **options),
-    )
+    query = VocabQuery(temperature, uniforms=uniforms, want_soft=True)
+    plain = vocab_head_reference(hidden, embedding, query, cap=CAP)
+    mine = vocab_head(hidden, embedding, query, cap=CAP, tile=tile)
     torch.testing.assert_close(mine.logsumexp, plain.logsumexp, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(mine.entropy, plain.entropy, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(mine.soft, plain.soft, rtol=1e-5, atol=1e-5)
@@ -122,7 +119,7 @@ def test_tiled_and_plain_agree_on_ordinary_numbers(seed, tile, temperature):
 def test_the_definitions_hold_in_double_precision(operator):
     """logsumexp, entropy, soft embedding and top-k as the formulas say, with torch's own float64 functions."""
     hidden, embedding, _ = exact(5, 60, 8, 4, 1, torch.float32)
-    found = operator(hidden, embedding, cap=CAP, temperature=0.7, want_soft=True, top=5)
+    found = operator(hidden, embedding, VocabQuery(0.7, want_soft=True, top=5), cap=CAP)
     z = softcap(hidden.double() @ embedding.double().T, CAP) / 0.7
     p = torch.softmax(z, -1)
     torch.testing.assert_close(found.logsumexp.double(), z.logsumexp(-1), rtol=1e-6, atol=1e-6)
@@ -137,8 +134,8 @@ def test_ties_go_to_the_lowest_id_across_tiles():
     hidden, embedding = torch.ones(2, 4), torch.ones(40, 4)
     embedding[:7] = 0
     for tile in (1, 3, 8, 64):
-        assert vocab_head(hidden, embedding, cap=CAP, tile=tile).argmax.tolist() == [7, 7]
-    assert vocab_head_reference(hidden, embedding, cap=CAP).argmax.tolist() == [7, 7]
+        assert vocab_head(hidden, embedding, VocabQuery(), cap=CAP, tile=tile).argmax.tolist() == [7, 7]
+    assert vocab_head_reference(hidden, embedding, VocabQuery(), cap=CAP).argmax.tolist() == [7, 7]
 
 
 @pytest.mark.parametrize("operator", [vocab_head, vocab_head_reference])
@@ -146,10 +143,11 @@ def test_the_extreme_uniforms_choose_the_first_and_the_last_possible_id(operator
     hidden, embedding, _ = exact(2, 100, 8, 2, 3, torch.float32)
     uniforms = torch.tensor([0.0, LARGEST], dtype=torch.float64)
     options = {"tile": 16} if operator is vocab_head else {}
-    assert operator(hidden, embedding, cap=CAP, uniforms=uniforms, **options).sample.tolist() == [0, 99]
+    free = operator(hidden, embedding, VocabQuery(uniforms=uniforms), cap=CAP, **options)
+    assert free.sample.tolist() == [0, 99]
     allowed = torch.zeros(100, dtype=torch.bool)
     allowed[[21, 40, 41, 60]] = True  # whole tiles forbidden at both ends, and the first ids of a tile
-    result = operator(hidden, embedding, cap=CAP, uniforms=uniforms, allowed=allowed, **options)
+    result = operator(hidden, embedding, VocabQuery(uniforms=uniforms, allowed=allowed), cap=CAP, **options)
     assert result.sample.tolist() == [21, 60]
 
 
@@ -168,7 +166,8 @@ def test_a_uniform_on_the_border_of_two_tiles_never_yields_a_forbidden_id(seed, 
     uniforms = uniforms.clamp(0, LARGEST)
     rows = hidden.expand(len(uniforms), -1)
     for operator, options in ((vocab_head, {"tile": tile}), (vocab_head_reference, {})):
-        sample = operator(rows, embedding, cap=CAP, uniforms=uniforms, allowed=allowed, **options).sample
+        query = VocabQuery(uniforms=uniforms, allowed=allowed)
+        sample = operator(rows, embedding, query, cap=CAP, **options).sample
         assert bool(allowed[sample].all())
 
 
@@ -178,7 +177,8 @@ def test_a_border_that_rounding_moves_never_yields_a_forbidden_id():
     allowed = torch.tensor([True, False, False, True])
     for uniform in (1.8e-16, 2.0e-16, 2.2e-16):
         uniforms = torch.tensor([uniform], dtype=torch.float64)
-        result = vocab_head(torch.ones(1, 1), embedding, cap=1e6, uniforms=uniforms, allowed=allowed, tile=2)
+        query = VocabQuery(uniforms=uniforms, allowed=allowed)
+        result = vocab_head(torch.ones(1, 1), embedding, query, cap=1e6, tile=2)
         assert result.sample.tolist() == [3]
 
 
@@ -194,7 +194,8 @@ def test_samples_follow_the_softmax(operator, temperature):
     for part in range(12):
         uniforms = SeededNoise(5).uniform(part, 0, 20_000)
         rows = hidden.expand(20_000, -1)
-        sample = operator(rows, embedding, cap=CAP, temperature=temperature, uniforms=uniforms, **options).sample
+        query = VocabQuery(temperature, uniforms=uniforms)
+        sample = operator(rows, embedding, query, cap=CAP, **options).sample
         counts += torch.bincount(sample, minlength=48)
     expected = p * int(counts.sum())
     rare = expected < 10
@@ -207,9 +208,9 @@ def test_samples_follow_the_softmax(operator, temperature):
 def test_entropy_of_certainty_and_of_ignorance():
     """Practically one id: 0, never below. All ids alike: log V."""
     embedding = torch.eye(64)
-    certain = vocab_head(torch.eye(64)[:1] * 1e4, embedding, cap=CAP, temperature=0.05, tile=7)
+    certain = vocab_head(torch.eye(64)[:1] * 1e4, embedding, VocabQuery(0.05), cap=CAP, tile=7)
     assert float(certain.entropy) == 0.0
-    flat = vocab_head(torch.zeros(1, 64), embedding, cap=CAP, tile=7)
+    flat = vocab_head(torch.zeros(1, 64), embedding, VocabQuery(), cap=CAP, tile=7)
     assert float(flat.entropy) == pytest.approx(torch.tensor(64.0).log().item(), rel=1e-6)
     assert int(flat.argmax) == 0
 
@@ -224,12 +225,9 @@ def test_every_position_has_a_temperature_of_its_own(dtype):
     """As if each were asked alone; and the log-probability of a wanted id is that of the softmax."""
     hidden, embedding, uniforms = exact(5, 150, 8, 4, 1, dtype)
     heat, targets = torch.tensor([0.3, 0.8, 1.0, 2.0, 0.05]), torch.tensor([0, 149, 64, 63, 7])
-    together = vocab_head(
-        hidden, embedding, cap=CAP, temperature=heat, uniforms=uniforms, want_soft=True, top=3, targets=targets, tile=64
-    )
-    plain = vocab_head_reference(
-        hidden, embedding, cap=CAP, temperature=heat, uniforms=uniforms, want_soft=True, top=3, targets=targets
-    )
+    query = VocabQuery(heat, uniforms=uniforms, want_soft=True, top=3, targets=targets)
+    together = vocab_head(hidden, embedding, query, cap=CAP, tile=64)
+    plain = vocab_head_reference(hidden, embedding, query, cap=CAP)
     assert_agree(together, plain)
     z = softcap((hidden @ embedding.T).float(), CAP) / heat[:, None]
     wanted = torch.log_softmax(z, -1).gather(1, targets[:, None])[:, 0]
@@ -237,9 +235,27 @@ def test_every_position_has_a_temperature_of_its_own(dtype):
         torch.testing.assert_close(one.target_logprobs, wanted, rtol=1e-5, atol=1e-5)
     for row in range(5):
         part = slice(row, row + 1)
-        alone = vocab_head_reference(
-            hidden[part], embedding, cap=CAP, temperature=float(heat[row]), uniforms=uniforms[part], want_soft=True
-        )
+        query = VocabQuery(float(heat[row]), uniforms=uniforms[part], want_soft=True)
+        alone = vocab_head_reference(hidden[part], embedding, query, cap=CAP)
         assert torch.equal(alone.argmax, together.argmax[part])
         torch.testing.assert_close(alone.entropy, together.entropy[part], rtol=1e-5, atol=ENTROPY_FLOOR)
         torch.testing.assert_close(alone.soft, together.soft[part], rtol=1e-2, atol=1e-3)
+
+
+BAD = [
+    ({"temperature": 0.0}, "temperature must be a number > 0, found 0.0"),
+    ({"temperature": float("nan")}, "temperature must be a number > 0, found nan"),
+    ({"temperature": torch.ones(2)}, r"temperature must be floating point \[\] or \[3\], found float32 \[2\]"),
+    ({"allowed": torch.ones(3, 9, dtype=torch.bool)}, r"allowed must be bool \[10\] or \[3, 10\]"),
+    ({"allowed": torch.ones(10)}, r"allowed must be bool .* found float32 \[10\]"),
+    ({"uniforms": torch.zeros(4)}, r"uniforms must be floating point \[3\], found float32 \[4\]"),
+    ({"targets": torch.zeros(3, dtype=torch.int32)}, r"targets must be int64 \[3\], found int32 \[3\]"),
+    ({"top": 11}, r"top must be 0 … 10, found 11"),
+    ({"classes": TokenClasses(np.zeros(9, np.int64), 1)}, "classes must be of 10 ids, found 9"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "message"), BAD)
+def test_a_query_that_does_not_fit_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        VocabQuery(**fields).check(3, 10)

@@ -33,7 +33,7 @@ def test_proposals_follow_the_law(pattern: str, length: int, room: int, tmp_path
     law = structure.restrict(length, length + room, len(TOKENS)).law
     assert law is not None
     nothing = torch.zeros(1, length, dtype=torch.int64)
-    vocabulary = partial(vocab_head, hidden, embedding, cap=30.0, temperature=0.7)
+    vocabulary = partial(vocab_head, hidden, embedding, cap=30.0)
     counts: Counter = Counter()
     draws = 3000
     for _ in range(draws):

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from scumble.diffusion import Canvas, Proposal
+from scumble.ops import VocabQuery, VocabResult
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,14 @@ class Look:
 
     canvas: as it went into the pass [1, L]. proposal: what independent positions would propose [1, L].
     temperature: what the logits are divided by. uniforms [L]: one a position, of this pass; None: propose the argmax.
-    vocabulary(**options): the vocabulary operator on this canvas's hidden states at this temperature; options are the
-    operator's own (`allowed`, `top`, …), and the result is whatever it returns for them.
+    vocabulary(query): the vocabulary operator on this canvas's hidden states; a query names its temperature itself.
     """
 
     canvas: Canvas
     proposal: Proposal
     temperature: float
     uniforms: Tensor | None
-    vocabulary: Callable[..., Any]
+    vocabulary: Callable[[VocabQuery], VocabResult]
 
 
 class Law(Protocol):

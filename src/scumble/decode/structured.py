@@ -13,8 +13,8 @@ from torch import Tensor
 from scumble.decode.constraint import Constraint, Look, Restriction
 from scumble.diffusion import Canvas, Proposal
 from scumble.errors import InvalidRequest
-from scumble.ops import VocabResult
-from scumble.ops.classes import ClassSweep, TokenClasses
+from scumble.ops import VocabQuery, VocabResult
+from scumble.ops.classes import TokenClasses
 from scumble.structure.automaton import DEAD, START
 from scumble.structure.classes import END
 from scumble.structure.compiled import Compiled
@@ -97,8 +97,9 @@ class StructureLaw:
         self.structure, self.positions, self.room = structure, positions, room
 
     def propose(self, look: Look) -> Proposal:
-        result = look.vocabulary(classes=token_classes(self.structure.compiled))
-        sweep: ClassSweep = result.classes
+        result = look.vocabulary(VocabQuery(look.temperature, classes=token_classes(self.structure.compiled)))
+        sweep = result.classes
+        assert sweep is not None
         pinned, ids = (values[0].cpu().numpy() for values in (look.canvas.pinned, look.canvas.ids))
         n = self.positions
         uniforms = None if look.uniforms is None else look.uniforms[:n].cpu().numpy()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from scumble.events import TokenLogprobs
 from scumble.model import Transformer
+from scumble.ops import VocabQuery
 from scumble.settings import GenerationConfig
 
 
@@ -45,7 +46,8 @@ def choose(logits: Tensor, configs: Sequence[GenerationConfig], uniforms: Tensor
 
 def token_logprobs(model: Transformer, hidden: Tensor, ids: Tensor, alternatives: int) -> tuple[TokenLogprobs, ...]:
     """Causal log-probabilities of ids [n] from the hidden states [n, D] of the tokens before them (temperature 1)."""
-    result = model.vocab_head(hidden, top=min(alternatives, model.config.vocab_size), targets=ids)
+    query = VocabQuery(top=min(alternatives, model.config.vocab_size), targets=ids)
+    result = model.vocab_head(hidden, query)
     assert result.target_logprobs is not None
     tops: list[tuple[tuple[int, float], ...]] = [()] * len(ids)
     if result.top_ids is not None and result.top_logprobs is not None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scumble.engine.slots import Slot
 from scumble.model import Transformer
-from scumble.ops import VocabResult
+from scumble.ops import VocabQuery, VocabResult
 
 
 class Head:
@@ -21,9 +21,9 @@ class Head:
     def __init__(self, model: Transformer):
         self.model = model
 
-    def __call__(self, hidden: Tensor, **options: Any) -> VocabResult:
+    def __call__(self, hidden: Tensor, query: VocabQuery) -> VocabResult:
         """The operator itself, on hidden states [n, D]."""
-        return self.model.vocab_head(hidden, **options)
+        return self.model.vocab_head(hidden, query)
 
     def look(self, slots: Sequence[Slot], hidden: Tensor, uniforms: Tensor) -> VocabResult:
         """hidden [N, D], uniforms [N] of all positions of the slots, one slot after another -> [N] of everything."""
@@ -51,10 +51,13 @@ class Head:
             def chosen(x: Tensor) -> Tensor:
                 return x if places is None else x[places]
 
-            return self(
-                chosen(hidden), temperature=chosen(heat) if isinstance(heat, Tensor) else heat, allowed=allowed,
-                uniforms=None if is_greedy else chosen(uniforms), want_soft=want_soft,
-            )  # fmt: skip
+            query = VocabQuery(
+                temperature=chosen(heat) if isinstance(heat, Tensor) else heat,
+                allowed=allowed,
+                uniforms=None if is_greedy else chosen(uniforms),
+                want_soft=want_soft,
+            )
+            return self(chosen(hidden), query)
 
         masks = restricted(slots)
         if not masks:

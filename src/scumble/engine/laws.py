@@ -26,7 +26,7 @@ class Laws:
             law = slot.start.restriction.law
             if law is not None:
                 drawn = None if slot.is_greedy else uniforms[slot.place, : slot.length]
-                vocabulary = partial(head, own, temperature=slot.temperature)
+                vocabulary = partial(head, own)
                 look = Look(one(slots.canvas, slot), one(proposal, slot), slot.temperature, drawn, vocabulary)
                 self._looks[slot] = law, look
 

@@ -24,8 +24,7 @@ from scumble.model.experts import Router, float_experts
 from scumble.model.layers import GatedMLP, RMSNorm, SelfConditioning, rope_frequencies, rope_tables
 from scumble.model.segment import Segment
 from scumble.model.step import stepper
-from scumble.ops import REFERENCE, Ops, Temperature, VocabResult, choose, softcap
-from scumble.ops.classes import TokenClasses
+from scumble.ops import REFERENCE, Ops, VocabQuery, VocabResult, choose, softcap
 
 if TYPE_CHECKING:
     from scumble.checkpoint.load import LoadReport
@@ -215,17 +214,11 @@ class Transformer(nn.Module):
         """hidden [n, D] -> logits [n, V] in float32 after the soft-cap."""
         return softcap(self.embed_tokens.product(hidden).float(), self.config.final_logit_softcapping)
 
-    def vocab_head(
-        self, hidden: Tensor, *, temperature: Temperature = 1.0, uniforms: Tensor | None = None,
-        want_soft: bool = False, allowed: Tensor | None = None, top: int = 0, targets: Tensor | None = None,
-        classes: TokenClasses | None = None,
-    ) -> VocabResult:  # fmt: skip
-        """What the model says at n positions, hidden [n, D], without ever holding n·V logits (Ops.vocab_head)."""
-        return self.ops.vocab_head(
-            hidden, self.embed_tokens.weight, cap=self.config.final_logit_softcapping, temperature=temperature,
-            uniforms=uniforms, want_soft=want_soft, allowed=allowed, top=top, targets=targets, classes=classes,
-            head=self.embed_tokens.head,
-        )  # fmt: skip
+    def vocab_head(self, hidden: Tensor, query: VocabQuery) -> VocabResult:
+        """What the model says at n positions, hidden [n, D], without ever holding n·V logits (ops/query.py)."""
+        query.check(hidden.shape[0], self.config.vocab_size)
+        table, cap = self.embed_tokens, self.config.final_logit_softcapping
+        return self.ops.vocab_head(hidden, table.weight, query, cap=cap, head=table.head)
 
     # --- one forward over segments ------------------------------------------------------------------------------
 

@@ -16,11 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from scumble.ops.classes import TokenClasses
+from scumble.ops.query import VocabQuery
 from scumble.ops.result import VocabResult
 from scumble.structure.law import Graph, Masses, Solution
-
-Temperature = float | Tensor  # one for all positions, or float32 [n], one a position; > 0
 
 
 class Ops(Protocol):
@@ -136,23 +134,13 @@ class Ops(Protocol):
         self,
         hidden: Tensor,
         embedding: Tensor,
+        query: VocabQuery,
         *,
         cap: float,
-        temperature: Temperature = 1.0,
-        uniforms: Tensor | None = None,
-        want_soft: bool = False,
-        allowed: Tensor | None = None,
-        top: int = 0,
-        targets: Tensor | None = None,
-        classes: TokenClasses | None = None,
         head: Any = None,
     ) -> VocabResult:
-        """Statistics, sample and soft embedding of softmax(softcap(hidden · embeddingᵀ) / temperature); hidden [n, D],
-        embedding [V, D] in one dtype.
-
-        uniforms [n] in [0, 1): one a sample. allowed bool [n, V] or [V]: other ids get probability 0; a position must
-        allow one. top: how many best ids. targets [n] int64: ids whose log-probability is wanted. classes: statistics
-        by classes of ids are wanted too. head: the embedding in int8, which then serves in its place.
+        """What the query asks of softmax(softcap(hidden · embeddingᵀ) / temperature); hidden [n, D], embedding [V, D]
+        in one dtype; the query has been checked. head: the embedding in int8, which then serves in its place.
         """
         ...
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scumble.ops.classes import ClassSweep, TokenClasses
+from scumble.ops.classes import ClassSweep
 from scumble.ops.plain_vocab import by_position
+from scumble.ops.query import VocabQuery
 from scumble.ops.result import VocabResult
 
 # [256, 2048] float32 logits are 2 MB: they stay in cache. Most of the extra memory is what the matrix library packs of
@@ -25,17 +26,11 @@ TILE = 2048
 def vocab_head(
     hidden: Tensor,
     embedding: Tensor,
+    query: VocabQuery,
     *,
     cap: float,
-    temperature: float | Tensor = 1.0,
-    uniforms: Tensor | None = None,
-    want_soft: bool = False,
-    allowed: Tensor | None = None,
-    top: int = 0,
-    targets: Tensor | None = None,
-    classes: TokenClasses | None = None,
-    tile: int = TILE,
     head: Any = None,
+    tile: int = TILE,
 ) -> VocabResult:
     """Same contract as `Ops.vocab_head`; `tile` is the number of ids taken at a time.
 
@@ -43,10 +38,11 @@ def vocab_head(
     """
     n, vocab = hidden.shape[0], embedding.shape[0]
     device = hidden.device
+    uniforms, targets, allowed, top = query.uniforms, query.targets, query.allowed, query.top
     if allowed is not None and allowed.ndim == 1:
         allowed = allowed.expand(n, vocab)
 
-    heat = by_position(temperature)
+    heat = by_position(query.temperature)
 
     def logits(rows: Tensor | slice, first: int) -> Tensor:
         """z of some rows over ids first … first + tile, float32, -inf where not allowed."""
@@ -65,13 +61,13 @@ def vocab_head(
     argmax = torch.zeros(n, dtype=torch.int64, device=device)
     total = torch.zeros(n, dtype=torch.float64, device=device)  # Σ exp(z - peak)
     energy = torch.zeros(n, dtype=torch.float64, device=device)  # Σ exp(z - peak) · (z - peak), ≤ 0
-    soft = torch.zeros(n, hidden.shape[1], device=device) if want_soft else None
+    soft = torch.zeros(n, hidden.shape[1], device=device) if query.want_soft else None
     # Log of every tile's mass. One tensor: small ones made between large temporaries would fragment the heap.
     masses = torch.empty((vocab + tile - 1) // tile, n, dtype=torch.float64, device=device)
     best: Tensor | None = None
     best_ids: Tensor | None = None
     own = None if targets is None else torch.full((n,), float("-inf"), device=device)
-    sweep = None if classes is None else ClassSweep(classes, n, tile)
+    sweep = None if query.classes is None else ClassSweep(query.classes, n, tile)
 
     for first in range(0, vocab, tile):
         z = logits(slice(None), first)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from scumble.ops import VocabQuery
 from scumble.ops.triton import (
     activations,
     attention,
@@ -105,11 +106,11 @@ def _router() -> None:
 def _vocabulary() -> None:
     hidden, embedding = empty(ROWS * CANVAS, HIDDEN), empty(VOCABULARY, HIDDEN)
     n = hidden.shape[0]
-    whole = {"cap": 30.0, "temperature": empty(n, dtype=torch.float32)}
+    heat = empty(n, dtype=torch.float32)
     uniforms, targets = empty(n, dtype=torch.float64), empty(n, dtype=torch.int64)
-    vocab.vocab_head(hidden, embedding, uniforms=uniforms, want_soft=True, **whole)
+    vocab.vocab_head(hidden, embedding, VocabQuery(heat, uniforms=uniforms, want_soft=True), cap=30.0)
     allowed = empty(n, VOCABULARY, dtype=torch.bool)
-    vocab.vocab_head(hidden, embedding, uniforms=uniforms, allowed=allowed, top=5, targets=targets, **whole)
+    vocab.vocab_head(hidden, embedding, VocabQuery(heat, allowed, uniforms, top=5, targets=targets), cap=30.0)
 
 
 def _experts(format: str) -> None:

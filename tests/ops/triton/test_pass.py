@@ -8,6 +8,7 @@ import torch
 from ops.triton import release
 from scumble.bench.shapes import RELEASE
 from scumble.model import Segment, Transformer
+from scumble.ops import VocabQuery
 from scumble.ops.triton.launch import TABLE, recorded
 from scumble.ops.triton.ops import TritonOps
 
@@ -26,7 +27,7 @@ def launched(segments: int, tokens: int) -> list[str]:
     with recorded(90) as launches:
         hidden = model(batch)
         uniforms = torch.empty(hidden.shape[0], dtype=torch.float64, device=META)
-        model.vocab_head(hidden, temperature=0.6, uniforms=uniforms, want_soft=True)
+        model.vocab_head(hidden, VocabQuery(0.6, uniforms=uniforms, want_soft=True))
     return [launch.name for launch in launches]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from scumble.ops import VocabQuery
 from scumble.ops.plain_vocab import vocab_head as plain
 from scumble.ops.triton import vocab, vocab_soft
 
@@ -47,13 +48,12 @@ def agree(ours, reference, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("vocabulary", [1000, 1536])
 def test_statistics_sample_and_soft_embedding(vocabulary: int, dtype: torch.dtype, device: torch.device) -> None:
     hidden, embedding = whole(21, vocabulary, 80, dtype, device)
-    given = {
-        "cap": CAP,
-        "temperature": torch.linspace(0.4, 1.5, 21, device=device),
-        "uniforms": torch.rand(21, dtype=torch.float64, device=device),
-        "want_soft": True,
-    }
-    agree(vocab.vocab_head(hidden, embedding, **given), plain(hidden, embedding, **given), dtype)
+    query = VocabQuery(
+        torch.linspace(0.4, 1.5, 21, device=device),
+        uniforms=torch.rand(21, dtype=torch.float64, device=device),
+        want_soft=True,
+    )
+    agree(vocab.vocab_head(hidden, embedding, query, cap=CAP), plain(hidden, embedding, query, cap=CAP), dtype)
 
 
 @pytest.mark.parametrize("by_position", [False, True])
@@ -63,24 +63,19 @@ def test_only_allowed_ids_exist(by_position: bool, device: torch.device) -> None
     allowed = torch.rand(*((9, 700) if by_position else (700,)), device=device) < 0.05
     allowed[..., 128:400] = False
     allowed[..., 650] = True
-    given = {
-        "cap": CAP,
-        "uniforms": torch.rand(9, dtype=torch.float64, device=device),
-        "want_soft": True,
-        "allowed": allowed,
-        "top": 1,
-        "targets": torch.full((9,), 650, device=device),
-    }
-    ours = vocab.vocab_head(hidden, embedding, **given)
-    agree(ours, plain(hidden, embedding, **given), torch.float32)
+    uniforms, targets = torch.rand(9, dtype=torch.float64, device=device), torch.full((9,), 650, device=device)
+    query = VocabQuery(1.0, allowed, uniforms, want_soft=True, top=1, targets=targets)
+    ours = vocab.vocab_head(hidden, embedding, query, cap=CAP)
+    agree(ours, plain(hidden, embedding, query, cap=CAP), torch.float32)
     assert allowed.expand(9, 700).gather(1, ours.sample[:, None]).all()
 
 
 def test_best_ids_and_targets(device: torch.device) -> None:
     """No two logits of a position are equal here: which of two equal ids `topk` names first is nobody's promise."""
     hidden, embedding = torch.randn(7, 48, device=device), torch.randn(600, 48, device=device)
-    given = {"cap": CAP, "top": 5, "targets": torch.randint(0, 600, (7,), device=device)}
-    agree(vocab.vocab_head(hidden, embedding, **given), plain(hidden, embedding, **given), torch.float32)
+    query = VocabQuery(top=5, targets=torch.randint(0, 600, (7,), device=device))
+    ours, reference = (head(hidden, embedding, query, cap=CAP) for head in (vocab.vocab_head, plain))
+    agree(ours, reference, torch.float32)
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
@@ -89,7 +84,7 @@ def test_the_ends_of_the_distribution(uniform: float, device: torch.device) -> N
     allowed = torch.zeros(300, dtype=torch.bool, device=device)
     allowed[[70, 199]] = True
     uniforms = torch.full((5,), uniform, dtype=torch.float64, device=device)
-    ours = vocab.vocab_head(hidden, embedding, cap=CAP, uniforms=uniforms, allowed=allowed)
+    ours = vocab.vocab_head(hidden, embedding, VocabQuery(1.0, allowed, uniforms), cap=CAP)
     assert ours.sample.tolist() == [70 if uniform == 0 else 199] * 5
 
 
@@ -97,7 +92,7 @@ def test_sampling_keeps_the_law(device: torch.device) -> None:
     """Uniforms on a grid: every id comes up in proportion to its probability, to within one point of the grid."""
     hidden, embedding = whole(1, 200, 32, torch.float32, device)
     hidden, points = hidden.repeat(400, 1), torch.arange(400, dtype=torch.float64, device=device) / 400
-    ours = vocab.vocab_head(hidden, embedding, cap=CAP, temperature=3.0, uniforms=points)
+    ours = vocab.vocab_head(hidden, embedding, VocabQuery(3.0, uniforms=points), cap=CAP)
     z = CAP * torch.tanh((hidden[0] @ embedding.T).double() / CAP) / 3.0
     count = torch.bincount(ours.sample, minlength=200)
     assert float((count / 400 - torch.softmax(z, -1)).abs().max()) <= 1 / 400 + 1e-6
@@ -120,7 +115,7 @@ def test_settled_positions_do_not_read_the_embedding_again(
     hidden[:, 0] = 60.0
     embedding = torch.zeros(1000, 64, device=device)
     embedding[123, 0] = 60.0
-    ours = vocab.vocab_head(hidden, embedding, cap=CAP, temperature=0.5, want_soft=True)
+    ours = vocab.vocab_head(hidden, embedding, VocabQuery(0.5, want_soft=True), cap=CAP)
     torch.testing.assert_close(ours.soft, embedding[123].expand(4, -1))
     assert read == [1, 0]
 
@@ -128,9 +123,10 @@ def test_settled_positions_do_not_read_the_embedding_again(
 def test_a_position_does_not_depend_on_the_others(device: torch.device) -> None:
     hidden, embedding = torch.randn(40, 64, device=device).bfloat16(), torch.randn(900, 64, device=device).bfloat16()
     uniforms = torch.rand(40, dtype=torch.float64, device=device)
-    together = vocab.vocab_head(hidden, embedding, cap=CAP, uniforms=uniforms, want_soft=True)
+    together = vocab.vocab_head(hidden, embedding, VocabQuery(uniforms=uniforms, want_soft=True), cap=CAP)
     part = slice(5, 8)
-    alone = vocab.vocab_head(hidden[part].contiguous(), embedding, cap=CAP, uniforms=uniforms[part], want_soft=True)
+    query = VocabQuery(uniforms=uniforms[part], want_soft=True)
+    alone = vocab.vocab_head(hidden[part].contiguous(), embedding, query, cap=CAP)
     for name in ("logsumexp", "entropy", "argmax", "sample", "soft"):
         assert torch.equal(getattr(together, name)[part], getattr(alone, name)), name
 

@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scumble.ops.api import Temperature
-from scumble.ops.classes import TokenClasses
 from scumble.ops.cpu import vocab
 from scumble.ops.cpu.law import solve
 from scumble.ops.cpu.native import LayerSizes, LayerWeights, address
 from scumble.ops.cpu.packed import Packed, PackedExperts
+from scumble.ops.query import VocabQuery
 from scumble.ops.reference import ReferenceOps
 from scumble.ops.result import VocabResult
 from scumble.ops.tiled import vocab_head as tiled_head
@@ -174,23 +173,11 @@ class CpuOps(ReferenceOps):
         self,
         hidden: Tensor,
         embedding: Tensor,
+        query: VocabQuery,
         *,
         cap: float,
-        temperature: Temperature = 1.0,
-        uniforms: Tensor | None = None,
-        want_soft: bool = False,
-        allowed: Tensor | None = None,
-        top: int = 0,
-        targets: Tensor | None = None,
-        classes: TokenClasses | None = None,
         head: Any = None,
     ) -> VocabResult:
         if head is not None and not isinstance(head, Packed) and head.lib is None:  # int8 of a size that is not packed
-            return tiled_head(
-                hidden, embedding, cap=cap, temperature=temperature, uniforms=uniforms, want_soft=want_soft,
-                allowed=allowed, top=top, targets=targets, classes=classes, head=head,
-            )  # fmt: skip
-        return vocab.vocab_head(
-            self.lib, hidden, embedding, cap=cap, temperature=temperature, uniforms=uniforms, want_soft=want_soft,
-            allowed=allowed, top=top, targets=targets, classes=classes, head=head or Packed(self.lib, embedding),
-        )  # fmt: skip
+            return tiled_head(hidden, embedding, query, cap=cap, head=head)
+        return vocab.vocab_head(self.lib, hidden, embedding, query, cap=cap, head=head or Packed(self.lib, embedding))

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scumble.ops.classes import ClassSweep, TokenClasses
+from scumble.ops.classes import ClassSweep
 from scumble.ops.cpu.native import VocabState, address, pointer
 from scumble.ops.cpu.packed import Packed
+from scumble.ops.query import VocabQuery
 from scumble.ops.result import VocabResult
 
 TILE = 1024  # ids
@@ -36,24 +37,18 @@ def vocab_head(
     lib: ctypes.CDLL,
     hidden: Tensor,
     embedding: Tensor,
+    query: VocabQuery,
     *,
     cap: float,
     head: Packed | Any,
-    temperature: float | Tensor = 1.0,
-    uniforms: Tensor | None = None,
-    want_soft: bool = False,
-    allowed: Tensor | None = None,
-    top: int = 0,
-    targets: Tensor | None = None,
-    classes: TokenClasses | None = None,
 ) -> VocabResult:
     """Same contract as `Ops.vocab_head`. head: the embedding as packed, or in int8 (which then serves for all)."""
     (n, size), vocab, threads = hidden.shape, embedding.shape[0], torch.get_num_threads()
     small = None if isinstance(head, Packed) else head
     q, scale = (None, None) if small is None else small.rounded(hidden)
-    run = Sweep(n, vocab, cap, temperature, allowed, top, targets, threads)
-    soft = torch.zeros(n, size) if want_soft else None
-    sweep = None if classes is None else ClassSweep(classes, n, TILE)
+    run = Sweep(n, vocab, cap, query, threads)
+    soft = torch.zeros(n, size) if query.want_soft else None
+    sweep = None if query.classes is None else ClassSweep(query.classes, n, TILE)
 
     def products(places: Tensor | slice, first: int) -> Tensor:
         """Logits before the soft-cap, bfloat16 [places, ids of the tile]."""
@@ -66,7 +61,7 @@ def vocab_head(
         logits = products(slice(None), first)
         if sweep is not None:
             add_classes(lib, sweep, logits, run, threads)
-        weights = torch.empty_like(logits) if want_soft else None
+        weights = torch.empty_like(logits) if query.want_soft else None
         column = None if small is None else small.addresses(first)[2]
         lib.scumble_vocab_tile(
             logits.data_ptr(), run.address, n, logits.shape[1], first, pointer(weights), column, threads
@@ -89,7 +84,7 @@ def vocab_head(
             )
 
     logsumexp, entropy = torch.empty(2, n)
-    drawn = None if uniforms is None else uniforms.double().contiguous()
+    drawn = None if query.uniforms is None else query.uniforms.double().contiguous()
     block, share = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.float64)
     lib.scumble_vocab_finish(
         run.address, pointer(drawn), logsumexp.data_ptr(), entropy.data_ptr(), pointer(soft), block.data_ptr(),
@@ -109,24 +104,21 @@ def vocab_head(
                 run.table[products(places, first).view(torch.int16).long() & 0xFFFF] / run.heat[places][:, None]
             )
         )
-    found = (run.best_ids, run.best) if top else (None, None)
-    return VocabResult(
-        logsumexp, entropy, run.argmax, sample, soft, *found, None if targets is None else run.target_z, classes=sweep
-    )
+    found = (run.best_ids, run.best) if query.top else (None, None)
+    own = None if query.targets is None else run.target_z
+    return VocabResult(logsumexp, entropy, run.argmax, sample, soft, *found, own, sweep)
 
 
 class Sweep:
     """The running statistics of n positions, and struct VocabState, which tells the kernels where they are."""
 
-    def __init__(
-        self, n: int, vocab: int, cap: float, temperature: float | Tensor, allowed: Tensor | None, top: int,
-        targets: Tensor | None, threads: int,
-    ):  # fmt: skip
+    def __init__(self, n: int, vocab: int, cap: float, query: VocabQuery, threads: int):
+        allowed, targets, top = query.allowed, query.targets, query.top
         blocks = -(-vocab // BLOCK)
         self.table = capped(cap)
-        self.heat = torch.as_tensor(temperature, dtype=torch.float32).expand(n).contiguous()
-        self.allowed = None if allowed is None else allowed.to(torch.bool).contiguous()
-        self.targets = None if targets is None else targets.to(torch.int64).contiguous()
+        self.heat = torch.as_tensor(query.temperature, dtype=torch.float32).expand(n).contiguous()
+        self.allowed = None if allowed is None else allowed.contiguous()
+        self.targets = None if targets is None else targets.contiguous()
         self.peak, self.factor = torch.full((n,), float("-inf")), torch.empty(n)
         self.argmax = torch.zeros(n, dtype=torch.int64)
         self.total, self.energy = torch.zeros(2, n, dtype=torch.float64)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scumble.ops.api import Temperature
+from scumble.ops.query import VocabQuery
 from scumble.ops.reference import REFERENCE, ReferenceOps
 from scumble.ops.result import VocabResult
 from scumble.ops.triton import attention, experts, geglu, grouping, linear, norms, rotate, router, vocab
@@ -85,26 +85,11 @@ class TritonOps(ReferenceOps):
         return experts.experts(for_format(x.contiguous(), "plain"), weights, groups, Plain(gate_up), Plain(down))
 
     def vocab_head(  # pyright: ignore[reportIncompatibleVariableOverride]
-        self,
-        hidden: Tensor,
-        embedding: Tensor,
-        *,
-        cap: float,
-        temperature: Temperature = 1.0,
-        uniforms: Tensor | None = None,
-        want_soft: bool = False,
-        allowed: Tensor | None = None,
-        top: int = 0,
-        targets: Tensor | None = None,
-        **others: Any,
+        self, hidden: Tensor, embedding: Tensor, query: VocabQuery, *, cap: float, head: Any = None
     ) -> VocabResult:
-        given: dict[str, Any] = {
-            "cap": cap, "temperature": temperature, "uniforms": uniforms, "want_soft": want_soft, "allowed": allowed,
-            "top": top, "targets": targets,
-        }  # fmt: skip
-        if any(value is not None for value in others.values()):  # the embedding in int8, statistics by class
-            return REFERENCE.vocab_head(hidden, embedding, **given, **others)
-        return vocab.vocab_head(hidden.contiguous(), embedding, **given)
+        if head is not None or query.classes is not None:
+            return REFERENCE.vocab_head(hidden, embedding, query, cap=cap, head=head)
+        return vocab.vocab_head(hidden.contiguous(), embedding, query, cap=cap)
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, low: Tensor, high: Tensor, first: int) -> Tensor:

@@ -25,6 +25,7 @@ import triton
 from torch import Tensor
 
 from scumble.config import ModelConfig
+from scumble.ops.query import VocabQuery
 from scumble.ops.reference import REFERENCE, ReferenceOps
 from scumble.ops.triton.ops import OPERATIONS, TritonOps
 
@@ -209,9 +210,8 @@ def _vocabulary(device: torch.device, dtype: torch.dtype, config: ModelConfig) -
 
     def head(ops: ReferenceOps, x: Tensor, cast: Cast) -> tuple[Tensor, ...]:
         uniforms = torch.arange(x.shape[0], 0, -1, device=device).double() / (TOKENS + 1)
-        found = ops.vocab_head(
-            x, cast(embedding), cap=config.final_logit_softcapping, temperature=1.0, uniforms=uniforms, want_soft=True
-        )
+        query = VocabQuery(uniforms=uniforms, want_soft=True)
+        found = ops.vocab_head(x, cast(embedding), query, cap=config.final_logit_softcapping)
         assert found.sample is not None
         assert found.soft is not None
         ids = found.argmax.float(), found.sample.float()

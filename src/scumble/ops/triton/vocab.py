@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from scumble.ops.api import Temperature
+from scumble.ops.query import VocabQuery
 from scumble.ops.result import VocabResult
 from scumble.ops.triton.launch import blocks, launch, power_of_two, tiles_for
 
@@ -189,21 +189,11 @@ def packed(allowed: Tensor) -> Tensor:
     return out[0] if allowed.ndim == 1 else out
 
 
-def vocab_head(
-    hidden: Tensor,
-    embedding: Tensor,
-    *,
-    cap: float,
-    temperature: Temperature = 1.0,
-    uniforms: Tensor | None = None,
-    want_soft: bool = False,
-    allowed: Tensor | None = None,
-    top: int = 0,
-    targets: Tensor | None = None,
-) -> VocabResult:
+def vocab_head(hidden: Tensor, embedding: Tensor, query: VocabQuery, *, cap: float) -> VocabResult:
     """The contract of `Ops.vocab_head`, which see. allowed may also be bits as `packed` makes them, int32."""
     from scumble.ops.triton import vocab_soft
 
+    temperature, uniforms, allowed, targets = query.temperature, query.uniforms, query.allowed, query.targets
     n, size = hidden.shape
     vocab = embedding.shape[0]
     device = hidden.device
@@ -232,7 +222,7 @@ def vocab_head(
         )  # fmt: skip
         launch("vocab", _vocab, grid, arguments, WEIGHTS=weights is not None, **constants)
 
-    soft = vocab_soft.Soft(n, vocab, width, hidden, embedding) if want_soft else None
+    soft = vocab_soft.Soft(n, vocab, width, hidden, embedding) if query.want_soft else None
     if soft is None:
         sweep(0, vocab, None)
     else:
@@ -264,11 +254,11 @@ def vocab_head(
         sample = torch.empty(n, dtype=torch.int64, device=device)
         arguments = (hidden, embedding, tile, rest, peak, sample, mask, temperatures, cap, vocab, mask_row)
         launch("pick", _pick, (n,), arguments, BV=width, **constants)
-    if top:
+    if query.top:
         # The best `top` ids lie in the `top` tiles with the highest peaks.
-        highest = peaks.topk(min(top, tiles), dim=-1).indices
+        highest = peaks.topk(min(query.top, tiles), dim=-1).indices
         ids = highest[..., None] * width + torch.arange(width, device=device)
-        best, place = again(highest).flatten(1).topk(top, dim=-1)
+        best, place = again(highest).flatten(1).topk(query.top, dim=-1)
         top_ids, top_logprobs = ids.flatten(1).gather(1, place), best - logsumexp[:, None]
     if targets is not None:
         own = again((targets // width)[:, None])[:, 0].gather(1, (targets % width)[:, None])[:, 0] - logsumexp

@@ -128,7 +128,8 @@ class LLM(Requests):
         return self.stream_request(self.text_request(prompt, config, **inputs))
 
     def chat(self, messages: Sequence[Message], config: GenerationConfig | None = None, **template: Any) -> Generation:
-        """Answer a conversation, [{"role": "user", "content": "…"}, …]. `template`: tools, enable_thinking, ….
+        """Answer a conversation, [{"role": "user", "content": "…"}, …]. `template`: tools, tool_choice,
+        enable_thinking, …; see docs/structure.md for calls that are guaranteed.
 
         Raises TemplateError where the model has no chat template.
         """

@@ -20,6 +20,7 @@ from scumble.structuring import Asked, Structuring, with_schema
 from scumble.text import ChatTemplate, Message, Tokenizer
 from scumble.text.healing import beginning_with, take_back
 from scumble.text.infill import encode_infill
+from scumble.tool_choice import ToolChoice, of_template
 
 Ids = Sequence[int] | torch.Tensor
 
@@ -64,10 +65,12 @@ class Requests:
     def chat_request(
         self, messages: Sequence[Message], config: GenerationConfig | None = None, **template: Any
     ) -> Request:
-        """What `chat` asks of the engine. `schema` among `template`: as for `generate`."""
+        """What `chat` asks of the engine. Among `template`, `schema` is as for `generate`; `tools`, `tool_choice` and
+        `parallel_tool_calls` are as `tool_choice.of_template` says."""
         config = with_schema(config, template.pop("schema", None))
+        tools, template = of_template(template)
         may_think = bool(template.get("enable_thinking"))
-        return self.request(self.encode_chat(messages, **template), config, may_think=may_think)
+        return self.request(self.encode_chat(messages, **template), config, may_think=may_think, tools=tools)
 
     def fill_request(
         self,
@@ -137,20 +140,21 @@ class Requests:
         pinned: Mapping[int, int] | None = None,
         typed: str = "",
         may_think: bool = False,
+        tools: ToolChoice | None = None,
         language: Language | None = None,
     ) -> Request:
         """Prompt ids and what else is asked, checked against the model. Raises InvalidRequest or PromptTooLong.
 
         typed: what the answer's first token must begin with, and its text leave out; "": nothing.
-        may_think: thinking may come before a structure that the config asks for. language: a structure in place of the
-        config's.
+        may_think: thinking may come before a structure that config or tools ask for. tools: calls that are guaranteed.
+        language: a structure in place of the config's.
         """
         if config is not None and not isinstance(config, GenerationConfig):
             raise InvalidRequest(f"config must be a GenerationConfig, found {shown(config)}")
         first = beginning_with(self._need_tokenizer(), typed) if typed else None
         config = config or GenerationConfig()
         if language is None:
-            asked = self.structuring.asked(config, may_think=may_think)
+            asked = self.structuring.asked(config, may_think=may_think, tools=tools, prompt=ids)
         else:
             asked = Asked(self.structuring.constraint(language), language.parse)
         constraint = None if asked is None else asked.constraint

@@ -24,7 +24,12 @@ def distances(machine: Automaton) -> np.ndarray:
 
 def walk(machine: Automaton, rng: random.Random, length: int = 150) -> bytes:
     """A random text; after `length` bytes it takes the shortest way to an end."""
-    away, state, text = distances(machine), START, bytearray()
+    return bytes(walk_symbols(machine, rng, length))
+
+
+def walk_symbols(machine: Automaton, rng: random.Random, length: int = 150) -> list[int]:
+    """The same where there may be special tokens: bytes, and 256 + k for the automaton's symbol k."""
+    away, state, text = distances(machine), START, list[int]()
     while not (machine.ends[state] and (len(text) >= length or rng.random() < 0.3)):
         columns = np.flatnonzero(machine.step[state])
         if not len(columns):
@@ -32,9 +37,9 @@ def walk(machine: Automaton, rng: random.Random, length: int = 150) -> bytes:
         column = int(rng.choice(columns.tolist()))
         if len(text) >= length:
             column = int(min(columns, key=lambda c: away[machine.step[state, c]]))
-        text.append(int(rng.choice(np.flatnonzero(machine.column[:256] == column).tolist())))
+        text.append(int(rng.choice(np.flatnonzero(machine.column == column).tolist())))
         state = int(machine.step[state, column])
-    return bytes(text)
+    return text
 
 
 def random_schema(rng: random.Random, depth: int = 3) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Structure that is guaranteed: languages become automata over tokens, and a canvas is drawn from what they allow.
 
-    languages     what a caller asks for: JsonSchema, Regex, Choices, Grammar
+    languages     what a caller asks for: JsonSchema, Regex, Choices, Grammar; calls: tool calls
     tree          regular languages as trees        <- pattern, numbers, formats, grammar, schemas -> shapes -> lower
+    style         how values are written: as JSON, or as a call's arguments
     automaton     trees to minimal automata over bytes
     vocabulary    a tokenizer's tokens as a trie of bytes
     classes       tokens that an automaton cannot tell apart; fewest tokens to the end
@@ -12,12 +13,13 @@ A leaf: ids and bytes in, no model, no torch.
 """
 
 from scumble.structure.automaton import Limits
+from scumble.structure.calls import Markers, TextOrCalls, Tool, ToolCalls
 from scumble.structure.compiled import Compiled, compiled
 from scumble.structure.languages import Choices, Grammar, JsonSchema, Language, Regex, Template, Thinking
 from scumble.structure.tree import StructureError
 from scumble.structure.vocabulary import Vocabulary
 
 __all__ = [
-    "Choices", "Compiled", "Grammar", "JsonSchema", "Language", "Limits", "Regex", "StructureError", "Template",
-    "Thinking", "Vocabulary", "compiled",
+    "Choices", "Compiled", "Grammar", "JsonSchema", "Language", "Limits", "Markers", "Regex", "StructureError",
+    "Template", "TextOrCalls", "Thinking", "Tool", "ToolCalls", "Vocabulary", "compiled",
 ]  # fmt: skip

@@ -111,6 +111,10 @@ class _Nfa:
             self.budget.check(len(self.edges) // 8)
         return len(self.edges) - 1
 
+    def symbol(self, id: int) -> int:
+        """The symbol of a special token."""
+        return self.symbols.setdefault(id, BYTES + len(self.symbols))
+
     def build(self, node: Node, start: int) -> int:
         """Add a language that begins in `start`; returns the state in which it ends."""
         match node:
@@ -138,7 +142,7 @@ class _Nfa:
             case tree.Table():
                 return self._table(node, start)
             case tree.Symbol(id):
-                end, symbol = self.state(), self.symbols.setdefault(id, BYTES + len(self.symbols))
+                end, symbol = self.state(), self.symbol(id)
                 self.edges[start].append((symbol, symbol, end))
                 return end
             case tree.Empty():
@@ -221,12 +225,17 @@ class _Nfa:
         return found
 
     def _table(self, node: tree.Table, start: int) -> int:
+        symbols = {BYTES + index: self.symbol(id) for index, id in enumerate(node.symbols)}
         ids: dict[int, int] = {}
         for source, low, high, target in node.edges:
-            edge = low, high, ids.setdefault(target, self.state())
-            self.edges[ids.setdefault(source, self.state())].append(edge)
+            for state in (source, target):
+                if state not in ids:
+                    ids[state] = self.state()
+            self.edges[ids[source]].append((symbols.get(low, low), symbols.get(high, high), ids[target]))
         end = self.state()
-        self.free[start].append(ids.setdefault(0, self.state()))
+        if 0 not in ids:
+            ids[0] = self.state()
+        self.free[start].append(ids[0])
         for state in node.ends & ids.keys():
             self.free[ids[state]].append(end)
         return end

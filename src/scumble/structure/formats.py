@@ -53,7 +53,7 @@ NAMES = frozenset(PATTERNS) | frozenset(_SAME)
 
 
 @cache
-def format_tree(name: str) -> Node | None:
-    """The texts of a format as spelled inside a JSON string; None where JSON Schema has no such format."""
+def format_tree(name: str, quoted: bool) -> Node | None:
+    """The texts of a format, quoted: as spelled inside a JSON string; None where JSON Schema has no such format."""
     pattern = PATTERNS.get(_SAME.get(name, name))
-    return None if pattern is None else parse_pattern(pattern, quoted=True, what=f"format {name}")
+    return None if pattern is None else parse_pattern(pattern, quoted=quoted, what=f"format {name}")

@@ -5,26 +5,26 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from scumble.structure import tree
 from scumble.structure.automaton import Automaton, compile_tree
 from scumble.structure.shapes import Conjunction, Shape, Strings, decimal, kind_of, same
-from scumble.structure.tree import Node, both, quoted_text, repeat, without
+from scumble.structure.style import Style
+from scumble.structure.tree import Node, both, repeat, without
 
 
-def strings_tree(rules: Strings, longest: int | None = None) -> Node:
-    """The texts, as spelled inside quotation marks. longest: a higher `most` is treated as this."""
+def strings_tree(rules: Strings, style: Style, longest: int | None = None) -> Node:
+    """The texts, as spelled inside quotes. longest: a higher `most` is treated as this."""
     most = rules.most
     if most is not None and longest is not None:
         most = max(rules.least, min(most, longest))
     parts = list(rules.wanted)
     if rules.least or most is not None or not parts:
-        parts.append(repeat(tree.QUOTED_CHAR, rules.least, most))
+        parts.append(repeat(style.character, rules.least, most))
     return without(both(*parts), *rules.unwanted)
 
 
 @lru_cache(maxsize=256)
-def _language(rules: Strings) -> Automaton:
-    return compile_tree(strings_tree(Strings(rules.wanted, rules.unwanted)))
+def _language(rules: Strings, style: Style) -> Automaton:
+    return compile_tree(strings_tree(Strings(rules.wanted, rules.unwanted), style))
 
 
 def judge(doc: Any, value: Any, shape: Shape, depth: int = 60) -> bool:
@@ -38,7 +38,7 @@ def judge(doc: Any, value: Any, shape: Shape, depth: int = 60) -> bool:
         rules = shape.strings
         if not _within(len(value), (rules.least, rules.most)):
             return False
-        return not (rules.wanted or rules.unwanted) or _language(rules).accepts(quoted_text(value).data)
+        return not (rules.wanted or rules.unwanted) or _language(rules, doc.style).accepts(doc.style.inside(value).data)
     if kind == "array":
         if not _within(len(value), shape.length):
             return False

@@ -3,6 +3,7 @@ be compared, named by a digest, and compiled."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 
 from scumble.errors import shown
 from scumble.structure import tree
-from scumble.structure.automaton import Automaton, Budget, compile_tree
+from scumble.structure.automaton import BYTES, DEAD, START, Automaton, Budget, compile_tree
 from scumble.structure.grammar import compile_grammar
 from scumble.structure.lower import compile_schema
 from scumble.structure.pattern import parse_pattern
@@ -150,19 +151,25 @@ class Grammar:
 
 @dataclass(frozen=True)
 class Thinking:
-    """A language behind free thinking: nothing, or an opening marker, any text, and a closing marker."""
+    """A language behind free thinking: nothing, or `<|channel>thought`, any text, and `<channel|>`.
+
+    opened: the prompt has opened the channel already, so thoughts and the closing marker come first.
+    """
 
     language: Language
     opening: int
     closing: int
+    opened: bool = False
 
     @property
     def key(self) -> str:
-        return f"thinking {self.opening} {self.closing} {self.language.key}"
+        return f"thinking {self.opening} {self.closing} {self.opened} {self.language.key}"
 
     def automaton(self, budget: Budget) -> Automaton:
-        thoughts = tree.seq(tree.Symbol(self.opening), tree.repeat(tree.ANY_CHAR), tree.Symbol(self.closing))
-        return compile_tree(tree.seq(tree.optional(thoughts), as_tree(self.language.automaton(budget))), budget)
+        thoughts = tree.seq(tree.repeat(tree.ANY_CHAR), tree.Symbol(self.closing))
+        if not self.opened:
+            thoughts = tree.optional(tree.seq(tree.Symbol(self.opening), tree.text("thought\n"), thoughts))
+        return compile_tree(tree.seq(thoughts, as_tree(self.language.automaton(budget))), budget)
 
     def parse(self, text: str) -> Any:
         return self.language.parse(text)
@@ -228,13 +235,17 @@ class Template:
 
 
 def as_tree(machine: Automaton) -> Node:
-    """An automaton without special tokens as a leaf of a tree."""
-    edges = []
-    rows = machine.step[:, machine.column[:256]]
-    for state in range(1, machine.states):
-        for byte in np.flatnonzero(rows[state]).tolist():
-            edges.append((state - 1, byte, byte, int(rows[state, byte]) - 1))
-    return tree.Table(tuple(edges), frozenset((np.flatnonzero(machine.ends) - 1).tolist()))
+    """An automaton as a leaf of a tree."""
+    rows = machine.step[:, machine.column]  # [S, 256 bytes and then special tokens]
+    symbols = range(BYTES, rows.shape[1])
+    edges: list[tuple[int, int, int, int]] = []
+    for source, row in enumerate(rows[START:]):
+        borders = [0, *(np.flatnonzero(row[1:BYTES] != row[: BYTES - 1]) + 1).tolist(), BYTES]
+        ranges = [(low, beyond - 1) for low, beyond in itertools.pairwise(borders)]
+        for low, high in [*ranges, *((symbol, symbol) for symbol in symbols)]:
+            if row[low] != DEAD:
+                edges.append((source, low, high, int(row[low]) - START))
+    return tree.Table(tuple(edges), frozenset((np.flatnonzero(machine.ends) - START).tolist()), machine.symbols)
 
 
 def _checked(node: Node, budget: Budget, empty: str) -> Automaton:

@@ -34,7 +34,8 @@ from scumble.structure.shapes import (
     only,
     silent,
 )
-from scumble.structure.tree import Node, StructureError, quoted_text
+from scumble.structure.style import JSON, Style
+from scumble.structure.tree import Node, StructureError
 
 MOST_SHAPES = 512  # alternatives of one place of a schema, once everything is spread out
 _WHOLE_RANGES = {"int32": (-(2**31), 2**31 - 1), "int64": (-(2**63), 2**63 - 1), "uint32": (0, 2**32 - 1)}
@@ -55,10 +56,10 @@ SILENT = {
 
 
 class Schemas:
-    """One schema document, read on demand."""
+    """One schema document, read on demand. style: how its values are going to be written."""
 
-    def __init__(self, root: Any) -> None:
-        self.root = root
+    def __init__(self, root: Any, style: Style = JSON) -> None:
+        self.root, self.style = root, style
         self._known: dict[Any, list[Shape]] = {}
         self._kept: list[Any] = []  # schemas made here, held so that no two share an id
         self._open: dict[Any, str] = {}  # schemas whose shapes are being worked out
@@ -163,15 +164,16 @@ class Schemas:
         return Located(schema, path, negated)
 
     def pattern(self, pattern: str) -> Node:
-        """The names that hold a pattern of patternProperties, as spelled inside quotation marks."""
+        """The names that hold a pattern of patternProperties, as spelled inside quotes."""
         if pattern not in self._patterns:
-            language = parse_pattern(pattern, quoted=True, anchored=False, what="a pattern of patternProperties:")
+            what = "a pattern of patternProperties:"
+            language = parse_pattern(pattern, quoted=self.style.quoted, anchored=False, what=what)
             self._patterns[pattern] = language, compile_tree(language)
         return self._patterns[pattern][0]
 
     def matches(self, pattern: str, name: str) -> bool:
         self.pattern(pattern)
-        return self._patterns[pattern][1].accepts(quoted_text(name).data)
+        return self._patterns[pattern][1].accepts(self.style.inside(name).data)
 
     def resolve(self, located: Located, ref: str) -> Located:
         """A local $ref: #, #/pointer, #anchor, with or without the document's own address in front."""
@@ -242,7 +244,7 @@ class Schemas:
         if not isinstance(pattern, str):
             self.fail(f"{located.path}/{keyword}", f"a pattern must be a string, found {shown(pattern)}")
         what = f"the pattern at {located.path[:200]}/{keyword}:"
-        return parse_pattern(pattern, quoted=True, anchored=False, what=what)
+        return parse_pattern(pattern, quoted=self.style.quoted, anchored=False, what=what)
 
 
 _KIND_NAMES = {dict: "an object", list: "a list", str: "a string", int: "a number", bool: "true or false"}
@@ -342,7 +344,7 @@ def _format(doc: Schemas, at: Located, negated: bool) -> list[Shape]:
     if negated:
         doc.left_out.append(f"{at.path}/format")  # our patterns are parts of a format; what lies outside may be in it
         return []
-    found = format_tree(name)
+    found = format_tree(name, doc.style.quoted)
     assert found is not None
     return [Shape(strings=Strings(wanted=(found,)), hints=frozenset(["string"]))]
 

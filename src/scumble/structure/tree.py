@@ -89,10 +89,14 @@ class Members:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """An automaton by its edges (state, low byte, high byte, next state) from state 0; ends: where a text may end."""
+    """An automaton by its edges (state, low byte, high byte, next state) from state 0; ends: where a text may end.
+
+    A low and high of 256 + k mean the special token symbols[k]. Inside Both and Except there may be none.
+    """
 
     edges: tuple[tuple[int, int, int, int], ...]
     ends: frozenset[int]
+    symbols: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,3 +145,16 @@ def test_sizes_are_those_of_the_loaded_weights():
     assert weight_bytes(shapes, "int4") == pytest.approx(model.nbytes, rel=0.15)  # the head's panels are padded
     sizes = [weight_bytes(shapes, form) for form in FORMATS]
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_no_copy_of_the_weights_is_made_to_answer(monkeypatch):
+    """Plain tensors of a format (`state`) are for saving. Of the released model they would take ten gigabytes."""
+
+    def refuse(self):
+        raise AssertionError("the experts were copied")
+
+    model = tiny_model(dtype=torch.bfloat16)
+    model.convert("int4")
+    monkeypatch.setattr(Int4Experts, "state", refuse)
+    llm = LLM(model)
+    assert llm.generate_ids(prompt(5), GenerationConfig(max_new_tokens=4, seed=0)).token_ids

@@ -282,6 +282,7 @@ def _load_converted(
             else:
                 add_head(model.embed_tokens, form)
                 model.quantized = form
+            _give_back()
             continue
         read = {name: read_entry(plan[name], dtype, device) for name in names}
         for name, weight in read.items():  # rounding would hide it from the engine, which finds it in float formats

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scumble.diffusion import SeededNoise
 from scumble.errors import InvalidRequest, shown
+from scumble.events import TokenLogprobs
 from scumble.model import Segment
 from scumble.ops import VocabQuery
 from scumble.text.tokenizer import require_unicode
@@ -81,19 +82,34 @@ def score(llm: LLM, text: str) -> Score:
     if len(ids) > room:
         raise InvalidRequest(f"the text has {len(ids)} tokens; the model's context holds {room}")
     begin = 1 if tokenizer.bos_id is not None else 0
-    found: list[float] = []
-    with llm.alone(), torch.no_grad():
-        cache = model.new_cache()
-        for first in range(0, len(ids), CHUNK):
-            part = torch.tensor(ids[first : first + CHUNK])
-            hidden = model.encode(part, cache)
-            following = torch.tensor(ids[first + 1 : first + CHUNK + 1], device=hidden.device)
-            if len(following):
-                logprobs = model.vocab_head(hidden[: len(following)], VocabQuery(targets=following)).target_logprobs
-                assert logprobs is not None
-                found += logprobs.tolist()
+    found = tuple(one.logprob for one in score_ids(llm, ids))
     own = tuple(ids[begin:])
-    return Score(own, tuple(tokenizer.decode([id], skip_special=False) for id in own), tuple(found))
+    return Score(own, tuple(tokenizer.decode([id], skip_special=False) for id in own), found)
+
+
+def score_ids(llm: LLM, ids: Sequence[int], top: int = 0) -> list[TokenLogprobs]:
+    """How probable the causal model finds ids[1:], each behind what stands before it; with the `top` likeliest ids in
+    the place of each. Other requests have their turns between chunks."""
+    model = llm.model
+    cache = model.new_cache()
+    found: list[TokenLogprobs] = []
+    for first in range(0, len(ids), CHUNK):
+        following = torch.tensor(ids[first + 1 : first + CHUNK + 1], device=model.device)
+        if not len(following):
+            break
+        with llm.alone(), torch.no_grad():
+            hidden = model.encode(torch.tensor(ids[first : first + CHUNK]), cache)
+            said = model.vocab_head(hidden[: len(following)], VocabQuery(targets=following, top=top))
+        assert said.target_logprobs is not None
+        others: list[tuple[tuple[int, float], ...]] = [()] * len(following)
+        if top:
+            assert said.top_ids is not None
+            assert said.top_logprobs is not None
+            pairs = zip(said.top_ids.tolist(), said.top_logprobs.tolist(), strict=True)
+            others = [tuple(zip(names, values, strict=True)) for names, values in pairs]
+        for id, logprob, more in zip(following.tolist(), said.target_logprobs.tolist(), others, strict=True):
+            found.append(TokenLogprobs(id, logprob, more))
+    return found
 
 
 def read(

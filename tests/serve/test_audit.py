@@ -7,8 +7,10 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -204,6 +206,27 @@ def test_what_the_server_records(llm, tmp_path, capsys):
     path.write_bytes(path.read_bytes().replace(b"pruned", b"purged"))
     assert main(["audit", "verify", "--state", str(tmp_path)]) == 1
     assert "NOT whole" in capsys.readouterr().err
+
+
+def test_what_ends_while_the_server_ends_is_recorded_too(llm, tmp_path, monkeypatch):
+    """A response in the background, for which nobody waits, and a disk that is slower than the server's end."""
+    append = AuditLog.append
+
+    def slow(log: AuditLog, kind: str, **fields: Any) -> str:
+        time.sleep(0.5 if kind == "end" else 0)
+        return append(log, kind, **fields)
+
+    monkeypatch.setattr(AuditLog, "append", slow)
+    with running(llm, state=tmp_path, drain_seconds=0) as one, one.client() as client:
+        ask = {"prompt": "the canvas", "max_tokens": 4, **SHORT}
+        assert client.post("/v1/completions", json=ask).status_code == 200
+        long = {"input": "the canvas", "background": True, "max_output_tokens": 3000, "ignore_eos": True}
+        assert client.post("/v1/responses", json=long).status_code == 200
+    log = list(records(tmp_path / "audit"))
+    # Of the response both have an end: the request that asked for it, and the answer itself.
+    assert sorted(one["kind"] for one in log) == ["begin", "begin", "checkpoint", "end", "end", "end"]
+    assert log[-1]["kind"] == "checkpoint", "the last line vouches for all of them"
+    assert sorted(one["outcome"] for one in log if one["kind"] == "end") == ["ok", "ok", "shutdown"]
 
 
 def test_texts_over_http_only_when_asked_for(llm, tmp_path):

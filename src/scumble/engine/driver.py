@@ -31,6 +31,7 @@ class Driver:
         self._turn = threading.Lock()  # held by whoever steps the engine
         self._changed = threading.Condition()  # guards what follows
         self._callers = 0
+        self._guests = 0  # those who wait to use the model apart from the engine
         self._thread: threading.Thread | None = None
         self._is_stopping = False
 
@@ -58,6 +59,7 @@ class Driver:
 
     def step_if_alone(self) -> bool:
         """One step by the calling thread; False, with nothing done, where the engine has a thread of its own."""
+        self._let_guests_go_first()
         with self._turn:
             if self._thread is not None:
                 return False
@@ -79,6 +81,7 @@ class Driver:
         torch.set_num_threads(threads)  # new threads of the system do not inherit it
         atexit.register(self.stop)
         while not self._is_stopping:
+            self._let_guests_go_first()
             with self._turn:
                 self.engine.step()
             with self._changed:
@@ -91,8 +94,23 @@ class Driver:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """While it is held nobody steps the engine, and the model may be used apart from it."""
-        with self._turn:
+        with self._changed:
+            self._guests += 1
+        try:
+            self._turn.acquire()
+        finally:
+            with self._changed:
+                self._guests -= 1
+                self._changed.notify_all()
+        try:
             yield
+        finally:
+            self._turn.release()
+
+    def _let_guests_go_first(self) -> None:
+        """A lock has no queue: whoever steps again and again would take it before those who wait."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._guests or self._is_stopping)
 
     def stop(self) -> None:
         """End the thread after its present pass, at the interpreter's end."""

@@ -10,11 +10,12 @@ from pydantic import Field
 
 from scumble import __version__
 from scumble.errors import InvalidRequest
-from scumble.serve.call import call_of, service_of
+from scumble.serve.call import call_of
 from scumble.serve.errors import ApiError
 from scumble.serve.fields import Body
 from scumble.serve.gate import ScopedRoute, scope
 from scumble.serve.keys import LastAdminError
+from scumble.serve.service import service_of
 
 router = APIRouter(route_class=ScopedRoute)
 

@@ -39,7 +39,7 @@ def make_service(llm: LLM, settings: ServeSettings) -> Service:
     slots = Slots(settings.max_running, settings.max_waiting, settings.queue_seconds)
     backend = Backend(llm, names, slots)
     access = make_access(settings, lambda: backend.digest)
-    return Service(settings, backend, Metrics(names[0]), access, KeptResponses())
+    return Service(settings, backend, Metrics(names[0]), access)
 
 
 def make_access(settings: ServeSettings, digest: Callable[[], str]) -> Access:
@@ -76,6 +76,7 @@ def make_inner_app(service: Service) -> FastAPI:
         title="Scumble", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
     )
     app.state.service = service
+    app.state.kept_responses = KeptResponses()
 
     async def no_route(request: Request, error: Exception) -> Response:
         return error_response(error, call_of(request), service, request.url.path)

@@ -15,12 +15,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from scumble.decode import Request
 from scumble.errors import InvalidRequest, PromptTooLong
 from scumble.events import Finished, Generation, StreamEvent, TokenLogprobs
 from scumble.llm import LLM
+from scumble.reads import score_ids
 from scumble.requests import Prompt
 from scumble.serve.errors import ApiError
 from scumble.serve.slots import Slots
@@ -29,7 +28,6 @@ from scumble.text import Tokenizer
 from scumble.text.infill import can_infill, can_repair
 
 T = TypeVar("T")
-SCORE_CHUNK = 256  # positions whose logits [n, V] are held at a time while a prompt is scored
 
 
 @dataclass(frozen=True)
@@ -241,29 +239,13 @@ class Backend:
         return generation.thinking_tokens
 
     async def scored(self, ids: Sequence[int], top: int) -> list[TokenLogprobs]:
-        """`score`, in a slot, as the model's other work is."""
+        """Log-probabilities, under the causal model, of ids[1:] given what stands before each, with `top` others; in a
+        slot, as the model's other work is."""
         await self.slots.acquire()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._helpers, self.score, ids, top)
+            return await self.prepare(lambda: score_ids(self.llm, ids, top))
         finally:
             self.slots.release()
-
-    def score(self, ids: Sequence[int], top: int) -> list[TokenLogprobs]:
-        """Log-probabilities, under the causal model, of ids[1:] given what stands before each, with `top` others."""
-        model = self.llm.model
-        with torch.inference_mode():
-            tokens = torch.tensor(ids, device=model.device)
-            hidden = model.encode(tokens, model.new_cache())  # [n, D]
-            scores: list[TokenLogprobs] = []
-            for start in range(0, len(ids) - 1, SCORE_CHUNK):
-                stop = min(start + SCORE_CHUNK, len(ids) - 1)
-                logs = torch.log_softmax(model.logits(hidden[start:stop]).float(), dim=-1)  # [n, V]
-                own = logs.gather(1, tokens[start + 1 : stop + 1, None])[:, 0].tolist()
-                best = logs.topk(max(top, 1), dim=-1)
-                for row, value in enumerate(own):
-                    pairs = zip(best.indices[row, :top].tolist(), best.values[row, :top].tolist(), strict=True)
-                    scores.append(TokenLogprobs(ids[start + row + 1], value, tuple(pairs)))
-        return scores
 
     def close(self) -> None:
         self._helpers.shutdown(wait=False, cancel_futures=True)

@@ -5,15 +5,12 @@ from __future__ import annotations
 import time
 import uuid
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import Request
 
 from scumble.events import Generation
-
-if TYPE_CHECKING:
-    from scumble.serve.keys import Key
-    from scumble.serve.service import Service
+from scumble.serve.keys import Key
 
 
 @dataclass
@@ -56,7 +53,3 @@ class Call:
 
 def call_of(request: Request) -> Call:
     return request.scope["scumble.call"]
-
-
-def service_of(request: Request) -> Service:
-    return request.app.state.service

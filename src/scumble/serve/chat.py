@@ -14,12 +14,12 @@ from pydantic import Field
 
 from scumble.events import Committed, Draft, Finished, Generation, StreamEvent, TokenLogprobs
 from scumble.serve.backend import Backend, Job, replace_settings
-from scumble.serve.call import Call, call_of, service_of
+from scumble.serve.call import Call, call_of
 from scumble.serve.errors import ApiError
 from scumble.serve.extension import draft_extension, generation_extension, tool_calls, usage_of
 from scumble.serve.fields import Body, OpenAISampling, TextPart, choice_seed
 from scumble.serve.gate import ScopedRoute, scope
-from scumble.serve.service import Service
+from scumble.serve.service import Service, service_of
 from scumble.serve.stream import DONE, ClientGone, EventStream, data_event, while_connected
 from scumble.serve.tools import ResponseFormat, Tool, ToolChoice, constraint, template_tools
 

@@ -17,13 +17,13 @@ from pydantic import Field
 
 from scumble.events import Finished, Generation
 from scumble.serve.backend import Job
-from scumble.serve.call import Call, call_of, service_of
+from scumble.serve.call import Call, call_of
 from scumble.serve.chat import ChatWriter
 from scumble.serve.errors import ApiError
 from scumble.serve.extension import generation_extension, usage_of
 from scumble.serve.fields import OpenAISampling
 from scumble.serve.gate import ScopedRoute, scope
-from scumble.serve.service import Service
+from scumble.serve.service import Service, service_of
 from scumble.serve.stream import EventStream, while_connected
 
 router = APIRouter(route_class=ScopedRoute)

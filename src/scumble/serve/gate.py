@@ -22,11 +22,11 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from scumble.errors import shown
-from scumble.serve.call import Call, call_of, service_of
+from scumble.serve.call import Call, call_of
 from scumble.serve.errors import ApiError, speaks_anthropic
 from scumble.serve.keys import SCOPES
 from scumble.serve.log import log_call, log_failure
-from scumble.serve.service import Service
+from scumble.serve.service import Service, service_of
 from scumble.serve.stream import CANCELLED, ClientGone
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
@@ -177,7 +177,7 @@ class Gate:
             call.outcome = CANCELLED
         finally:
             # A client that leaves cancels this task: the record of the call is written all the same.
-            await asyncio.shield(self._record(call))
+            await asyncio.shield(self.service.begin(self._record(call)))
 
     async def _last_word(self, response: Response, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         try:

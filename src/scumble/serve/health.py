@@ -6,8 +6,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from scumble.serve.call import service_of
 from scumble.serve.gate import PUBLIC, ScopedRoute, scope
+from scumble.serve.service import service_of
 
 router = APIRouter(route_class=ScopedRoute)
 

@@ -7,10 +7,9 @@ import logging
 import sys
 import time
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from scumble.serve.call import Call
+from scumble.serve.call import Call
 
 logger = logging.getLogger("scumble.serve")
 

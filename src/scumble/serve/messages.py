@@ -15,12 +15,12 @@ from pydantic import Field
 
 from scumble.events import Committed, Draft, Finished, Generation, ToolCall
 from scumble.serve.backend import Backend, Job
-from scumble.serve.call import Call, call_of, service_of
+from scumble.serve.call import Call, call_of
 from scumble.serve.errors import ApiError
 from scumble.serve.extension import cached_tokens, draft_extension, generation_extension
 from scumble.serve.fields import Body, Sampler, checked_stops, unsupported
 from scumble.serve.gate import ScopedRoute, scope
-from scumble.serve.service import Service
+from scumble.serve.service import Service, service_of
 from scumble.serve.stream import ClientGone, EventStream, named_event, while_connected
 from scumble.serve.tools import TOOL_NAME
 from scumble.settings import GenerationConfig

@@ -8,12 +8,11 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 
 from scumble import __version__
-from scumble.serve.call import service_of
 from scumble.serve.chat import ChatMessage
 from scumble.serve.errors import ApiError
 from scumble.serve.fields import Body
 from scumble.serve.gate import ScopedRoute, scope
-from scumble.serve.service import Service
+from scumble.serve.service import Service, service_of
 from scumble.serve.tools import Tool
 
 router = APIRouter(route_class=ScopedRoute)

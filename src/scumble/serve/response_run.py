@@ -7,7 +7,7 @@ import json
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -48,9 +48,9 @@ class ResponseRun:
         self._events: list[dict[str, Any]] = []
         self._news = asyncio.Condition()
 
-    def start(self, call: Call, after: Callable[[], Awaitable[None]] | None = None) -> None:
+    def start(self, call: Call, after: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
         """Begin. after: what to do when the run is over, whatever its outcome."""
-        self.task = asyncio.create_task(self._run(call, after))
+        self.task = self.service.begin(self._run(call, after))
 
     def cancel_if_running(self) -> None:
         if not self.task.done():
@@ -96,7 +96,7 @@ class ResponseRun:
 
     # --- making it ------------------------------------------------------------------------------------------------
 
-    async def _run(self, call: Call, after: Callable[[], Awaitable[None]] | None) -> None:
+    async def _run(self, call: Call, after: Callable[[], Coroutine[Any, Any, None]] | None) -> None:
         try:
             if self.head["background"]:
                 await self._tell("response.queued", response=self.response())
@@ -121,7 +121,7 @@ class ResponseRun:
             await self._tell("response.failed", response=self.response())
         finally:
             if after is not None:
-                await asyncio.shield(after())
+                await asyncio.shield(self.service.begin(after()))
             asyncio.get_running_loop().call_soon(lambda: asyncio.ensure_future(self._wake()))
 
     async def _wake(self) -> None:

@@ -17,12 +17,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
-from scumble.serve.call import Call, call_of, service_of
+from scumble.serve.call import Call, call_of
 from scumble.serve.errors import ApiError
 from scumble.serve.fields import Body, Sampler, TextPart, unsupported
 from scumble.serve.gate import ScopedRoute, scope
-from scumble.serve.response_run import Kept, ResponseRun
-from scumble.serve.service import Service
+from scumble.serve.response_run import Kept, KeptResponses, ResponseRun
+from scumble.serve.service import Service, service_of
 from scumble.serve.stream import EventStream, named_event, while_connected
 from scumble.serve.tools import TOOL_NAME, JsonSchema, ResponseFormat, constraint
 from scumble.settings import GenerationConfig
@@ -251,7 +251,7 @@ async def create_response(body: ResponseRequest, request: Request) -> Response:
     else:
         run.start(call)
     if body.store:
-        service.kept.put(Kept(call.key_name, run))
+        _kept_responses(request).put(Kept(call.key_name, run))
     if body.stream:
         return EventStream(_follow(service, run, 0, call), service.settings.write_seconds, headers)
     if not body.background:
@@ -273,8 +273,12 @@ async def _follow(service: Service, run: ResponseRun, after: int, call: Call) ->
             run.cancel_if_running()
 
 
+def _kept_responses(request: Request) -> KeptResponses:
+    return request.app.state.kept_responses
+
+
 def _kept(request: Request, response_id: str) -> Kept:
-    kept = service_of(request).kept.get(response_id)
+    kept = _kept_responses(request).get(response_id)
     if kept is None or kept.owner != call_of(request).key_name:
         raise ApiError(404, "there is no such response here, or its time is over", code="response_not_found")
     return kept
@@ -315,7 +319,7 @@ async def cancel_response(response_id: str, request: Request) -> Response:
 async def delete_response(response_id: str, request: Request) -> Response:
     kept = _kept(request, response_id)
     kept.run.cancel_if_running()
-    service_of(request).kept.drop(response_id)
+    _kept_responses(request).drop(response_id)
     return JSONResponse({"id": response_id, "object": "response", "deleted": True})
 
 

@@ -7,6 +7,7 @@ import contextlib
 import signal
 import socket
 import sys
+import time
 from typing import Any
 
 import uvicorn
@@ -14,7 +15,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from scumble.llm import LLM
 from scumble.serve.app import make_app, make_service
-from scumble.serve.errors import ApiError
 from scumble.serve.log import log_event, start_logging
 from scumble.serve.service import Service
 from scumble.serve.settings import ServeSettings
@@ -68,11 +68,8 @@ class Server(uvicorn.Server):
         log_event("draining", running=self.service.backend.slots.running)
         super().handle_exit(sig, frame)
         # A moment before uvicorn cuts what is left, so that those clients read why.
-        asyncio.get_running_loop().call_later(max(0.0, self.service.settings.drain_seconds - 1), self._give_up)
-
-    def _give_up(self) -> None:
-        error = ApiError(503, "the server went down before the answer was complete", code="shutdown")
-        self.service.backend.fail_all(error)
+        later = max(0.0, self.service.settings.drain_seconds - 1)
+        asyncio.get_running_loop().call_later(later, self.service.give_up)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -81,7 +78,9 @@ class Server(uvicorn.Server):
             self._watching = asyncio.create_task(self.service.watch(self.service.settings.stall_seconds))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        ends = time.monotonic() + self.service.settings.drain_seconds
         await super().shutdown(sockets)
+        await self.service.finish(max(0.0, ends - time.monotonic()))
         with contextlib.suppress(asyncio.CancelledError):
             self._warming.cancel()
             self._watching.cancel()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import Request
 
 from scumble.events import Committed, Finished, StreamEvent
 from scumble.serve.access import Access
@@ -20,8 +22,7 @@ from scumble.serve.metrics import Metrics
 from scumble.serve.settings import ServeSettings
 from scumble.serve.stream import data_event, woven
 
-if TYPE_CHECKING:
-    from scumble.serve.response_run import KeptResponses
+LAST_WORDS = 5.0  # seconds in which the ends of requests that were cut short are recorded
 
 
 @dataclass
@@ -32,10 +33,29 @@ class Service:
     backend: Backend
     metrics: Metrics
     access: Access
-    kept: KeptResponses
     ready: bool = False
     draining: bool = False
     fault: str | None = None  # why the server cannot answer at all, in words for the operator
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Start something that outlives the connection it came over: the server does not end before it."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def finish(self, seconds: float) -> None:
+        """Wait for what was begun. Answers that take longer end with an error, which is recorded."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=seconds)
+        self.give_up()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=LAST_WORDS)
+
+    def give_up(self) -> None:
+        """End what is still in the making, because the server ends."""
+        self.backend.fail_all(ApiError(503, "the server went down before the answer was complete", code="shutdown"))
 
     def is_known_host(self, header: str) -> bool:
         """Whether a Host header names this server. On loopback only its own names count: a foreign page whose name was
@@ -144,3 +164,7 @@ class Service:
     def stop(self) -> None:
         self.backend.close()
         self.access.close()
+
+
+def service_of(request: Request) -> Service:
+    return request.app.state.service

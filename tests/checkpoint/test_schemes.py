@@ -24,6 +24,7 @@ from foreign import (
 )
 from scumble import CheckpointError
 from scumble.checkpoint import load_checkpoint
+from scumble.checkpoint.schemes import bits
 
 OTHERS: dict[str, tuple[Callable[[], tuple[foreign.Packer, dict[str, Any]]], Callable[[str], bool]]] = {
     "ModelOpt NVFP4, experts only": (foreign.modelopt_nvfp4, experts_only),
@@ -246,3 +247,18 @@ def test_few_bits_without_a_configuration_are_refused(compressed):
 
 def test_experts_stored_one_by_one_in_bfloat16_load(tmp_path):
     assert_means(write_foreign(tmp_path, lambda weight: ({"weight": weight}, weight.float()), None, lambda _: False))
+
+
+@pytest.mark.parametrize("dtype", list(bits.NOT_FINITE))
+def test_a_number_that_is_none_is_found_in_every_format(dtype):
+    """Every pattern of a byte's or two bytes' format; of wider ones, patterns that differ in their upper bytes."""
+    size = dtype.itemsize
+    if size <= 2:
+        whole = torch.arange(256**size).to({1: torch.uint8, 2: torch.int16}[size])
+    else:
+        whole = torch.arange(65536).to(bits.NOT_FINITE[dtype][0]) << 8 * (size - 2)
+    values = whole.view(dtype)
+    finite = (values.float() if size == 1 else values).isfinite()
+    assert 0 < int((~finite).sum()) < len(values) / 2
+    assert bits.all_finite(values[finite])
+    assert not any(bits.all_finite(values[place][None]) for place in (~finite).nonzero()[:300, 0])

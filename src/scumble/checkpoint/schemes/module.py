@@ -205,10 +205,7 @@ class StoredModule:
         return bits.spread(scale, self.shape[1], group) if order is None else scale[:, order]
 
     def _finite(self, values: Tensor) -> Tensor:
-        # Thousands of float copies in turn would break up the heap; float16 might overflow, and fp8 has no sum.
-        is_wide = values.dtype in (torch.bfloat16, torch.float32)
-        total = values.sum() if is_wide else values.float().sum()
-        if not bool(torch.isfinite(total)):
+        if not bits.all_finite(values):
             raise CheckpointError(
                 f"{self.file}: {self.name} must hold finite numbers and scales, found NaN or infinity; "
                 "get the checkpoint again"

@@ -101,7 +101,7 @@ def watched(monkeypatch):
 
     def plain(self, hidden, embedding, query, *, cap, head):
         assert head is None
-        assert query.classes is None
+        assert not query.classes
         return vocab_head_reference(hidden, embedding, query, cap=cap)
 
     monkeypatch.setattr(ReferenceOps, "vocab_head", plain)

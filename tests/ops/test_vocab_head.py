@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scumble.diffusion import SeededNoise
 from scumble.ops import VocabQuery, VocabResult, softcap, vocab_head_reference
-from scumble.ops.classes import TokenClasses
+from scumble.ops.classes import Classified, TokenClasses
 from scumble.ops.tiled import vocab_head
 
 CAP = 30.0
@@ -251,7 +251,10 @@ BAD = [
     ({"uniforms": torch.zeros(4)}, r"uniforms must be floating point \[3\], found float32 \[4\]"),
     ({"targets": torch.zeros(3, dtype=torch.int32)}, r"targets must be int64 \[3\], found int32 \[3\]"),
     ({"top": 11}, r"top must be 0 … 10, found 11"),
-    ({"classes": TokenClasses(np.zeros(9, np.int64), 1)}, "classes must be of 10 ids, found 9"),
+    ({"classes": [Classified(TokenClasses(np.zeros(9, np.int64), 1), 0, 3)]}, "classes must be of 10 ids, found 9"),
+    ({"classes": [Classified(TokenClasses(np.zeros(10, np.int64), 1), 1, 4)]}, "positions 0 … 3, found 1 … 4"),
+    ({"mask": torch.zeros(3, dtype=torch.int64)}, r"with mask, allowed must be bool \[masks, 10\]"),
+    ({"mask": torch.zeros(2, dtype=torch.int64)}, r"mask must be int64 \[3\], found int64 \[2\]"),
 ]  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 """What a canvas proposes, from hidden states to ids, against enumeration of every valid canvas."""
 
 from collections import Counter
-from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +10,8 @@ from scipy.stats import chisquare
 from scumble.decode.constraint import Look
 from scumble.decode.structured import Structured
 from scumble.diffusion import Canvas, Proposal
-from scumble.ops import softcap
+from scumble.ops import VocabQuery, softcap
+from scumble.ops.classes import Classified
 from scumble.ops.tiled import vocab_head
 from scumble.structure import Regex, Vocabulary, compiled
 from structure.test_law import CASES, END, TOKENS, canvases, tokens_of
@@ -33,13 +33,15 @@ def test_proposals_follow_the_law(pattern: str, length: int, room: int, tmp_path
     law = structure.restrict(length, length + room, len(TOKENS)).law
     assert law is not None
     nothing = torch.zeros(1, length, dtype=torch.int64)
-    vocabulary = partial(vocab_head, hidden, embedding, cap=30.0)
+    assert law.classes is not None
+    query = VocabQuery(0.7, classes=[Classified(law.classes, 0, length)])
+    result = vocab_head(hidden, embedding, query, cap=30.0)
     counts: Counter = Counter()
     draws = 3000
     for _ in range(draws):
         look = Look(
             Canvas(nothing, nothing.bool()), Proposal(nothing, nothing, nothing.float()), 0.7,
-            torch.from_numpy(rng.random(length)), vocabulary,
+            torch.from_numpy(rng.random(length)), result.logsumexp, result.classes[0],
         )  # fmt: skip
         proposal = law.propose(look)
         ids = proposal.sample[0].tolist()

@@ -11,7 +11,7 @@ independent positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from scumble.diffusion import Canvas, Proposal
-from scumble.ops import VocabQuery, VocabResult
+from scumble.ops.classes import ClassStatistics, TokenClasses
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,21 @@ class Look:
 
     canvas: as it went into the pass [1, L]. proposal: what independent positions would propose [1, L].
     temperature: what the logits are divided by. uniforms [L]: one a position, of this pass; None: propose the argmax.
-    vocabulary(query): the vocabulary operator on this canvas's hidden states; a query names its temperature itself.
+    logsumexp [L], of the logits divided by it. classes: statistics by the law's own classes, at all positions.
     """
 
     canvas: Canvas
     proposal: Proposal
     temperature: float
     uniforms: Tensor | None
-    vocabulary: Callable[[VocabQuery], VocabResult]
+    logsumexp: Tensor
+    classes: ClassStatistics | None
 
 
 class Law(Protocol):
-    """Joint validity of one canvas."""
+    """Joint validity of one canvas. classes: of ids, by which it wants statistics of every pass; None: none."""
+
+    classes: TokenClasses | None
 
     def propose(self, look: Look) -> Proposal:
         """The proposal [1, L] under the law: argmax is the most probable valid canvas, sample a valid draw, entropy

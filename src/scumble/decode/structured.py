@@ -13,8 +13,7 @@ from torch import Tensor
 from scumble.decode.constraint import Constraint, Look, Restriction
 from scumble.diffusion import Canvas, Proposal
 from scumble.errors import InvalidRequest
-from scumble.ops import VocabQuery, VocabResult
-from scumble.ops.classes import TokenClasses
+from scumble.ops.classes import ClassStatistics, TokenClasses
 from scumble.structure.automaton import DEAD, START
 from scumble.structure.classes import END
 from scumble.structure.compiled import Compiled
@@ -95,37 +94,40 @@ class StructureLaw:
 
     def __init__(self, structure: Structured, positions: int, room: int) -> None:
         self.structure, self.positions, self.room = structure, positions, room
+        self.classes: TokenClasses | None = token_classes(structure.compiled)
 
     def propose(self, look: Look) -> Proposal:
-        result = look.vocabulary(VocabQuery(look.temperature, classes=token_classes(self.structure.compiled)))
-        sweep = result.classes
-        assert sweep is not None
+        found = look.classes
+        assert found is not None
         pinned, ids = (values[0].cpu().numpy() for values in (look.canvas.pinned, look.canvas.ids))
         n = self.positions
         uniforms = None if look.uniforms is None else look.uniforms[:n].cpu().numpy()
         law = self.structure.solve(
-            self.structure.compiled.graph, self.masses(result, pinned, ids), self.structure.state, self.room, uniforms
+            self.structure.compiled.graph,
+            self.masses(look.logsumexp, found, pinned, ids),
+            self.structure.state,
+            self.room,
+            uniforms,
         )
         if not np.isfinite(law.log_probability):
             raise StructureError("the pinned ids leave no canvas that the structure allows; pin fewer or other ids")
         entropy = np.zeros(len(ids), np.float32)
         entropy[:n] = law.entropies
-        argmax = self.filled(sweep.best_ids(np.arange(n), law.likely), ids, pinned)
+        argmax = self.filled(found.best_ids(np.arange(n), law.likely), ids, pinned)
         sample = argmax
         if uniforms is not None:
-            sample = self.filled(sweep.draw(np.arange(n), law.drawn, law.rest), ids, pinned)
+            sample = self.filled(found.draw(np.arange(n), law.drawn, law.rest), ids, pinned)
         rows = (torch.from_numpy(values)[None].to(look.canvas.ids.device) for values in (argmax, sample, entropy))
         return Proposal(*rows)
 
-    def masses(self, result: VocabResult, pinned: np.ndarray, ids: np.ndarray) -> Masses:
+    def masses(self, logsumexp: Tensor, by_class: ClassStatistics, pinned: np.ndarray, ids: np.ndarray) -> Masses:
         """Of the canvas's first positions; a pinned one has its own id and nothing else.
 
         Log-probabilities, not sums of exp z: behind the end id a position weighs 1, so others must weigh 1 in all too.
         """
-        n, sweep = self.positions, result.classes
-        assert sweep is not None
-        whole = result.logsumexp[:n, None].double().cpu().numpy()
-        found = Masses(sweep.mass[:n] - whole, sweep.entropy[:n].copy(), sweep.best[:n] - whole)
+        n = self.positions
+        whole = logsumexp[:n, None].double().cpu().numpy()
+        found = Masses(by_class.mass[:n] - whole, by_class.entropy[:n].copy(), by_class.best[:n] - whole)
         of_token = self.structure.compiled.tokens.of_token
         for i in np.flatnonzero(pinned[:n]):
             for table, value in ((found.mass, -np.inf), (found.best, -np.inf), (found.entropy, 0.0)):

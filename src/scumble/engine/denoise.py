@@ -77,7 +77,7 @@ class Denoiser:
         uniforms, fresh = rules.noise()
         result = self.head.look(slots.slots, hidden, rules.pack(uniforms))
         proposal = proposed(slots, result)
-        laws = Laws(slots, self.head, hidden, uniforms, proposal)
+        laws = Laws(slots, result, uniforms, proposal)
         proposal = laws.propose(proposal)
 
         accepted = laws.accept(proposal, rules.accept(proposal))

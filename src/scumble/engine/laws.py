@@ -11,24 +11,32 @@ from torch import Tensor
 
 from scumble.decode.constraint import Law, Look
 from scumble.diffusion import Canvas, Proposal
-from scumble.engine.head import Head
 from scumble.engine.slots import Slot, Slots
+from scumble.ops import VocabResult
 
 T = TypeVar("T", Canvas, Proposal)
 
 
 class Laws:
-    """hidden [N, D] and uniforms [S, L] of the pass, and what independent positions propose [S, L]."""
+    """uniforms [S, L] of the pass; what independent positions propose [S, L], and what it was made of: result [N]."""
 
-    def __init__(self, slots: Slots, head: Head, hidden: Tensor, uniforms: Tensor, proposal: Proposal):
+    def __init__(self, slots: Slots, result: VocabResult, uniforms: Tensor, proposal: Proposal):
         self._looks: dict[Slot, tuple[Law, Look]] = {}
-        for slot, own in zip(slots.slots, hidden.split([slot.length for slot in slots.slots]), strict=True):
-            law = slot.start.restriction.law
-            if law is not None:
-                drawn = None if slot.is_greedy else uniforms[slot.place, : slot.length]
-                vocabulary = partial(head, own)
-                look = Look(one(slots.canvas, slot), one(proposal, slot), slot.temperature, drawn, vocabulary)
-                self._looks[slot] = law, look
+        classes = iter(result.classes)
+        logsumexp = result.logsumexp.split([slot.length for slot in slots.slots])
+        for slot, own in zip(slots.slots, logsumexp, strict=True):
+            if (law := slot.law) is not None:
+                self._looks[slot] = (
+                    law,
+                    Look(
+                        canvas=one(slots.canvas, slot),
+                        proposal=one(proposal, slot),
+                        temperature=slot.temperature,
+                        uniforms=None if slot.is_greedy else uniforms[slot.place, : slot.length],
+                        logsumexp=own,
+                        classes=None if law.classes is None else next(classes),
+                    ),
+                )
 
     def propose(self, proposal: Proposal) -> Proposal:
         if not self._looks:

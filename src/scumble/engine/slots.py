@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scumble.decode.constraint import Law
 from scumble.decode.steps import Start
 from scumble.diffusion import Address, Canvas, Proposal, SeededNoise
 from scumble.engine.row import Row
@@ -50,6 +51,10 @@ class Slot:
     @property
     def temperature(self) -> float:
         return self.row.request.schedule(self.pass_index)
+
+    @property
+    def law(self) -> Law | None:
+        return self.start.restriction.law
 
     @property
     def is_greedy(self) -> bool:

@@ -24,8 +24,9 @@ def vocab_head(hidden: Tensor, embedding: Tensor, query: VocabQuery, *, cap: flo
     `transformers` does), all statistics in float32 or better. Classes are not its business.
     """
     z = softcap((hidden @ embedding.T).float(), cap) / by_position(query.temperature)
-    if query.allowed is not None:
-        z = z.masked_fill(~query.allowed, float("-inf"))
+    allowed = query.masks()
+    if allowed is not None:
+        z = z.masked_fill(~allowed, float("-inf"))
     argmax = z.argmax(-1)
     # Everything relative to the peak and in float64: an entropy near 0 keeps its relative accuracy.
     peak = z.gather(1, argmax[:, None]).double()

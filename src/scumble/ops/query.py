@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from scumble.ops.classes import TokenClasses
+from scumble.ops.classes import Classified
 
 Temperature = float | Tensor
 """One number for all positions, or float32 [n], one a position; > 0."""
@@ -25,7 +26,8 @@ class VocabQuery:
     want_soft: the soft embedding too, softmax · embedding.
     top: how many of the best ids and their log-probabilities, 0 … V.
     targets: int64 [n], ids whose log-probability is wanted.
-    classes: statistics by classes of ids too (ops/classes.py).
+    classes: statistics by classes of ids too (ops/classes.py), of some of the positions each.
+    mask: int64 [n]; allowed is then bool [m, V], and this says which of its masks a position has.
     """
 
     temperature: Temperature = 1.0
@@ -34,7 +36,8 @@ class VocabQuery:
     want_soft: bool = False
     top: int = 0
     targets: Tensor | None = None
-    classes: TokenClasses | None = None
+    classes: Sequence[Classified] = ()
+    mask: Tensor | None = None
 
     def check(self, n: int, vocab: int) -> None:
         """Raises ValueError where a shape, a dtype or a plain number is out of range. Numbers that lie on a device are
@@ -44,7 +47,11 @@ class VocabQuery:
             _shape("temperature", heat, [(), (n,)], floating=True)
         elif not (math.isfinite(heat) and heat > 0):
             raise ValueError(f"temperature must be a number > 0, found {heat}")
-        if self.allowed is not None:
+        if self.mask is not None:
+            _shape("mask", self.mask, [(n,)], torch.int64)
+            if self.allowed is None or self.allowed.ndim != 2 or self.allowed.shape[1] != vocab:
+                raise ValueError(f"with mask, allowed must be bool [masks, {vocab}]")
+        elif self.allowed is not None:
             _shape("allowed", self.allowed, [(vocab,), (n, vocab)], torch.bool)
         if self.uniforms is not None:
             _shape("uniforms", self.uniforms, [(n,)], floating=True)
@@ -52,8 +59,17 @@ class VocabQuery:
             _shape("targets", self.targets, [(n,)], torch.int64)
         if not 0 <= self.top <= vocab:
             raise ValueError(f"top must be 0 … {vocab}, found {self.top}")
-        if self.classes is not None and len(self.classes.of_token) != vocab:
-            raise ValueError(f"classes must be of {vocab} ids, found {len(self.classes.of_token)}")
+        for one in self.classes:
+            if len(one.classes.of_token) != vocab:
+                raise ValueError(f"classes must be of {vocab} ids, found {len(one.classes.of_token)}")
+            if not 0 <= one.first <= one.last <= n:
+                raise ValueError(f"classes must be of positions 0 … {n}, found {one.first} … {one.last}")
+
+    def masks(self) -> Tensor | None:
+        """Allowed ids as one mask [V] for all or one a position [n, V]; None: all ids."""
+        if self.allowed is None or self.mask is None:
+            return self.allowed
+        return self.allowed[self.mask]
 
 
 def _shape(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from scumble.ops.classes import ClassSweep
+    from scumble.ops.classes import ClassStatistics
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class VocabResult:
     soft [n, D] float32 or None: softmax(z) · embedding, not scaled by √D.
     top_ids [n, k] int64 and top_logprobs [n, k] float32, descending, or None.
     target_logprobs [n] float32 or None: of the ids that were asked for.
-    classes: statistics by classes of ids (ops/classes.py), or None.
+    classes: statistics by classes of ids (ops/classes.py), in the order in which they were asked for.
     """
 
     logsumexp: Tensor
@@ -31,4 +31,4 @@ class VocabResult:
     top_ids: Tensor | None = None
     top_logprobs: Tensor | None = None
     target_logprobs: Tensor | None = None
-    classes: ClassSweep | None = None
+    classes: tuple[ClassStatistics, ...] = ()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scumble.ops.classes import ClassSweep
+from scumble.ops.classes import Classified, ClassSweep, Logits
 from scumble.ops.plain_vocab import by_position
 from scumble.ops.query import VocabQuery
 from scumble.ops.result import VocabResult
@@ -38,7 +38,7 @@ def vocab_head(
     """
     n, vocab = hidden.shape[0], embedding.shape[0]
     device = hidden.device
-    uniforms, targets, allowed, top = query.uniforms, query.targets, query.allowed, query.top
+    uniforms, targets, allowed, top = query.uniforms, query.targets, query.masks(), query.top
     if allowed is not None and allowed.ndim == 1:
         allowed = allowed.expand(n, vocab)
 
@@ -67,12 +67,12 @@ def vocab_head(
     best: Tensor | None = None
     best_ids: Tensor | None = None
     own = None if targets is None else torch.full((n,), float("-inf"), device=device)
-    sweep = None if query.classes is None else ClassSweep(query.classes, n, tile)
+    sweeps = [class_sweep(one, tile, logits) for one in query.classes]
 
     for first in range(0, vocab, tile):
         z = logits(slice(None), first)
-        if sweep is not None:
-            sweep.add(z)
+        for one, sweep in zip(query.classes, sweeps, strict=True):
+            sweep.add(z[one.first : one.last])
         tile_peak, tile_argmax = z.max(-1)
         if own is not None and targets is not None:
             inside = targets - first
@@ -113,11 +113,17 @@ def vocab_head(
         soft.div_(total.float()[:, None])
     top_logprobs = None if best is None else (best.double() - logsumexp[:, None]).float()
     own_logprobs = None if own is None else (own.double() - logsumexp).float()
-    if sweep is not None:
-        sweep.finish(logits)
+    for sweep in sweeps:
+        sweep.finish()
     return VocabResult(
-        logsumexp.float(), entropy.float(), argmax, sample, soft, best_ids, top_logprobs, own_logprobs, sweep
+        logsumexp.float(), entropy.float(), argmax, sample, soft, best_ids, top_logprobs, own_logprobs, tuple(sweeps)
     )
+
+
+def class_sweep(asked: Classified, tile: int, logits: Logits) -> ClassSweep:
+    """logits counts positions from the call's first on, a sweep from its own."""
+    positions = asked.last - asked.first
+    return ClassSweep(asked.classes, positions, tile, lambda rows, first: logits(rows + asked.first, first))
 
 
 def _merge_top(z: Tensor, first: int, best: Tensor | None, ids: Tensor | None, top: int) -> tuple[Tensor, Tensor]:

@@ -55,12 +55,12 @@ SIGNATURES = {
     "scumble_linear_four": "ppppp pppp lll llll i",
     "scumble_quantize_four": "ppp lll i",
     "scumble_experts_four": "ppp ppp ppp pp lllllll lllll i",
-    "scumble_vocab_tile": "pp lll pp i",
+    "scumble_vocab_tile": "pp lll pp pl i",
     "scumble_vocab_soft": "!pppp lll i",
-    "scumble_class_tile": "ppp ppp pppp ppp lllll i",
+    "scumble_class_draw": "pppp pppp lll i",
     "scumble_law": "ppppp ppp pp ppppp lllll",
     "scumble_vocab_finish": "pppp ppp ll i",
-    "scumble_vocab_sample": "pppp pp ppp p lll i",
+    "scumble_vocab_sample": "pppp p l i",
     "scumble_train_norm": "pppp llll f i",
     "scumble_train_norm_back": "pppppp llll i",
     "scumble_train_add_norm": "pppp pp ll f i",
@@ -106,15 +106,34 @@ class LayerSizes(ctypes.Structure):
 
 
 class VocabState(ctypes.Structure):
-    """struct VocabState of src/vocab.cpp."""
+    """struct VocabState of src/vocab.h."""
 
     POINTERS = (
-        "table", "heat", "allowed", "targets", "peak", "argmax", "total", "energy", "mass", "factor", "target_z",
-        "best", "best_ids", "scratch",
+        "table", "heat", "allowed", "mask", "targets", "peak", "argmax", "total", "energy", "mass", "factor",
+        "target_z", "best", "best_ids", "scratch",
     )  # fmt: skip
     _fields_ = [
         *((name, ctypes.c_void_p) for name in POINTERS),
-        *((name, ctypes.c_int64) for name in ("allowed_stride", "blocks", "top")),
+        *((name, ctypes.c_int64) for name in ("vocab", "blocks", "top", "room")),
+    ]
+
+
+class VocabHead(ctypes.Structure):
+    """struct VocabHead of src/vocab.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("hidden", "q", "q_scale", "panels", "shift", "scale")),
+        ("d", ctypes.c_int64),
+    ]
+
+
+class ClassTile(ctypes.Structure):
+    """struct ClassTile of src/classes.h."""
+
+    POINTERS = ("order", "begins", "kinds", "peak", "total", "energy", "best", "tops", "sums")
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in POINTERS),
+        *((name, ctypes.c_int64) for name in ("runs", "count", "from", "all_runs", "begin", "end")),
     ]
 
 
@@ -122,6 +141,8 @@ SHARED = {
     "scumble_layer_weights_size": LayerWeights,
     "scumble_layer_sizes_size": LayerSizes,
     "scumble_vocab_state_size": VocabState,
+    "scumble_vocab_head_size": VocabHead,
+    "scumble_class_tile_size": ClassTile,
 }
 
 

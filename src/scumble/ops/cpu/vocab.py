@@ -12,12 +12,11 @@ import ctypes
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from scumble.ops.classes import ClassSweep
-from scumble.ops.cpu.native import VocabState, address, pointer
+from scumble.ops.cpu.classes import NativeClasses, tables
+from scumble.ops.cpu.native import VocabHead, VocabState, address, pointer
 from scumble.ops.cpu.packed import Packed
 from scumble.ops.query import VocabQuery
 from scumble.ops.result import VocabResult
@@ -46,26 +45,24 @@ def vocab_head(
     (n, size), vocab, threads = hidden.shape, embedding.shape[0], torch.get_num_threads()
     small = None if isinstance(head, Packed) else head
     q, scale = (None, None) if small is None else small.rounded(hidden)
+    hidden = hidden.contiguous()
+    asked = [NativeClasses(one, TILE) for one in query.classes]
     run = Sweep(n, vocab, cap, query, threads)
     soft = torch.zeros(n, size) if query.want_soft else None
-    sweep = None if query.classes is None else ClassSweep(query.classes, n, TILE)
-
-    def products(places: Tensor | slice, first: int) -> Tensor:
-        """Logits before the soft-cap, bfloat16 [places, ids of the tile]."""
-        last = min(first + TILE, vocab)
-        if small is None:
-            return head.part(hidden[places], first, last)
-        return small.product(q[places], scale[places], first, last)  # type: ignore[index]
+    classes = tables(asked)
 
     for first in range(0, vocab, TILE):
-        logits = products(slice(None), first)
-        if sweep is not None:
-            add_classes(lib, sweep, logits, run, threads)
+        last = min(first + TILE, vocab)
+        if small is None:
+            logits, column = head.part(hidden, first, last), None
+        else:  # before the soft-cap, bfloat16 [n, ids of the tile]
+            logits, column = small.product(q, scale, first, last), small.addresses(first)[2]
         weights = torch.empty_like(logits) if query.want_soft else None
-        column = None if small is None else small.addresses(first)[2]
+        here = None if classes is None else classes[first // TILE].ctypes.data
         lib.scumble_vocab_tile(
-            logits.data_ptr(), run.address, n, logits.shape[1], first, pointer(weights), column, threads
-        )
+            logits.data_ptr(), run.address, n, logits.shape[1], first, pointer(weights), column, here, len(asked),
+            threads,
+        )  # fmt: skip
         if soft is None or weights is None:
             continue
         if small is not None:
@@ -73,15 +70,9 @@ def vocab_head(
         else:
             rows = embedding[first : first + TILE]
             lib.scumble_vocab_soft(
-                weights.data_ptr(),
-                address(rows),
-                run.factor.data_ptr(),
-                soft.data_ptr(),
-                n,
-                rows.shape[0],
-                size,
+                weights.data_ptr(), address(rows), run.factor.data_ptr(), soft.data_ptr(), n, rows.shape[0], size,
                 threads,
-            )
+            )  # fmt: skip
 
     logsumexp, entropy = torch.empty(2, n)
     drawn = None if query.uniforms is None else query.uniforms.double().contiguous()
@@ -90,35 +81,34 @@ def vocab_head(
         run.address, pointer(drawn), logsumexp.data_ptr(), entropy.data_ptr(), pointer(soft), block.data_ptr(),
         share.data_ptr(), n, size, threads,
     )  # fmt: skip
+    base = head.base if small is None else small.addresses()
+    again = VocabHead(hidden.data_ptr(), pointer(q), pointer(scale), *base, size)
     sample = None
     if drawn is not None:
         sample = torch.empty(n, dtype=torch.int64)
-        base = head.base if small is None else small.addresses()
         lib.scumble_vocab_sample(
-            hidden.data_ptr(), run.address, block.data_ptr(), share.data_ptr(), pointer(q), pointer(scale), *base,
-            sample.data_ptr(), n, size, vocab, threads,
-        )  # fmt: skip
-    if sweep is not None:
-        sweep.finish(
-            lambda places, first: (
-                run.table[products(places, first).view(torch.int16).long() & 0xFFFF] / run.heat[places][:, None]
-            )
+            ctypes.addressof(again), run.address, block.data_ptr(), share.data_ptr(), sample.data_ptr(), n, threads
         )
+    for one in asked:
+        one.finish()
+        one.drawn_by(lib, ctypes.addressof(again), run.address, threads, holds=(again, run, hidden, q, scale, head))
     found = (run.best_ids, run.best) if query.top else (None, None)
     own = None if query.targets is None else run.target_z
-    return VocabResult(logsumexp, entropy, run.argmax, sample, soft, *found, own, sweep)
+    return VocabResult(logsumexp, entropy, run.argmax, sample, soft, *found, own, tuple(asked))
 
 
 class Sweep:
     """The running statistics of n positions, and struct VocabState, which tells the kernels where they are."""
 
     def __init__(self, n: int, vocab: int, cap: float, query: VocabQuery, threads: int):
-        allowed, targets, top = query.allowed, query.targets, query.top
-        blocks = -(-vocab // BLOCK)
+        blocks, top = -(-vocab // BLOCK), query.top
         self.table = capped(cap)
         self.heat = torch.as_tensor(query.temperature, dtype=torch.float32).expand(n).contiguous()
-        self.allowed = None if allowed is None else allowed.contiguous()
-        self.targets = None if targets is None else targets.contiguous()
+        self.allowed = None if query.allowed is None else query.allowed.contiguous()
+        self.mask = None if query.mask is None else query.mask.contiguous()
+        if query.allowed is not None and query.mask is None:  # one for all, or one a position
+            self.mask = torch.arange(n) if query.allowed.ndim == 2 else torch.zeros(n, dtype=torch.int64)
+        self.targets = None if query.targets is None else query.targets.contiguous()
         self.peak, self.factor = torch.full((n,), float("-inf")), torch.empty(n)
         self.argmax = torch.zeros(n, dtype=torch.int64)
         self.total, self.energy = torch.zeros(2, n, dtype=torch.float64)
@@ -126,24 +116,8 @@ class Sweep:
         self.target_z = torch.full((n,), float("-inf"))
         self.best = torch.full((n, top), float("-inf"))
         self.best_ids = torch.zeros(n, top, dtype=torch.int64)
-        self.scratch = torch.empty(threads, TILE + 16)
-        self.state = VocabState(
-            *(pointer(getattr(self, name)) for name in VocabState.POINTERS),
-            vocab if allowed is not None and allowed.ndim == 2 else 0, blocks, top,
-        )  # fmt: skip
+        room = 3 * TILE + 64  # z of a tile, and what classes.h needs beside it
+        self.scratch = torch.empty(threads, room)
+        pointers = (pointer(getattr(self, name)) for name in VocabState.POINTERS)
+        self.state = VocabState(*pointers, vocab, blocks, top, room)
         self.address = ctypes.addressof(self.state)
-
-
-def add_classes(lib: ctypes.CDLL, sweep: ClassSweep, logits: Tensor, run: Sweep, threads: int) -> None:
-    """`ClassSweep.add` for bfloat16 logits [n, w] before the soft-cap."""
-    (n, width), number = logits.shape, len(sweep.kept)
-    runs = sweep.runs[number]
-    tops, sums = np.empty((2, n, len(runs.kinds)), np.float32)
-    scratch = np.empty((threads, 4 * width + 64), np.float32)
-    lib.scumble_class_tile(
-        logits.contiguous().data_ptr(), run.table.data_ptr(), run.heat.data_ptr(),
-        *(array.ctypes.data for array in (runs.order, runs.begins, runs.kinds)),
-        *(array.ctypes.data for array in (sweep.peak, sweep.total, sweep.energy, sweep.tiles, tops, sums, scratch)),
-        n, width, len(runs.kinds), sweep.classes.count, number, threads,
-    )  # fmt: skip
-    sweep.kept.append((tops, sums))

@@ -87,7 +87,7 @@ class TritonOps(ReferenceOps):
     def vocab_head(  # pyright: ignore[reportIncompatibleVariableOverride]
         self, hidden: Tensor, embedding: Tensor, query: VocabQuery, *, cap: float, head: Any = None
     ) -> VocabResult:
-        if head is not None or query.classes is not None:
+        if head is not None or query.classes:
             return REFERENCE.vocab_head(hidden, embedding, query, cap=cap, head=head)
         return vocab.vocab_head(hidden.contiguous(), embedding, query, cap=cap)
 

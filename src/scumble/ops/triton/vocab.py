@@ -203,6 +203,8 @@ def vocab_head(hidden: Tensor, embedding: Tensor, query: VocabQuery, *, cap: flo
         temperatures = torch.full((n,), temperature, dtype=torch.float32, device=device)
     if allowed is not None and allowed.dtype is torch.bool:
         allowed = packed(allowed)
+    if allowed is not None and query.mask is not None:
+        allowed = allowed[query.mask]
     mask_row = allowed.stride(0) if allowed is not None and allowed.ndim == 2 else 0
     mask = hidden if allowed is None else allowed
     constants = {"D": size, "MASK": EVERYTHING if allowed is None else MASKED}

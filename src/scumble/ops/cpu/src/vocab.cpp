@@ -5,33 +5,16 @@
 // A row's results depend on that row alone.
 #include <omp.h>
 
-#include <cmath>
 #include <vector>
 
-#include "gemm.h"
+#include "classes.h"
 #include "guard.h"
 #include "pack.h"
-#include "quantize.h"
+#include "vocab.h"
 
 constexpr int64_t BLOCK = 128;  // ids whose mass is remembered as one number, for the sample
 
 namespace {
-
-// z of `width` logits into memory for a multiple of 16; -inf where not allowed. Returns the highest; NaN does not count.
-float capped_row(const bf16* logits, const float* table, float heat, const uint8_t* allowed, int64_t width, float* z) {
-  const __m512 lowest = _mm512_set1_ps(-INFINITY), divisor = _mm512_set1_ps(heat);
-  __m512 high = lowest;
-  for (int64_t i = 0; i < width; i += 16) {
-    __mmask16 m = tail_mask(width - i), may = m;
-    __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, logits + i));
-    __m512 v = _mm512_div_ps(_mm512_i32gather_ps(bits, table, 4), divisor);
-    if (allowed) may &= _mm_test_epi8_mask(_mm_maskz_loadu_epi8(m, allowed + i), _mm_set1_epi8(-1));
-    v = _mm512_mask_blend_ps(may, lowest, v);
-    _mm512_storeu_ps(z + i, v);
-    high = _mm512_max_ps(v, high);
-  }
-  return _mm512_reduce_max_ps(high);
-}
 
 // The best `top` so far, descending, the lower id first on a tie; z of ids first … first + width - 1 come in order.
 void merge_top(const float* z, int64_t first, int64_t width, int64_t top, float* best, int64_t* ids) {
@@ -50,34 +33,21 @@ void merge_top(const float* z, int64_t first, int64_t width, int64_t top, float*
 
 extern "C" {
 
-// One row of the arguments of scumble_vocab_tile; the same order as in ops/cpu/vocab.py.
-struct VocabState {
-  const float *table, *heat;             // [65536]; [n], temperatures
-  const uint8_t* allowed;                // [n, V], or [V] with allowed_stride 0; null: all ids
-  const int64_t* targets;                // [n], or null
-  float* peak;                           // [n]
-  int64_t* argmax;                       // [n]
-  double *total, *energy, *mass;         // [n], [n], [n, blocks]
-  float* factor;                         // [n]
-  float* target_z;                       // [n], where there are targets
-  float* best;                           // [n, top]
-  int64_t* best_ids;                     // [n, top]
-  float* scratch;                        // [threads, width + 16]
-  int64_t allowed_stride, blocks, top;
-};
-
 // logits [n, width] bfloat16, first: id of column 0.
 // Running statistics, updated: peak, argmax, total = Σ e^(z-peak), energy = Σ e^(z-peak)(z-peak).
 // Written: mass = log Σ e^z over every 128 ids, this tile's from its block on; factor = what earlier weights must be
 // multiplied by; weights [n, width] bfloat16 = e^(z-peak) · column[id], where wanted.
 // column [width], or null for 1: the scales of an embedding in int8.
+// classes [asked], rows one after another: this tile's part of the statistics by class.
 void scumble_vocab_tile(const bf16* logits, const VocabState* s, int64_t n, int64_t width, int64_t first, bf16* weights,
-                        const float* column, int threads) {
+                        const float* column, const ClassTile* classes, int64_t asked, int threads) {
 #pragma omp parallel for num_threads(threads) if (n > 1)
   for (int64_t row = 0; row < n; row++) {
-    float* z = s->scratch + omp_get_thread_num() * (width + 16);
-    const uint8_t* allowed = s->allowed ? s->allowed + row * s->allowed_stride + first : nullptr;
-    float top = capped_row(logits + row * width, s->table, s->heat[row], allowed, width, z), old = s->peak[row];
+    float* z = s->scratch + omp_get_thread_num() * s->room;
+    float top = capped_row(logits + row * width, s->table, s->heat[row], s->allowed_of(row, first), width, z);
+    float old = s->peak[row];
+    for (int64_t c = 0; c < asked; c++)
+      if (row >= classes[c].begin && row < classes[c].end) class_row(classes[c], row - classes[c].begin, z, first, z + width + 16);
     if (s->top) merge_top(z, first, width, s->top, s->best + row * s->top, s->best_ids + row * s->top);
     if (s->targets) {
       int64_t at = s->targets[row] - first;
@@ -196,33 +166,18 @@ void scumble_vocab_finish(const VocabState* s, const double* uniforms, float* lo
   }
 }
 
-// The id of each row inside the block that its uniform fell into: hidden [n, d], block [n], share [n] in [0, 1] of the
-// block's mass -> sample [n], the first id whose cumulative weight exceeds the share. panels: the head, packed as for
-// linear layers, in bfloat16 (q null), or in int8 with shift and scale, and q [n, d], q_scale [n] the hidden states.
-void scumble_vocab_sample(const bf16* hidden, const VocabState* s, const int64_t* block, const double* share,
-                          const uint8_t* q, const float* q_scale, const int32_t* panels, const int32_t* shift,
-                          const float* scale, int64_t* sample, int64_t n, int64_t d, int64_t vocab, int threads) {
+// The id of each row inside the block that its uniform fell into: block [n], share [n] in [0, 1] of the block's mass ->
+// sample [n], the first id whose cumulative weight exceeds the share.
+void scumble_vocab_sample(const VocabHead* head, const VocabState* s, const int64_t* block, const double* share,
+                          int64_t* sample, int64_t n, int threads) {
 #pragma omp parallel for num_threads(threads) if (n > 1)
   for (int64_t row = 0; row < n; row++) {
-    int64_t first = block[row] * BLOCK, width = vocab - first < BLOCK ? vocab - first : BLOCK, last = 0;
+    int64_t first = block[row] * BLOCK, width = s->vocab - first < BLOCK ? s->vocab - first : BLOCK, last = 0;
     float z[BLOCK];
     bf16 logits[BLOCK];
     double weights[BLOCK], total = 0, sum = 0;
-    for (int64_t i = 0; i < width; i += PANEL) {
-      int64_t at = first + i;
-      float t[PANEL];
-      if (q) {
-        int32_t sums[PANEL];
-        times_panel<Int8>(1, (const int32_t*)(q + row * d), d / 4, panels + at * (d / 4), d / 4, sums);
-        for (int j = 0; j < PANEL; j += 16)
-          _mm512_storeu_ps(t + j, dequantized(sums + j, shift + at + j, scale + at + j, _mm512_set1_ps(q_scale[row])));
-      } else {
-        times_panel<Bf16>(1, (const int32_t*)(hidden + row * d), d / 2, panels + at * (d / 2), d / 2, t);
-      }
-      for (int j = 0; j < PANEL; j += 16) store(logits + i + j, 0xFFFF, _mm512_loadu_ps(t + j));
-    }
-    const uint8_t* allowed = s->allowed ? s->allowed + row * s->allowed_stride + first : nullptr;
-    float top = capped_row(logits, s->table, s->heat[row], allowed, width, z);
+    for (int64_t i = 0; i < width; i += PANEL) head->logits(row, first + i, logits + i);
+    float top = capped_row(logits, s->table, s->heat[row], s->allowed_of(row, first), width, z);
     for (int64_t i = 0; i < width; i++) total += weights[i] = std::exp((double)z[i] - top);
     for (int64_t i = 0; i < width; i++) {
       if (!(weights[i] > 0)) continue;
@@ -234,4 +189,5 @@ void scumble_vocab_sample(const bf16* hidden, const VocabState* s, const int64_t
 }
 
 int64_t scumble_vocab_state_size() { return sizeof(VocabState); }
+int64_t scumble_vocab_head_size() { return sizeof(VocabHead); }
 }

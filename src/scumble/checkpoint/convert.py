@@ -3,6 +3,9 @@
 Every layer becomes a file. Files are made in a folder beside the result, which gets its name when everything is there;
 a conversion that was interrupted goes on after the last whole file. What the model does not need in few bits (the
 embedding, norms, the router, self-conditioning, the vision tower) is copied.
+
+With a calibration file, sample texts run through the model beside that, a layer at a time (calibrate/), and matrices
+are rounded by what they are given there. A conversion that goes on runs them through the layers that are there first.
 """
 
 from __future__ import annotations
@@ -11,17 +14,21 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scumble.checkpoint.files import DTYPES, INDEX, Stored
+from scumble.checkpoint.calibrate.run import TOKENS, Calibration, check_tokens, fingerprint
+from scumble.checkpoint.calibrate.watch import LayerInputs
+from scumble.checkpoint.files import DTYPES, INDEX, Stored, open_weights
 from scumble.checkpoint.gguf.model import is_gguf
 from scumble.checkpoint.load import Contents, read_contents
-from scumble.checkpoint.names import VISION, checkpoint_key
+from scumble.checkpoint.names import DECODER, VISION, checkpoint_key
 from scumble.checkpoint.pack import Packing, packing
 from scumble.checkpoint.raw import read_bytes, read_stored
 from scumble.checkpoint.schemes import Entry, read_entry
@@ -29,10 +36,14 @@ from scumble.checkpoint.schemes.assemble import FusedExperts, StackedExperts
 from scumble.checkpoint.stream import Slot, StreamedFile
 from scumble.config import write_model_config
 from scumble.errors import CheckpointError, InvalidRequest, shown
+from scumble.formats.compensate import compensated
 
 FORMS = ("int4", "int8", "fp8", "nvfp4")
+CALIBRATED = ("int4", "int8")  # formats that calibration serves
+LOOK = 4  # a layer's share of the progress while samples only look at it: one part in so many
 KEPT = ("embed", "router", "self_conditioning", "vision_tower")  # parts of names that stay as they are
 STATE = "conversion.json"
+UNREACHED = "experts that calibration never reached"  # in the metadata of a layer's file
 CPU = torch.device("cpu")
 COPIED = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -42,13 +53,14 @@ COPIED = (
 
 @dataclass(frozen=True)
 class Progress:
-    """After every file: numbers of the model that are done and all of them, the layers that are whole (by name), and
-    whether the file was there already."""
+    """After every file: how much of how much is done, in numbers of the model; what is whole now, by name; whether the
+    file was there already; and which experts of the layer calibration never reached."""
 
     done: int
     total: int
     part: str
-    resumed: bool
+    resumed: bool = False
+    unreached: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,35 +73,80 @@ class Piece:
     rows: tuple[int, int, int] | None = None
 
 
-def convert(source: Path, out: Path, form: str, group: int = 32, keep: Sequence[str] = ()) -> Iterator[Progress]:
+def convert(
+    source: Path, out: Path, form: str, group: int = 32, keep: Sequence[str] = (), calibrate: Path | None = None,
+    tokens: int = TOKENS,
+) -> Iterator[Progress]:  # fmt: skip
     """Write `source` (a folder or GGUF file) to the folder `out` in `form`. Yields after every file that is done.
 
     group: numbers that share a scale (int4). keep: parts of module names that stay in bfloat16, beside KEPT.
+    calibrate: texts like the model's own, plain or JSON Lines; int4 and int8 are then rounded by what so many `tokens`
+    of them give the model's layers, experts one by one; an expert that they never reach is rounded to the nearest.
     Raises InvalidRequest for settings that make no sense, CheckpointError for what cannot be read or written; then
     `out` does not exist, and the same call goes on where it stopped.
     """
     _check(source, out, form, group)
+    if calibrate is not None and form not in CALIBRATED:
+        raise InvalidRequest(f"calibration serves {' and '.join(CALIBRATED)}; for {form} leave it out")
+    check_tokens(tokens)
     found = read_contents(source)
     how, kept = packing(form, group), (*KEPT, *keep)
     parts, left = plan_files(found, how, kept)
+    settings = how.settings(ignored(kept, left))
     work = out.with_name(out.name + ".converting")
-    names = {part: f"model-{i + 1:05d}-of-{len(parts):05d}.safetensors" for i, part in enumerate(parts)}
+    files = {part: work / f"model-{i + 1:05d}-of-{len(parts):05d}.safetensors" for i, part in enumerate(parts)}
+    state = _state(source, form, group, kept)
+    if calibrate is not None:
+        state |= {"calibrate": fingerprint(calibrate), "tokens": tokens}
     try:
-        _begin(work, _state(source, form, group, kept))
-        done, total = 0, sum(piece_count(piece) for pieces in parts.values() for piece in pieces)
-        for part, pieces in parts.items():
-            resumed = (work / names[part]).exists()
-            if not resumed:
-                _write(work / names[part], pieces, how)
-            done += sum(map(piece_count, pieces))
-            yield Progress(done, total, part, resumed)
-        finish(work, found, source, how.settings(ignored(kept, left)), parts, names)
+        calibration = None
+        if calibrate is not None:
+            calibration = Calibration(found, source, calibrate, tokens, settings)
+        _begin(work, state)
+        if calibration is not None and all(file.exists() for part, file in files.items() if _is_layer(part)):
+            calibration = None  # what is left needs none
+        yield from _write_files(parts, files, how, calibration)
+        finish(work, found, source, settings, parts, {part: file.name for part, file in files.items()})
         os.rename(work, out)
     except OSError as error:
         raise CheckpointError(
             f"{out}: cannot be written: {error.strerror or error}; what is done stays in {work.name}: "
             "the same command goes on from there"
         ) from None
+
+
+def _is_layer(part: str) -> bool:
+    return part.startswith("layers.")
+
+
+def _write_files(
+    parts: dict[str, list[Piece]], files: dict[str, Path], how: Packing, calibration: Calibration | None
+) -> Iterator[Progress]:
+    counts = {part: sum(map(piece_count, pieces)) for part, pieces in parts.items()}
+    done, total = 0, sum(counts.values())
+    if calibration is not None:
+        total += sum(count // LOOK for part, count in counts.items() if _is_layer(part))
+        for index in calibration.look():
+            done += counts[f"layers.{index}"] // LOOK
+            yield Progress(done, total, f"first look: layers.{index}")
+    for part, pieces in parts.items():
+        resumed = files[part].exists()
+        index = int(part.removeprefix("layers.")) if _is_layer(part) else None
+        guided = calibration if index is not None else None
+        if not resumed:
+            with nullcontext() if guided is None or index is None else guided.inputs(index) as inputs:
+                _write(files[part], pieces, how, inputs)
+        if guided is not None and index is not None:
+            guided.go_on(index, files[part])
+        done += counts[part]
+        yield Progress(done, total, part, resumed, _unreached(files[part]))
+
+
+def _unreached(file: Path) -> tuple[int, ...]:
+    """Experts that calibration never reached, as `_write` noted them."""
+    with open_weights(file) as handle:
+        noted = (handle.metadata() or {}).get(UNREACHED, "")
+    return tuple(map(int, noted.split(","))) if noted else ()
 
 
 def _check(source: Path, out: Path, form: str, group: int) -> None:
@@ -168,24 +225,50 @@ def piece_count(piece: Piece) -> int:
     return out
 
 
-def _write(path: Path, pieces: list[Piece], how: Packing) -> None:
-    with StreamedFile(path, [slot for piece in pieces for slot in piece.slots]) as file:
-        for piece in pieces:
-            entry = piece.entry
-            if isinstance(entry, Stored) and entry.key == piece.slots[0].key and entry.dtype == piece.slots[0].dtype:
-                file.write(read_stored(entry))  # as it is
+def _write(path: Path, pieces: list[Piece], how: Packing, inputs: LayerInputs | None = None) -> None:
+    """inputs: what the layer's modules are given, which their rounding then goes by."""
+    metadata = {UNREACHED: ",".join(map(str, inputs.unreached))} if inputs is not None and inputs.unreached else {}
+
+    def source(piece: Piece) -> str | None:
+        if piece.module is None or inputs is None:
+            return None
+        return inputs.source(piece.module.removeprefix(DECODER).split(".", 2)[2])
+
+    with StreamedFile(path, [slot for piece in pieces for slot in piece.slots], metadata) as file:
+        for given, together in groupby(pieces, source):
+            if given is None or inputs is None:
+                for piece in together:
+                    _write_piece(file, piece, how)
                 continue
-            weight = _matrix(piece)
-            if piece.module is None:
-                file.write(weight.to(DTYPES[piece.slots[0].dtype]).view(piece.slots[0].shape))
-                continue
-            if not bool(torch.isfinite(weight.sum(dtype=torch.float32))):
-                raise CheckpointError(
-                    f"{piece.entry.file}: {piece.module} must hold finite numbers, found NaN or infinity; "
-                    "get the checkpoint again"
-                )
-            for tensor in how.pack(weight):
-                file.write(tensor)
+            assert how.grid is not None
+            assert how.store is not None
+            weights = [_finite_matrix(piece) for piece in together]
+            numbers, steps = compensated(torch.cat(weights), inputs.of(given), how.grid)
+            rows = [len(weight) for weight in weights]
+            for own_numbers, own_steps in zip(numbers.split(rows), steps.split(rows), strict=True):
+                for tensor in how.store(own_numbers, own_steps):
+                    file.write(tensor)
+
+
+def _write_piece(file: StreamedFile, piece: Piece, how: Packing) -> None:
+    entry = piece.entry
+    if isinstance(entry, Stored) and entry.key == piece.slots[0].key and entry.dtype == piece.slots[0].dtype:
+        file.write(read_stored(entry))  # as it is
+    elif piece.module is None:
+        file.write(_matrix(piece).to(DTYPES[piece.slots[0].dtype]).view(piece.slots[0].shape))
+    else:
+        for tensor in how.pack(_finite_matrix(piece)):
+            file.write(tensor)
+
+
+def _finite_matrix(piece: Piece) -> Tensor:
+    weight = _matrix(piece)
+    if not bool(torch.isfinite(weight.sum(dtype=torch.float32))):
+        raise CheckpointError(
+            f"{piece.entry.file}: {piece.module} must hold finite numbers, found NaN or infinity; "
+            "get the checkpoint again"
+        )
+    return weight
 
 
 def _matrix(piece: Piece) -> Tensor:

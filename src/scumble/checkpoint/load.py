@@ -271,12 +271,8 @@ def _load_converted(
         parts[".".join(name.split(".")[:2]) if name.startswith("layers.") else ""].append(name)
     for prefix, names in sorted(parts.items(), reverse=True):  # what is outside the layers comes last
         part: nn.Module = model.get_submodule(prefix) if prefix else model
-        if form is not None:
-            kept = _keep(model, prefix, plan, None if as_stored else form, seen)
-            names = [name for name in names if name not in kept]
         if as_stored:
-            own = {name: plan[name] for name in names}
-            model.load_state_dict(_read(own, dtype, device), strict=False, assign=True)
+            load_part(model, prefix, {name: plan[name] for name in names}, dtype, as_stored=True, seen=seen)
             if prefix:
                 model.convert(None, part)
             else:
@@ -284,6 +280,9 @@ def _load_converted(
                 model.quantized = form
             _give_back()
             continue
+        if form is not None:
+            kept = _keep(model, prefix, plan, form, seen)
+            names = [name for name in names if name not in kept]
         read = {name: read_entry(plan[name], dtype, device) for name in names}
         for name, weight in read.items():  # rounding would hide it from the engine, which finds it in float formats
             if form is not None and not math.isfinite(float(weight.sum())):
@@ -296,6 +295,21 @@ def _load_converted(
         model.convert(form, part)
         _give_back()
     return seen
+
+
+@torch.no_grad()
+def load_part(
+    model: Transformer, prefix: str, plan: Mapping[str, Entry], dtype: torch.dtype, *, as_stored: bool = False,
+    seen: Counter[str] | None = None,
+) -> None:  # fmt: skip
+    """Weights of one layer ("layers.3"), or of what is outside the layers (""), on the CPU; `plan` has them all.
+
+    In `dtype`, as parameters, mapped where the file holds that. as_stored: what is in few bits is kept so; `seen`
+    counts how it runs.
+    """
+    kept = _keep(model, prefix, plan, None, Counter() if seen is None else seen) if as_stored else set()
+    own = {name: entry for name, entry in plan.items() if name not in kept}
+    model.load_state_dict(_read(own, dtype, torch.device("cpu")), strict=False, assign=True)
 
 
 def _keep(

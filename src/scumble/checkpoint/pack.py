@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scumble.checkpoint.schemes.bits import pack_nibbles
 from scumble.checkpoint.stream import Slot
 from scumble.formats import int4
+from scumble.formats.compensate import Grid
 from scumble.formats.int4 import FP4
 
 NVFP4_GROUP = 16
@@ -25,6 +27,8 @@ class Packing:
 
     slots(module, rows, columns): what is stored. pack(weight [rows, columns]): the same tensors, in that order.
     activations: how activations are rounded where products are taken in the format; None: they stay.
+    grid: the numbers that there are, where calibration may choose among them; store(numbers, steps) gives what `pack`
+    gives, of whole numbers on the grid int8 [rows, columns] and steps bfloat16 [rows, groups].
     """
 
     format: str
@@ -33,6 +37,8 @@ class Packing:
     slots: Callable[[str, int, int], list[Slot]]
     pack: Callable[[Tensor], list[Tensor]]
     activations: dict[str, Any] | None = None
+    grid: Grid | None = None
+    store: Callable[[Tensor, Tensor], list[Tensor]] | None = None
 
     def settings(self, ignore: list[str]) -> dict[str, Any]:
         """quantization_config."""
@@ -63,8 +69,12 @@ def _int4(group: int) -> Packing:
         matrix = int4.quantize(weight, group)
         return [matrix.packed.view(torch.int32), matrix.scale, torch.tensor(weight.shape)]
 
+    def store(numbers: Tensor, steps: Tensor) -> list[Tensor]:
+        packed = pack_nibbles((numbers + 8).to(torch.uint8))
+        return [packed.view(torch.int32), steps, torch.tensor(numbers.shape)]
+
     weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": group}
-    return Packing("pack-quantized", weights, group, slots, pack)
+    return Packing("pack-quantized", weights, group, slots, pack, grid=Grid(-8, 7, group), store=store)
 
 
 def _by_channel(dtype: str) -> Callable[[str, int, int], list[Slot]]:
@@ -88,7 +98,8 @@ def _int8(_: int) -> Packing:
 
     weights = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
     activations = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
-    return Packing("int-quantized", weights, 4, _by_channel("I8"), pack, activations)
+    grid = Grid(-127, 127, None)
+    return Packing("int-quantized", weights, 4, _by_channel("I8"), pack, activations, grid, lambda *both: [*both])
 
 
 def _fp8(_: int) -> Packing:

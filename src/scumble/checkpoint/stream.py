@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -37,13 +37,13 @@ class StreamedFile:
     """A file beside its place; the tensors have to be written in the order of `slots`. It is moved to its place when
     all are there, with its bytes on disk, and thrown away otherwise."""
 
-    def __init__(self, path: Path, slots: Iterable[Slot]):
-        self.path, self.slots = path, list(slots)
+    def __init__(self, path: Path, slots: Iterable[Slot], metadata: Mapping[str, str] | None = None):
+        self.path, self.slots, self.metadata = path, list(slots), dict(metadata or {})
         self.temporary = path.with_name(f".{path.name}.part")
         self.next = 0
 
     def __enter__(self) -> StreamedFile:
-        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        header: dict[str, object] = {"__metadata__": {"format": "pt", **self.metadata}}
         at = 0
         for slot in self.slots:
             header[slot.key] = {"dtype": slot.dtype, "shape": slot.shape, "data_offsets": [at, at + slot.nbytes]}

@@ -17,6 +17,7 @@ from scumble.checkpoint.schemes import Entry
 from scumble.model import Transformer
 from scumble.model.layers import rope_frequencies, rope_tables
 from scumble.ops import REFERENCE, choose
+from scumble.ops.query import VocabQuery
 from scumble.ops.reference import attend_grouped, causal_mask
 
 CPU = torch.device("cpu")
@@ -65,10 +66,9 @@ class Stream:
             config = model.config
             for part, warm in zip(hidden.split(BATCH), heat.split(BATCH), strict=True):
                 normed = model.ops.norm_for_products(part, model.norm.weight, config.rms_norm_eps)
-                found = REFERENCE.vocab_head(
-                    normed, model.embed_tokens.weight, cap=config.final_logit_softcapping, temperature=warm,
-                    want_soft=True,
-                )  # fmt: skip
+                query = VocabQuery(temperature=warm, want_soft=True)
+                cap = config.final_logit_softcapping
+                found = REFERENCE.vocab_head(normed, model.embed_tokens.weight, query, cap=cap)
                 assert found.soft is not None
                 out.append(found.soft)
         return torch.cat(out)

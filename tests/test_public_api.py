@@ -23,7 +23,7 @@ def test_exported_names():
     assert set(scumble.__all__) == {
         "LLM", "GenerationConfig", "Generation", "TokenLogprobs", "ToolCall", "Draft", "Committed", "Finished",
         "ScumbleError", "InvalidRequest", "PromptTooLong", "CheckpointError", "TemplateError", "TokenizerError",
-        "DataError", "__version__",
+        "DataError", "RequestsFailed", "__version__",
     }  # fmt: skip
     for name in scumble.__all__:
         assert getattr(scumble, name) is not None

@@ -23,9 +23,17 @@ IN_FLIGHT = 64  # requests of one call in the engine at a time: others' requests
 
 
 def answers(
-    driver: Driver, tokenizer: Tokenizer | None, requests: Iterable[Request], drafts: bool, trace: Trace | None
+    driver: Driver,
+    tokenizer: Tokenizer | None,
+    requests: Iterable[Request],
+    drafts: bool,
+    trace: Trace | None,
+    errors: dict[int, Exception] | None = None,
 ) -> Iterator[StreamEvent]:
-    """Events of all requests, as they come; each carries its row. Closing it cancels what is not over."""
+    """Events of all requests, as they come; each carries its row. Closing it cancels what is not over.
+
+    errors: takes why requests failed, by row; without it the first error is raised, and the others are cancelled.
+    """
     inbox: SimpleQueue[tuple[int, Event]] = SimpleQueue()
     following = enumerate(requests)
     rows: dict[int, Row] = {}  # the text's side of each
@@ -46,7 +54,10 @@ def answers(
                 trace(replace(event, row=number))
             if isinstance(event, PassDone) and not drafts:
                 continue
-            yield from shown(rows[number], event)
+            if isinstance(event, Failed) and errors is not None:
+                rows[number].is_over, errors[number] = True, event.error
+            else:
+                yield from shown(rows[number], event)
             if rows[number].is_over:
                 del rows[number]
                 caller.cancel(asked.pop(number))

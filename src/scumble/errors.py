@@ -6,13 +6,18 @@
     ├── CheckpointError     a checkpoint folder or file is missing, damaged or of the wrong kind
     ├── TemplateError       a chat template failed, ran too long or tried to leave its sandbox
     ├── TokenizerError      a tokenizer file cannot be used
-    └── DataError           training data is missing, damaged or empty
+    ├── DataError           training data is missing, damaged or empty
+    └── RequestsFailed      some of many requests failed; it has the answers to the others
 
 A message says what is wrong, the value, the allowed range, and what to do next, in one line.
 Anything else that escapes is a bug in Scumble.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 class ScumbleError(Exception):
@@ -45,6 +50,21 @@ class TokenizerError(ScumbleError):
 
 class DataError(ScumbleError):
     """Training data is missing, damaged or empty."""
+
+
+class RequestsFailed(ScumbleError):
+    """Some of the requests of one call failed; the others were answered.
+
+    generations: the answers, in order, None where there is none. errors: why, by the request's number from 0.
+    """
+
+    def __init__(self, generations: Sequence[Any], errors: Mapping[int, Exception]):
+        number = min(errors)
+        super().__init__(
+            f"{len(errors)} of {len(generations)} requests failed; the answers to the others are in this error's "
+            f"`generations`, the reasons in `errors`; number {number}: {errors[number]}"
+        )
+        self.generations, self.errors = list(generations), dict(errors)
 
 
 def check_output(figure: float) -> None:

@@ -19,7 +19,7 @@ from scumble.checkpoint.files import as_folder
 from scumble.decode import Request
 from scumble.diffusion import Noise
 from scumble.engine import Driver, Engine, Stats
-from scumble.errors import InvalidRequest, TokenizerError, shown
+from scumble.errors import InvalidRequest, RequestsFailed, TokenizerError, shown
 from scumble.events import Finished, Generation, StreamEvent
 from scumble.filling import Edit, Fill
 from scumble.model import Transformer
@@ -114,6 +114,8 @@ class LLM(Requests):
         Where a text ends in white space that tokens usually begin with (a line break, a blank), the token of it is
         left to the answer, whose first token then begins with it, and whose text leaves it out. Not so with drafts and
         pins, which count positions from the prompt's end.
+        Of several texts all are checked before the first is answered. One that fails later ends no other; at the end
+        RequestsFailed is raised, which holds the answers to the others.
         """
         config = with_schema(config, inputs.pop("schema", None))
         if isinstance(prompt, (str, bytes, bytearray)) or not isinstance(prompt, Sequence):
@@ -212,14 +214,18 @@ class LLM(Requests):
     def _all(
         self, requests: Sequence[Request], progress: Progress | None, trace: Trace | None = None
     ) -> list[Generation]:
+        """Raises RequestsFailed when all are over, if some failed; of a single request, its own error."""
         done: list[Generation | None] = [None] * len(requests)
+        errors: dict[int, Exception] = {}
         finished = 0
-        for event in self.stream_requests(requests, drafts=False, trace=trace):
+        for event in answers(self._driver, self.tokenizer, requests, False, trace, errors):
             if isinstance(event, Finished):
                 done[event.row] = event.generation
                 finished += 1
                 if progress is not None:
                     progress(finished, len(done))
+        if errors:
+            raise errors[0] if len(requests) == 1 else RequestsFailed(done, errors)
         return cast(list[Generation], done)
 
     # --- async --------------------------------------------------------------------------------------------------

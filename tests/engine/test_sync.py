@@ -106,9 +106,9 @@ def watched(monkeypatch):
 
     monkeypatch.setattr(ReferenceOps, "vocab_head", plain)
 
-    def compute(self, hidden):
+    def compute(self, slots, hidden):
         with NoWaiting():
-            return original(self, hidden)
+            return original(self, slots, hidden)
 
     monkeypatch.setattr(Denoiser, "compute", compute)
     return monkeypatch
@@ -127,7 +127,8 @@ def test_a_pass_waits_for_nothing(watched, monkeypatch):
 
 def test_a_wait_that_is_put_into_a_pass_is_noticed(watched):
     engine = in_flight(Engine(tiny_model()))
-    rules = type(engine.runner.denoiser.slots.rules)
+    slots = engine.runner.denoiser.slots
+    rules, hidden = type(slots.rules), torch.zeros(slots.tokens, 32)
     original = rules.accept
 
     def accept(self, proposal):
@@ -137,4 +138,4 @@ def test_a_wait_that_is_put_into_a_pass_is_noticed(watched):
 
     watched.setattr(rules, "accept", accept)
     with pytest.raises(AssertionError, match=r"the host waits for aten\._local_scalar_dense"):
-        engine.runner.denoiser.compute(torch.zeros(engine.runner.denoiser.slots.tokens, 32))
+        engine.runner.denoiser.compute(slots, hidden)

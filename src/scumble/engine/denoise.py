@@ -9,8 +9,9 @@ engine/laws.py, may wait for what it likes.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -46,34 +47,69 @@ class Denoiser:
     def __init__(self, model: Transformer):
         self.model = model
         self.head = Head(model)
-        self.slots = Slots(model.config.vocab_size, model.device)
+        self.slots = self.starting([])
+
+    def starting(self, slots: Sequence[Slot]) -> Slots:
+        return Slots.starting(slots, self.model.config.vocab_size, self.model.device)
 
     def begin(self, row: Row, wants: Denoise) -> None:
         """A row's next canvases join those in flight."""
-        self.slots.join([Slot(row, number, wants.index, start) for number, start in enumerate(wants.starts)])
+        for mask in (mask for start in wants.starts for mask in start.restriction.allowed.values()):
+            if mask.shape != (self.model.config.vocab_size,):  # kernels trust in it
+                raise ValueError(f"a mask of ids must be [{self.model.config.vocab_size}], found {list(mask.shape)}")
+        fresh = [Slot(row, number, wants.index, start) for number, start in enumerate(wants.starts)]
+        self.slots = Slots.joined([self.slots, self.starting(fresh)])
+
+    def drop(self, row: Row) -> None:
+        """A row's canvases leave."""
+        self.slots = self.slots.taken(lambda slot: slot.row is not row)
 
     def run(self, hidden: Mapping[Slot, Tensor]) -> list[Outcome]:
-        """hidden: [length, D] of every slot in flight."""
-        slots = list(self.slots.slots)
-        done = self.compute(torch.cat([hidden[slot] for slot in slots]))
-        stopped, is_done, is_finite = done.flags.tolist()  # the pass's one wait for the device
-        for slot in slots:
-            if not is_finite[slot.place]:
-                slot.error = slot.error or not_finite(float("nan"))
-        finished = [slot for slot in slots if is_done[slot.place] and slot.error is None]
-        outcomes = [
-            Outcome(slot.row, told=self.told(done, slot, stopped[slot.place]))
-            for slot in slots
-            if slot.row.wants_drafts and slot.error is None
-        ]
-        outcomes += self.finish(finished, done)
-        outcomes += [Outcome(slot.row, error=slot.error) for slot in slots if slot.error is not None]
-        self.move_on(done, finished)
+        """hidden: [length, D] of every slot in flight, but for those whose forward failed; they leave, as do those that
+        fail here and those that are done."""
+        self.slots = self.slots.taken(lambda slot: slot in hidden)
+        try:
+            outcomes = self.advance(self.slots, hidden)
+        except Exception:
+            outcomes = self.advance_apart(hidden)
+        self.slots = self.slots.taken(lambda slot: not slot.is_done and slot.error is None)
         return outcomes
 
-    def compute(self, hidden: Tensor) -> Pass:
+    def advance_apart(self, hidden: Mapping[Slot, Tensor]) -> list[Outcome]:
+        """Row by row, after an error that may be anybody's: it ends the request that fails alone as well."""
+        outcomes, parts = [], [self.starting([])]
+        for row in dict.fromkeys(slot.row for slot in self.slots.slots):
+            part = self.slots.taken(partial(is_of, row))
+            try:
+                outcomes += self.advance(part, hidden)
+                parts.append(part)
+            except Exception as error:
+                outcomes.append(Outcome(row, error=error))
+        self.slots = Slots.joined(parts)
+        return outcomes
+
+    def advance(self, slots: Slots, hidden: Mapping[Slot, Tensor]) -> list[Outcome]:
+        """One pass. After an error the slots are as they were."""
+        _ = slots.rules  # made on the host, so before the pass
+        done = self.compute(slots, torch.cat([hidden[slot] for slot in slots.slots]))
+        stopped, is_done, is_finite = done.flags.tolist()  # the pass's one wait for the device
+        for slot in slots.slots:
+            if not is_finite[slot.place]:
+                slot.error = slot.error or not_finite(float("nan"))
+            slot.is_done = is_done[slot.place] and slot.error is None
+        outcomes = [
+            Outcome(slot.row, told=self.told(slots, done, slot, stopped[slot.place]))
+            for slot in slots.slots
+            if slot.row.wants_drafts and slot.error is None
+        ]
+        outcomes += self.finish(slots, done)
+        outcomes += [Outcome(slot.row, error=slot.error) for slot in slots.slots if slot.error is not None]
+        self.move_on(slots, done)
+        return outcomes
+
+    def compute(self, slots: Slots, hidden: Tensor) -> Pass:
         """hidden [N, D] of all slots, one after another. All of a pass that happens on the device."""
-        slots, rules = self.slots, self.slots.rules
+        rules = slots.rules
         uniforms, fresh = rules.noise()
         result = self.head.look(slots.slots, hidden, rules.pack(uniforms))
         proposal = proposed(slots, result)
@@ -89,34 +125,34 @@ class Denoiser:
         flags = torch.stack((stopped, stopped | is_last, proposal.entropy.isfinite().all(-1)))
         return Pass(proposal, accepted, following, unchanged, flags, result.soft, laws)
 
-    def told(self, done: Pass, slot: Slot, stopped: bool) -> PassDone:
-        before, after, proposal = one(self.slots.canvas, slot), one(done.following, slot), one(done.proposal, slot)
+    def told(self, slots: Slots, done: Pass, slot: Slot, stopped: bool) -> PassDone:
+        before, after, proposal = one(slots.canvas, slot), one(done.following, slot), one(done.proposal, slot)
         accepted = done.accepted[slot.place, : slot.length]
         return PassDone(
             slot.index, slot.pass_index, slot.temperature, before.ids[0], after.ids[0], accepted, proposal.argmax[0],
             proposal.sample[0], proposal.entropy[0], stopped, slot.candidate,
         )  # fmt: skip
 
-    def finish(self, slots: list[Slot], done: Pass) -> list[Outcome]:
+    def finish(self, slots: Slots, done: Pass) -> list[Outcome]:
         """Keep the ids of canvases that are done; rows that wait for no other candidate go on."""
-        if not slots:
+        finished = [slot for slot in slots.slots if slot.is_done]
+        if not finished:
             return []
-        committed = committed_ids(self.slots.rules.takes_sample, self.slots.canvas, done.proposal)
-        committed = done.laws.commit(slots, done.proposal, committed)
-        places = torch.tensor([slot.place for slot in slots], device=committed.device)
-        for slot, ids in zip(slots, committed[places].tolist(), strict=True):
+        committed = committed_ids(slots.rules.takes_sample, slots.canvas, done.proposal)
+        committed = done.laws.commit(finished, done.proposal, committed)
+        places = torch.tensor([slot.place for slot in finished], device=committed.device)
+        for slot, ids in zip(finished, committed[places].tolist(), strict=True):
             slot.row.denoised[slot.candidate] = Denoised(tuple(ids[: slot.length]), slot.pass_index + 1)
         outcomes = []
-        for row in dict.fromkeys(slot.row for slot in slots):
+        for row in dict.fromkeys(slot.row for slot in finished):
             assert isinstance(row.wants, Denoise)
             candidates = range(len(row.wants.starts))
             if len(row.denoised) == len(candidates):
                 outcomes.append(Outcome(row, [row.denoised[number] for number in candidates]))
         return outcomes
 
-    def move_on(self, done: Pass, finished: list[Slot]) -> None:
-        """Into the next pass; canvases that are done or failed leave."""
-        slots = self.slots
+    def move_on(self, slots: Slots, done: Pass) -> None:
+        """Into the next pass."""
         if done.soft is not None:
             weight = self.model.embed_tokens.weight
             for slot, soft in zip(slots.slots, done.soft.split([slot.length for slot in slots.slots]), strict=True):
@@ -124,8 +160,11 @@ class Denoiser:
                 if slot.start.restriction.pinned:  # certain of its id, so its soft embedding is that id's embedding
                     canvas = one(slots.canvas, slot)
                     slot.soft = torch.where(canvas.pinned[0, :, None], weight[canvas.ids[0]].float(), soft)
-        slots.moved_on(done.following, done.proposal.argmax, done.unchanged)
-        slots.keep(lambda slot: slot not in finished and slot.error is None)
+        slots.move_on(done.following, done.proposal.argmax, done.unchanged)
+
+
+def is_of(row: Row, slot: Slot) -> bool:
+    return slot.row is row
 
 
 def proposed(slots: Slots, result: VocabResult) -> Proposal:

@@ -6,6 +6,8 @@ One thread at a time may step it (engine/driver.py sees to that); `add` and `can
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from scumble.decode import Answer, Request
 from scumble.decode.steps import Denoise
@@ -13,7 +15,7 @@ from scumble.engine.memory import cache_memory, prefix_memory
 from scumble.engine.prefix import Prefixes
 from scumble.engine.row import Deliver, Failed, Outcome, Row
 from scumble.engine.runner import Runner, Work
-from scumble.engine.scheduler import CHUNK, Scheduler
+from scumble.engine.scheduler import CHUNK, TOKENS, Scheduler
 from scumble.engine.stats import Stats
 from scumble.model import Transformer
 
@@ -60,15 +62,12 @@ class Engine:
         """Schedule, run, deliver: one pass for everybody who can take part."""
         self.take_orders()
         try:
-            batch = self.scheduler.plan(self.runner.denoiser.slots, self.prefixes)
+            batch = self.schedule()
             outcomes = self.runner.run(batch)
-            for work in batch:
-                if work.chunk is not None:
-                    self.prefixes.keep(work.row, work.chunk)
-        except Exception as error:  # nobody's in particular, such as a device that ran out of memory
+            self.keep(batch)
+        except Exception as error:  # nobody's in particular
             self.end_all(error)
             return
-        self._count(batch)
         for outcome in outcomes:
             self.deliver(outcome)
 
@@ -81,6 +80,28 @@ class Engine:
         for row in self.scheduler.admit(self.memory):
             row.cache = self.model.new_cache()
             self.advance(row, None)
+
+    def schedule(self) -> list[Work]:
+        """What every running row puts into the next pass."""
+        self.prefixes.begin_step()
+        left, slots, batch = TOKENS - self.runner.denoiser.slots.tokens, self.runner.denoiser.slots, []
+        for row in self.scheduler.turns():
+            with self.answerable(row):
+                work = self.scheduler.work(row, left, slots, self.prefixes)
+                if work is not None:
+                    batch.append(work)
+                    left -= 0 if work.chunk is None or work.slots else len(work.chunk)
+        return batch
+
+    def keep(self, batch: list[Work]) -> None:
+        """What was encoded may begin other requests, too."""
+        self._counts["steps"] += 1
+        for work in batch:
+            self._counts["passes"] += len(work.slots)
+            if work.chunk is not None and work.hidden is not None:
+                self._counts["prefilled"] += len(work.chunk)
+                with self.answerable(work.row):
+                    self.prefixes.keep(work.row, work.chunk)
 
     def deliver(self, outcome: Outcome) -> None:
         row = outcome.row
@@ -95,13 +116,19 @@ class Engine:
 
     def advance(self, row: Row, result: object) -> None:
         """Send a row what it waited for, and begin what it wants next."""
-        try:
+        with self.answerable(row):
             answer = row.advance(result)
             if answer is not None:
                 self.end(row, answer)
             elif isinstance(row.wants, Denoise):
                 self.runner.denoiser.begin(row, row.wants)
-        except Exception as error:  # of the request's own constraint, noise or selector
+
+    @contextmanager
+    def answerable(self, row: Row) -> Iterator[None]:
+        """An error in here ends this request, and no other."""
+        try:
+            yield
+        except Exception as error:
             self.end(row, Failed(error))
 
     def end(self, row: Row, last: Answer | Failed | None) -> None:
@@ -111,7 +138,7 @@ class Engine:
         row.is_over = True
         row.life.close()
         self.scheduler.remove(row)
-        self.runner.denoiser.slots.keep(lambda slot: slot.row is not row)
+        self.runner.denoiser.drop(row)
         row.cache = row.wants = row.unread = None
         self._counts["cancelled" if last is None else "failed" if isinstance(last, Failed) else "finished"] += 1
         self._counts["tokens"] += row.committed
@@ -123,8 +150,3 @@ class Engine:
         """End every request that has begun, with an error; None: those who asked are gone."""
         for row in list(self.scheduler.running):
             self.end(row, None if error is None else Failed(error))
-
-    def _count(self, batch: list[Work]) -> None:
-        self._counts["steps"] += 1
-        self._counts["passes"] += sum(len(work.slots) for work in batch)
-        self._counts["prefilled"] += sum(len(work.chunk) for work in batch if work.chunk is not None)

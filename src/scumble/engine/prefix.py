@@ -139,6 +139,7 @@ def copied(cache: Cache, first: int, size: int) -> Layers | None:
 
 def restore(cache: Cache, blocks: list[Layers]) -> None:
     """Behind what the cache holds, as if they had just been encoded."""
+    tokens = sum(block[0][0].shape[1] for block in blocks)
     for number, layer in enumerate(cache.layers):
         pairs = [block[number] for block in blocks]
         if layer.keep is not None:  # no more than the window sees
@@ -146,4 +147,5 @@ def restore(cache: Cache, blocks: list[Layers]) -> None:
             pairs = pairs[-needed:]
         keys, values = (torch.cat(parts, dim=1) for parts in zip(*pairs, strict=True))
         layer.append(keys.transpose(0, 1), values.transpose(0, 1))
-    cache.length += sum(block[0][0].shape[1] for block in blocks)
+        layer.first = cache.length + tokens - (layer.end - layer.start)
+    cache.length += tokens

@@ -8,7 +8,7 @@ hidden of steps ─► head ─► next tokens          hidden of texts ─► h
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -26,13 +26,17 @@ from scumble.model import Segment, Transformer
 @dataclass(eq=False)
 class Work:
     """What one row puts into a pass: ids to encode, and whether they are the last that its command waits for; texts to
-    read; canvases. A row has one of the three, or canvases with ids that they must see in their context."""
+    read; canvases. A row has one of the three, or canvases with ids that they must see in their context.
+
+    hidden: states [n, D] of each segment that is not quiet; None: not there yet, or the forward failed.
+    """
 
     row: Row
     chunk: Tensor | None = None
-    is_last: bool = False
+    is_last: bool = True
     texts: tuple[tuple[int, ...], ...] = ()
     slots: list[Slot] = field(default_factory=list)
+    hidden: list[Tensor] | None = None
 
 
 class Runner:
@@ -51,37 +55,27 @@ class Runner:
     @torch.no_grad()
     def run(self, batch: Sequence[Work]) -> list[Outcome]:
         """One pass over everything in the batch -> what it means for the rows that need not wait any longer."""
-        hidden = self.forward(batch)
-        outcomes: list[Outcome] = []
-        steps: list[tuple[Row, Step, Tensor]] = []
-        canvases: dict[Slot, Tensor] = {}
-        for work in batch:
-            row, wants = work.row, work.row.wants
-            if work.slots:
-                canvases.update(zip(work.slots, hidden[work], strict=True))
-            elif isinstance(wants, Read):
-                outcomes.append(self.read(row, wants, hidden[work]))
-            elif isinstance(wants, Step) and work.is_last:
-                steps.append((row, wants, hidden[work][0][-1:]))
-            elif isinstance(wants, Prefill) and work.is_last:
-                outcomes.append(Outcome(row, hidden[work][0][-1:] if wants.heard else None))
-        if steps:
-            outcomes += self.step(steps)
-        if canvases:
-            outcomes += self.denoiser.run(canvases)
-        return outcomes
-
-    def forward(self, batch: Sequence[Work]) -> dict[Work, list[Tensor]]:
-        """Hidden states [n, D] of every segment that is not quiet, by row."""
-        segments = {work: self.segments(work) for work in batch}
         groups = [list(batch)] if self.shares_forwards else [[work] for work in batch]
-        out: dict[Work, list[Tensor]] = {}
-        for group in groups:
-            hidden = self.model([segment for work in group for segment in segments[work]])
-            sizes = {work: [len(one.tokens) for one in segments[work] if not one.quiet] for work in group}
-            parts = iter(hidden.split([size for work in group for size in sizes[work]]))
-            out |= {work: [next(parts) for _ in sizes[work]] for work in group}
-        return out
+        outcomes = [outcome for group in groups for outcome in together(self.forward, group)]
+
+        ready = [work for work in batch if work.is_last and work.hidden is not None]
+        outcomes += [prefilled(work) for work in ready if isinstance(work.row.wants, Prefill)]
+        outcomes += together(self.step, [work for work in ready if isinstance(work.row.wants, Step)])
+        for work in ready:
+            if isinstance(work.row.wants, Read):
+                outcomes += together(self.read, [work])
+        canvases = {slot: states for work in ready for slot, states in zip(work.slots, work.hidden or (), strict=False)}
+        return outcomes + self.denoiser.run(canvases) if canvases else outcomes
+
+    def forward(self, works: Sequence[Work]) -> list[Outcome]:
+        """Fill in what the model makes of all works. No outcome yet."""
+        segments = {work: self.segments(work) for work in works}
+        states = self.model([segment for work in works for segment in segments[work]])
+        sizes = {work: [len(one.tokens) for one in segments[work] if not one.quiet] for work in works}
+        parts = iter(states.split([size for work in works for size in sizes[work]]))
+        for work in works:
+            work.hidden = [next(parts) for _ in sizes[work]]
+        return []
 
     def segments(self, work: Work) -> list[Segment]:
         row, device = work.row, self.model.device
@@ -96,9 +90,11 @@ class Runner:
         out += [Segment(self.denoiser.slots.ids(slot), row.cache, "denoise", slot.soft) for slot in work.slots]
         return out
 
-    def step(self, steps: Sequence[tuple[Row, Step, Tensor]]) -> list[Outcome]:
+    def step(self, works: Sequence[Work]) -> list[Outcome]:
         """The next token of rows that decode token by token, from the hidden state [1, D] of each one's last token."""
-        rows, wants, last = zip(*steps, strict=True)
+        rows = [work.row for work in works]
+        wants = [row.wants for row in rows if isinstance(row.wants, Step)]
+        last = [work.hidden[0][-1:] for work in works if work.hidden]
         groups = [torch.cat(last)] if self.shares_forwards else last
         logits = torch.cat([self.model.logits(hidden) for hidden in groups])
         finite = logits.amax(-1).isfinite()  # NaN if one of them is
@@ -127,14 +123,36 @@ class Runner:
             outcomes.append(Outcome(row, Stepped(token, logprobs)))
         return outcomes
 
-    def read(self, row: Row, wants: Read, hidden: Sequence[Tensor]) -> Outcome:
+    def read(self, works: Sequence[Work]) -> list[Outcome]:
         """Log-probabilities of texts from their hidden states: the token before a text predicts its first one, and so
         on. A text is read apart from being encoded when it is committed, also where there is only one: so asking for
         log-probabilities changes no token."""
+        (work,) = works
+        row, wants, hidden = work.row, work.row.wants, work.hidden
+        assert isinstance(wants, Read)
+        assert hidden is not None
         before = torch.cat([state for own in hidden for state in (wants.behind, own[:-1])])
         ids = torch.tensor([token for text in wants.texts for token in text], device=before.device)
         found = iter(token_logprobs(self.model, before, ids, wants.alternatives))
         logprobs = [tuple(next(found) for _ in text) for text in wants.texts]
         if not math.isfinite(total := sum(one.logprob for own in logprobs for one in own)):
-            return Outcome(row, error=not_finite(total))
-        return Outcome(row, tuple(Reading(*pair) for pair in zip(logprobs, (own[-1:] for own in hidden), strict=True)))
+            return [Outcome(row, error=not_finite(total))]
+        last = [own[-1:] for own in hidden]
+        return [Outcome(row, tuple(Reading(*pair) for pair in zip(logprobs, last, strict=True)))]
+
+
+def together(call: Callable[[Sequence[Work]], list[Outcome]], works: Sequence[Work]) -> list[Outcome]:
+    """What `call` makes of all works. After an error it is called for each work alone, so that the error ends no other
+    request than those that it comes from."""
+    if not works:
+        return []
+    try:
+        return call(works)
+    except Exception as error:
+        if len(works) == 1:
+            return [Outcome(works[0].row, error=error)]
+    return [outcome for work in works for outcome in together(call, [work])]
+
+
+def prefilled(work: Work) -> Outcome:
+    return Outcome(work.row, work.hidden[0][-1:] if work.hidden else None)

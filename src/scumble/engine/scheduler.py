@@ -49,27 +49,25 @@ class Scheduler:
             self.running.append(self.waiting.popleft())
             yield row
 
-    def plan(self, slots: Slots, prefixes: Prefixes) -> list[Work]:
-        """What every running row puts into the next pass."""
+    def turns(self) -> list[Row]:
+        """Running rows for the next step, who was served longest ago first."""
         self.step += 1
-        prefixes.begin_step()
-        left = TOKENS - slots.tokens
-        work = []
-        for row in sorted(self.running, key=lambda row: row.served):
-            if isinstance(row.wants, Denoise):
-                own = [slot for slot in slots.slots if slot.row is row]
-                chunk, row.unread = row.unread, None
-                work.append(Work(row, chunk, True, slots=own))
-            elif isinstance(row.wants, Read):
-                work.append(Work(row, texts=row.wants.texts))
-            elif row.unread is not None and (left > 0 or len(row.unread) == 1):
-                if len(row.unread) > 1 and not prefixes.take_up(row):
-                    continue
-                chunk, rest = row.unread[:CHUNK], row.unread[CHUNK:]
-                row.unread, row.served = rest, self.step
-                left -= len(chunk)
-                work.append(Work(row, chunk, is_last=len(rest) == 0))
-        return work
+        return sorted(self.running, key=lambda row: row.served)
+
+    def work(self, row: Row, left: int, slots: Slots, prefixes: Prefixes) -> Work | None:
+        """What a row puts into the next pass, where prompts may put `left` more tokens; None: nothing."""
+        if isinstance(row.wants, Denoise):
+            chunk, row.unread = row.unread, None
+            return Work(row, chunk, slots=[slot for slot in slots.slots if slot.row is row])
+        if isinstance(row.wants, Read):
+            return Work(row, texts=row.wants.texts)
+        if row.unread is None or (left <= 0 and len(row.unread) > 1):
+            return None
+        if len(row.unread) > 1 and not prefixes.take_up(row):
+            return None
+        chunk, rest = row.unread[:CHUNK], row.unread[CHUNK:]
+        row.unread, row.served = rest, self.step
+        return Work(row, chunk, is_last=len(rest) == 0)
 
     def remove(self, row: Row) -> None:
         if row in self.running:

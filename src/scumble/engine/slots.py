@@ -1,14 +1,14 @@
 """Canvases in flight: S of them as tensors [S, L], each with settings of its own.
 
 A slot is one candidate of one row's canvas. Slots of unequal length are pinned behind their end (see
-diffusion/canvas.py). Tensors are put together anew only when a canvas joins or leaves, not from pass to pass.
+diffusion/canvas.py). Tensors are put together anew only when canvases join or leave, not from pass to pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
@@ -34,6 +34,7 @@ class Slot:
     pass_index: int = 0
     soft: Tensor | None = None
     place: int = -1  # which of the S it is at present
+    is_done: bool = False
     error: Exception | None = None  # of its own noise or law
 
     def tried(self, call: Callable[[], T]) -> T | None:
@@ -65,66 +66,80 @@ class Slot:
         return self.pass_index + 1 == self.row.request.schedule.passes
 
 
+@dataclass(eq=False)
 class Slots:
-    """canvas [S, L]; previous [S, L]: the last pass's argmax, -1 before the first; unchanged [S]: for how many passes
-    it has stayed; pass_index [S]."""
+    """S canvases side by side. canvas [S, L]; previous [S, L]: the last pass's argmax, -1 before the first;
+    unchanged [S]: for how many passes it has stayed; pass_index [S]."""
 
-    def __init__(self, vocab: int, device: torch.device):
-        self.vocab = vocab
-        self.device = device
-        self.slots: list[Slot] = []
-        nothing = torch.zeros(0, 0, dtype=torch.int64, device=device)
-        self.canvas = Canvas(nothing, nothing.bool())
-        self.previous = nothing
-        self.unchanged = self.pass_index = nothing[:, :0].sum(-1)
-        self.rules = Rules(self)
+    slots: list[Slot]
+    canvas: Canvas
+    previous: Tensor
+    unchanged: Tensor
+    pass_index: Tensor
+    vocab: int
+
+    def __post_init__(self) -> None:
+        for place, slot in enumerate(self.slots):
+            slot.place = place
+
+    @classmethod
+    def starting(cls, slots: Sequence[Slot], vocab: int, device: torch.device) -> Slots:
+        """Canvases before their first pass."""
+        length = max((slot.length for slot in slots), default=0)
+        ids, pinned = torch.zeros(0, length, dtype=torch.int64), torch.ones(0, length, dtype=torch.bool)
+        ids = torch.cat([ids, *(padded(slot.start.canvas.ids, length, 0) for slot in slots)]).to(device)
+        pinned = torch.cat([pinned, *(padded(slot.start.canvas.pinned, length, True) for slot in slots)]).to(device)
+        zeros = ids.new_zeros(len(slots))
+        return cls(list(slots), Canvas(ids, pinned), torch.full_like(ids, -1), zeros, zeros, vocab)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Slots]) -> Slots:
+        """Several as one."""
+        length = max(part.canvas.ids.shape[1] for part in parts)
+        return cls(
+            [slot for part in parts for slot in part.slots],
+            Canvas(
+                torch.cat([padded(part.canvas.ids, length, 0) for part in parts]),
+                torch.cat([padded(part.canvas.pinned, length, True) for part in parts]),
+            ),
+            torch.cat([padded(part.previous, length, -1) for part in parts]),
+            torch.cat([part.unchanged for part in parts]),
+            torch.cat([part.pass_index for part in parts]),
+            parts[0].vocab,
+        )
+
+    def taken(self, wanted: Callable[[Slot], bool]) -> Slots:
+        """Those canvases alone."""
+        places = [place for place, slot in enumerate(self.slots) if wanted(slot)]
+        if len(places) == len(self.slots):
+            return self
+        taken = [self.slots[place] for place in places]
+        length = max((slot.length for slot in taken), default=0)
+        rows = torch.tensor(places, dtype=torch.int64, device=self.device)
+        canvas = Canvas(self.canvas.ids[rows, :length], self.canvas.pinned[rows, :length])
+        previous = self.previous[rows, :length]
+        return Slots(taken, canvas, previous, self.unchanged[rows], self.pass_index[rows], self.vocab)
 
     def __len__(self) -> int:
         return len(self.slots)
 
     @property
+    def device(self) -> torch.device:
+        return self.canvas.ids.device
+
+    @property
     def tokens(self) -> int:
         return sum(slot.length for slot in self.slots)
 
-    def join(self, slots: Sequence[Slot]) -> None:
-        length = max(slot.length for slot in [*self.slots, *slots])
-        canvases = [slot.start.canvas for slot in slots]
-        ids = [padded(self.canvas.ids, length, 0), *(padded(one.ids.to(self.device), length, 0) for one in canvases)]
-        pins = [
-            padded(self.canvas.pinned, length, True),
-            *(padded(one.pinned.to(self.device), length, True) for one in canvases),
-        ]
-        self.canvas = Canvas(torch.cat(ids), torch.cat(pins))
-        fresh = self.canvas.ids.new_zeros(len(slots))
-        self.previous = torch.cat((padded(self.previous, length, -1), fresh[:, None].expand(-1, length) - 1))
-        self.unchanged = torch.cat((self.unchanged, fresh))
-        self.pass_index = torch.cat((self.pass_index, fresh))
-        self._are([*self.slots, *slots])
-
-    def keep(self, wanted: Callable[[Slot], bool]) -> None:
-        """Only those slots stay."""
-        places = [place for place, slot in enumerate(self.slots) if wanted(slot)]
-        if len(places) == len(self.slots):
-            return
-        kept = [self.slots[place] for place in places]
-        length = max((slot.length for slot in kept), default=0)
-        rows = torch.tensor(places, dtype=torch.int64, device=self.device)
-        self.canvas = Canvas(self.canvas.ids[rows, :length], self.canvas.pinned[rows, :length])
-        self.previous = self.previous[rows, :length]
-        self.unchanged, self.pass_index = self.unchanged[rows], self.pass_index[rows]
-        self._are(kept)
-
-    def _are(self, slots: list[Slot]) -> None:
-        self.slots = slots
-        for place, slot in enumerate(slots):
-            slot.place = place
-        self.rules = Rules(self)
+    @cached_property
+    def rules(self) -> Rules:
+        return Rules(self)
 
     def ids(self, slot: Slot) -> Tensor:
         """What stands on one slot's canvas [length]."""
         return self.canvas.ids[slot.place, : slot.length]
 
-    def moved_on(self, canvas: Canvas, argmax: Tensor, unchanged: Tensor) -> None:
+    def move_on(self, canvas: Canvas, argmax: Tensor, unchanged: Tensor) -> None:
         """A pass is over."""
         self.canvas, self.previous, self.unchanged = canvas, argmax, unchanged
         self.pass_index = self.pass_index + 1

@@ -19,6 +19,7 @@ class LayerCache:
 
     def __init__(self, heads: int, head_dim: int, keep: int | None, dtype: torch.dtype, device: torch.device):
         self.keep = keep
+        self.sizes = (heads, head_dim)
         self.start = 0  # first live slot
         self.end = 0  # one past the last live slot
         self.first = 0  # position, in the row's text, of the token in slot `start`
@@ -38,6 +39,15 @@ class LayerCache:
             gone = max(0, self.end - self.keep - self.start)
             self.start, self.first = self.start + gone, self.first + gone
 
+    def rewind(self, length: int) -> None:
+        """Let go of what lies beyond the first `length` tokens of the text; their room was reserved, so what the window
+        saw then is still there."""
+        gone = self.first + self.end - self.start - length
+        if gone > 0:
+            first = 0 if self.keep is None else max(0, length - self.keep)
+            self.start, self.end, self.first = self.start - (self.first - first), self.end - gone, first
+            assert self.start >= 0
+
     def scratch(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Views of the kept context followed by these n keys and values, which the cache does not keep."""
         return self._write(keys, values)
@@ -51,20 +61,23 @@ class LayerCache:
         return self.keys[:, live], self.values[:, live]
 
     def reserve(self, n: int) -> None:
-        """Make sure that n more tokens fit behind the live ones."""
+        """Make sure that n more tokens fit behind the live ones. Kernels trust in the sizes that are checked here."""
+        if self.keys.shape[::2] != self.sizes or self.values.shape != self.keys.shape:
+            raise ValueError(f"a cache of (heads, head_dim) {self.sizes} has buffers of {tuple(self.keys.shape)}")
         capacity = self.keys.shape[1]
         if self.end + n <= capacity:
             return
         live = self.end - self.start
         # A sliding layer's buffer settles at twice what it must hold, so that moving the tail is rare.
         wanted = 2 * (live + n)
+        old = [buffer[:, self.start : self.end] for buffer in (self.keys, self.values)]
         if wanted > capacity:
             shape = (self.keys.shape[0], wanted, self.keys.shape[2])
             keys, values = self.keys.new_empty(shape), self.values.new_empty(shape)
         else:
             keys, values = self.keys, self.values
-        keys[:, :live] = self.keys[:, self.start : self.end].clone()
-        values[:, :live] = self.values[:, self.start : self.end].clone()
+            old = [tail.clone() for tail in old]  # what overlaps cannot be copied in place
+        keys[:, :live], values[:, :live] = old
         self.keys, self.values, self.start, self.end = keys, values, 0, live
 
 
@@ -78,6 +91,16 @@ class Cache:
             LayerCache(layer.num_key_value_heads, layer.head_dim, keep if layer.is_sliding else None, dtype, device)
             for layer in config.layers
         ]
+
+    def reserve(self, n: int) -> None:
+        """Make sure that n more tokens fit into every layer, so that none moves its tail before they are all there."""
+        for layer in self.layers:
+            layer.reserve(n)
+
+    def rewind(self) -> None:
+        """Let go of what layers hold beyond `length`: a forward has failed in between."""
+        for layer in self.layers:
+            layer.rewind(self.length)
 
     def nbytes(self) -> int:
         return sum(t.numel() * t.element_size() for layer in self.layers for t in (layer.keys, layer.values))

@@ -223,24 +223,37 @@ class Transformer(nn.Module):
     # --- one forward over segments ------------------------------------------------------------------------------
 
     def forward(self, segments: Sequence[Segment]) -> Tensor:
-        """Hidden states [N, D] of the tokens of all segments that are not quiet, after the final norm."""
+        """Hidden states [N, D] of the tokens of all segments that are not quiet, after the final norm.
+
+        After an error the caches hold what they held before.
+        """
         inputs, positions, denoise, heard = [], [], [], []
-        ahead: dict[int, int] = {}  # tokens that earlier segments of this batch append, by cache
+        ahead: dict[Cache, int] = {}  # tokens that earlier segments of this batch append
+        needed: dict[Cache, int] = {}  # tokens that a cache must have room for
         for segment in segments:
             n = segment.tokens.shape[0]
-            first = segment.cache.length + ahead.get(id(segment.cache), 0)
+            before = ahead.get(segment.cache, 0)
+            first = segment.cache.length + before
+            needed[segment.cache] = max(needed.get(segment.cache, 0), before + n)
             if segment.mode == "encode":
-                ahead[id(segment.cache)] = ahead.get(id(segment.cache), 0) + n
+                ahead[segment.cache] = before + n
             denoises = segment.mode == "denoise"
             inputs.append(self.condition(segment.tokens, segment.soft) if denoises else self.embed(segment.tokens))
             positions.append(torch.arange(first, first + n, device=self.device))
             denoise.append(torch.full((n, 1), denoises, device=self.device))
             heard.append(torch.full((n,), not segment.quiet, device=self.device))
-        hidden = self.body(
-            torch.cat(inputs), torch.cat(positions), torch.cat(denoise),
-            SegmentAttention(segments, self.config, self.ops),
-            torch.cat(heard) if any(segment.quiet for segment in segments) else None,
-        )  # fmt: skip
+        try:
+            for cache, tokens in needed.items():
+                cache.reserve(tokens)
+            hidden = self.body(
+                torch.cat(inputs), torch.cat(positions), torch.cat(denoise),
+                SegmentAttention(segments, self.config, self.ops),
+                torch.cat(heard) if any(segment.quiet for segment in segments) else None,
+            )  # fmt: skip
+        except BaseException:
+            for cache in needed:
+                cache.rewind()
+            raise
         for segment in segments:
             if segment.mode == "encode":
                 segment.cache.length += segment.tokens.shape[0]
@@ -256,6 +269,8 @@ class Transformer(nn.Module):
         embedded = self.embed(tokens)
         if soft is None:
             return self.self_conditioning.mix(embedded, torch.zeros_like(embedded))
+        if soft.shape != embedded.shape:
+            raise ValueError(f"soft embeddings must be {tuple(embedded.shape)}, found {tuple(soft.shape)}")
         scale = torch.tensor(self.config.hidden_size**0.5, dtype=self.dtype, device=self.device)
         return self.self_conditioning.mix(embedded, soft.to(self.dtype) * scale)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from importlib import resources
 from numbers import Integral
 from pathlib import Path
@@ -13,26 +13,23 @@ from typing import Any, cast, overload
 import torch
 
 from scumble import filling, reads
-from scumble.answers import Trace, answers, async_answers
+from scumble.answers import Trace
+from scumble.asking import Asking, Progress, last
 from scumble.checkpoint import load_checkpoint, load_config, read_generation_config
 from scumble.checkpoint.files import as_folder
 from scumble.decode import Request
 from scumble.diffusion import Noise
-from scumble.engine import Driver, Engine, Stats
-from scumble.errors import InvalidRequest, RequestsFailed, TokenizerError, shown
+from scumble.errors import InvalidRequest, TokenizerError, shown
 from scumble.events import Finished, Generation, StreamEvent
 from scumble.filling import Edit, Fill
-from scumble.model import Transformer
 from scumble.placement import choose_device, choose_dtype
 from scumble.reading import is_there
 from scumble.reads import Score
-from scumble.requests import Ids, Requests, check_inputs
+from scumble.requests import Ids, check_inputs
 from scumble.settings import GenerationConfig
 from scumble.structuring import with_schema
 from scumble.text import Message, Tokenizer
 from scumble.text.chat import find_sources
-
-Progress = Callable[[int, int], None]
 
 
 def embedded_path() -> Path:
@@ -40,23 +37,8 @@ def embedded_path() -> Path:
     return Path(str(resources.files("scumble") / "assets" / "embedded"))
 
 
-class LLM(Requests):
+class LLM(Asking):
     """A loaded model with its tokenizer. Safe to use from several threads and event loops: all share one engine."""
-
-    def __init__(
-        self,
-        model: Transformer,
-        tokenizer: Tokenizer | None = None,
-        *,
-        folder: Path | None = None,
-        defaults: Mapping[str, Any] | None = None,
-    ):
-        super().__init__(model, tokenizer, folder=folder, defaults=defaults)
-        self._driver = Driver(Engine(model))
-
-    def stats(self) -> Stats:
-        """What the engine is doing: requests waiting and running, passes, tokens …."""
-        return self._driver.engine.stats
 
     @classmethod
     def load(
@@ -119,11 +101,11 @@ class LLM(Requests):
         """
         config = with_schema(config, inputs.pop("schema", None))
         if isinstance(prompt, (str, bytes, bytearray)) or not isinstance(prompt, Sequence):
-            return _last(self.stream_request(self.text_request(prompt, config, **inputs), drafts=False, trace=trace))
+            return last(self.stream_request(self.text_request(prompt, config, **inputs), drafts=False, trace=trace))
         check_inputs(inputs)
         each = _per_row(inputs, len(prompt))
         requests = [self.text_request(one, config, **own) for one, own in zip(prompt, each, strict=True)]
-        return self._all(requests, progress, trace)
+        return self.answer_all(requests, progress, trace)
 
     def stream(self, prompt: str, config: GenerationConfig | None = None, **inputs: Any) -> Iterator[StreamEvent]:
         """Continue a text, event by event: a Draft after every pass, Committed text, and Finished at the end."""
@@ -135,7 +117,7 @@ class LLM(Requests):
 
         Raises TemplateError where the model has no chat template.
         """
-        return _last(self.stream_request(self.chat_request(messages, config, **template), drafts=False))
+        return last(self.stream_request(self.chat_request(messages, config, **template), drafts=False))
 
     def stream_chat(
         self, messages: Sequence[Message], config: GenerationConfig | None = None, **template: Any
@@ -145,7 +127,7 @@ class LLM(Requests):
 
     def infill(self, prefix: str, suffix: str, config: GenerationConfig | None = None) -> Generation:
         """The text between prefix and suffix. For models trained to fill in the middle."""
-        return _last(self.stream_request(self.fill_request(prefix, suffix, config), drafts=False))
+        return last(self.stream_request(self.fill_request(prefix, suffix, config), drafts=False))
 
     def stream_infill(self, prefix: str, suffix: str, config: GenerationConfig | None = None) -> Iterator[StreamEvent]:
         """Like `infill`, event by event."""
@@ -156,7 +138,7 @@ class LLM(Requests):
 
         The canvas starts from the damaged text instead of noise, so it is edited in place: what is right can stay.
         """
-        return _last(self.stream_repair(prefix, damaged, suffix, config))
+        return last(self.stream_repair(prefix, damaged, suffix, config))
 
     def stream_repair(
         self, prefix: str, damaged: str, suffix: str, config: GenerationConfig | None = None
@@ -190,44 +172,6 @@ class LLM(Requests):
         """How probable the causal model finds a text, token by token."""
         return reads.score(self, text)
 
-    def answer(self, request: Request) -> Generation:
-        """The answer to a request that was made by one of the methods below."""
-        return _last(self.stream_request(request, drafts=False))
-
-    def alone(self) -> AbstractContextManager[object]:
-        """While it is held, the engine does nothing with the model."""
-        return self._driver.alone()
-
-    def stream_request(
-        self, request: Request, *, drafts: bool = True, trace: Trace | None = None
-    ) -> Iterator[StreamEvent]:
-        """Answer a request, event by event; without drafts, those are not made."""
-        return self.stream_requests([request], drafts=drafts, trace=trace)
-
-    def stream_requests(
-        self, requests: Iterable[Request], *, drafts: bool = True, trace: Trace | None = None
-    ) -> Iterator[StreamEvent]:
-        """Answer requests side by side; events carry their row. However many there are, few are in the engine at a
-        time."""
-        return answers(self._driver, self.tokenizer, requests, drafts, trace)
-
-    def _all(
-        self, requests: Sequence[Request], progress: Progress | None, trace: Trace | None = None
-    ) -> list[Generation]:
-        """Raises RequestsFailed when all are over, if some failed; of a single request, its own error."""
-        done: list[Generation | None] = [None] * len(requests)
-        errors: dict[int, Exception] = {}
-        finished = 0
-        for event in answers(self._driver, self.tokenizer, requests, False, trace, errors):
-            if isinstance(event, Finished):
-                done[event.row] = event.generation
-                finished += 1
-                if progress is not None:
-                    progress(finished, len(done))
-        if errors:
-            raise errors[0] if len(requests) == 1 else RequestsFailed(done, errors)
-        return cast(list[Generation], done)
-
     # --- async --------------------------------------------------------------------------------------------------
 
     async def agenerate(self, prompt: str, config: GenerationConfig | None = None, **inputs: Any) -> Generation:
@@ -256,10 +200,6 @@ class LLM(Requests):
     ) -> AsyncGenerator[StreamEvent, None]:
         """Like `stream_chat`, in the manner of `astream`."""
         return self._astream(lambda: self.chat_request(messages, config, **template), drafts)
-
-    def astream_request(self, request: Request, *, drafts: bool = True) -> AsyncGenerator[StreamEvent, None]:
-        """Like `stream_request`, in the manner of `astream`."""
-        return async_answers(self._driver, self.tokenizer, request, drafts)
 
     async def _astream(self, make: Callable[[], Request], drafts: bool) -> AsyncGenerator[StreamEvent, None]:
         request = await asyncio.to_thread(make)  # a long prompt takes its time to encode
@@ -294,8 +234,8 @@ class LLM(Requests):
         """
         inputs = {"noise": noise, "draft": draft, "pinned": pinned}
         if not isinstance(ids, Sequence) or len(ids) == 0 or isinstance(ids[0], Integral | float):
-            return self._all([self.request(cast(Ids, ids), cast(Any, config), **inputs)], None, trace)[0]
-        return self._all(self._requests(cast(Sequence[Ids], ids), config, inputs), None, trace)
+            return self.answer_all([self.request(cast(Ids, ids), cast(Any, config), **inputs)], None, trace)[0]
+        return self.answer_all(self._requests(cast(Sequence[Ids], ids), config, inputs), None, trace)
 
     def stream_ids(
         self,
@@ -335,14 +275,6 @@ def _read_small_files(folder: Path) -> tuple[Tokenizer | None, dict[str, Any]]:
         )
     find_sources(folder)
     return tokenizer, defaults
-
-
-def _last(events: Iterator[StreamEvent]) -> Generation:
-    """Run a stream of one request to its end."""
-    for event in events:
-        if isinstance(event, Finished):
-            return event.generation
-    raise AssertionError("a stream ends with Finished")
 
 
 def _per_row(inputs: Mapping[str, Any], rows: int) -> list[dict[str, Any]]:

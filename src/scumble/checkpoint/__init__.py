@@ -2,13 +2,13 @@
 
 from scumble.checkpoint.load import (
     Contents,
-    LoadReport,
     load_checkpoint,
     load_config,
     read_contents,
     read_generation_config,
 )
 from scumble.checkpoint.save import save_checkpoint
+from scumble.model.load_report import LoadReport
 
 __all__ = [
     "Contents",

@@ -8,7 +8,7 @@ Shapes: N tokens, D hidden, V vocabulary, L canvas.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,10 @@ from scumble.model.attention import Attend, Attention, SegmentAttention
 from scumble.model.cache import Cache
 from scumble.model.experts import Router, float_experts
 from scumble.model.layers import GatedMLP, RMSNorm, SelfConditioning, rope_frequencies, rope_tables
+from scumble.model.load_report import LoadReport
 from scumble.model.segment import Segment
 from scumble.model.step import stepper
 from scumble.ops import REFERENCE, Ops, VocabQuery, VocabResult, choose, softcap
-
-if TYPE_CHECKING:
-    from scumble.checkpoint.load import LoadReport
 
 
 class Layer(nn.Module):

@@ -29,7 +29,7 @@ from scumble import LLM, GenerationConfig
 from scumble.checkpoint.convert import KEPT, convert, finish, ignored, plan_files
 from scumble.checkpoint.files import Stored
 from scumble.checkpoint.gguf.reader import read_gguf
-from scumble.checkpoint.gguf.tokenizer import chat_template, token_names, tokenizer_backend
+from scumble.checkpoint.gguf.tokenizer import tokenizer_files
 from scumble.checkpoint.load import Contents, read_contents
 from scumble.checkpoint.names import checkpoint_key
 from scumble.checkpoint.pack import packing
@@ -156,10 +156,8 @@ def random_part(
 
 def add_tokenizer(folder: Path, vocabulary: Path) -> None:
     """The release's tokenizer and template, from the metadata of a GGUF file."""
-    gguf = read_gguf(vocabulary)
-    tokenizer_backend(gguf).save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(token_names(gguf)))
-    (folder / "chat_template.jinja").write_text(chat_template(gguf) or "")
+    for name, text in tokenizer_files(read_gguf(vocabulary)).items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def convert_and_delete(source: Path, out: Path) -> None:

@@ -17,13 +17,13 @@ from scumble.answers import Trace
 from scumble.asking import Asking, Progress, last
 from scumble.checkpoint import load_checkpoint, load_config, read_generation_config
 from scumble.checkpoint.files import as_folder
+from scumble.checkpoint.text import read_tokenizer
 from scumble.decode import Request
 from scumble.diffusion import Noise
 from scumble.errors import InvalidRequest, TokenizerError, shown
 from scumble.events import Finished, Generation, StreamEvent
 from scumble.filling import Edit, Fill
 from scumble.placement import choose_device, choose_dtype
-from scumble.reading import is_there
 from scumble.reads import Score
 from scumble.requests import Ids, check_inputs
 from scumble.settings import GenerationConfig
@@ -49,14 +49,14 @@ class LLM(Asking):
         *,
         ops: str | None = None,
     ) -> LLM:
-        """Load a checkpoint folder in the released format; None loads the embedded model.
+        """Load a checkpoint folder in the released format, or a GGUF file; None loads the embedded model.
 
         dtype: "float32", "bfloat16", "int8" (weights and activations; quickest), "int4" (weights; smallest) or "auto"
             (as stored; float32 on a CPU without native bfloat16). int8 and int4 run on the CPU only.
         device: "cpu", "cuda", "cuda:1" …, or "auto" (the GPU when there is one).
         ops: which operations serve: "cpu" (native kernels), "reference" (plain torch) …; None: the quickest that
             can, or what the environment variable SCUMBLE_OPS names.
-        A folder without tokenizer.json loads for work on ids. Raises CheckpointError or TokenizerError.
+        A checkpoint without tokenizer loads for work on ids. Raises CheckpointError or TokenizerError.
         """
         folder = embedded_path() if path is None else as_folder(path)
         where = choose_device(device)
@@ -266,14 +266,15 @@ class LLM(Asking):
 def _read_small_files(folder: Path) -> tuple[Tokenizer | None, dict[str, Any]]:
     """The tokenizer and the generation settings of a folder. Raises for any file beside the weights that is damaged."""
     config, defaults = load_config(folder), read_generation_config(folder)
-    if not is_there(folder / "tokenizer.json"):
+    tokenizer = read_tokenizer(folder)
+    if tokenizer is None:
         return None, defaults
-    tokenizer = Tokenizer.from_folder(folder)
     if tokenizer.vocab_size > config.vocab_size:
         raise TokenizerError(
-            f"{folder}: tokenizer.json has {tokenizer.vocab_size} tokens, the model only {config.vocab_size}"
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {config.vocab_size}"
         )
-    find_sources(folder)
+    if folder.is_dir():
+        find_sources(folder)
     return tokenizer, defaults
 
 

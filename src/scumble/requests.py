@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from scumble.checkpoint.text import read_template
 from scumble.decode import Request, make_request
 from scumble.diffusion import Noise
 from scumble.errors import InvalidRequest, TemplateError, TokenizerError, shown
@@ -187,7 +188,7 @@ class Requests:
     def chat_template(self) -> ChatTemplate:
         if self.folder is None:
             raise TemplateError("this LLM was made without a folder, so it has no chat template; use generate")
-        return ChatTemplate.from_folder(self.folder, self._need_tokenizer())
+        return read_template(self.folder, self._need_tokenizer())
 
     @property
     def _context(self) -> int:
@@ -196,7 +197,7 @@ class Requests:
 
     def _need_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
-            raise TokenizerError(f"{self.folder}: has no tokenizer.json; text needs one, ids work with generate_ids")
+            raise TokenizerError(f"{self.folder}: has no tokenizer; text needs one, ids work with generate_ids")
         return self.tokenizer
 
 

@@ -225,5 +225,5 @@ def test_what_makes_no_sense_is_refused(source, texts, tmp_path):
     with pytest.raises(InvalidRequest, match="calibration tokens must lie in 256 … 4194304, found 3"):
         run(source, tmp_path / "out", texts, tokens=3)
     (source / "tokenizer.json").unlink()
-    with pytest.raises(InvalidRequest, match=r"has no tokenizer\.json, which calibration needs"):
+    with pytest.raises(InvalidRequest, match="has no tokenizer, which calibration needs"):
         run(source, tmp_path / "out", texts)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,11 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foreign import ggml_blocks, write_gguf
-from scumble import CheckpointError, TokenizerError
+from scumble import LLM, CheckpointError, GenerationConfig, TokenizerError
 from scumble.checkpoint import load_checkpoint, load_config, read_generation_config
+from scumble.checkpoint.convert import convert
 from scumble.checkpoint.gguf.blocks import BLOCKS, decode
 from scumble.checkpoint.gguf.reader import read_gguf
-from scumble.checkpoint.gguf.tokenizer import chat_template, token_names, tokenizer_backend
+from scumble.checkpoint.gguf.tokenizer import chat_templates, token_names, tokenizer_backend
+from scumble.cli.info import gather
 
 NAMES = [block.name for block in BLOCKS.values()]
 
@@ -65,7 +69,51 @@ def test_the_tokenizer_comes_from_the_metadata(tmp_path):
     assert tokens == ["<|turn>", "ab", "▁ab", "<0x43>"]
     assert backend.decode(backend.encode("ab abC", add_special_tokens=False).ids) == "ab abC"
     assert token_names(file) == {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
-    assert chat_template(file) == "{{ messages[0].content }}"
+    assert chat_templates(file) == {"default": "{{ messages[0].content }}"}
+
+
+def test_a_file_answers_as_a_folder_does(tmp_path):
+    file = write_gguf(tmp_path / "tiny.gguf", "F16").folder
+    llm, config = LLM.load(file), GenerationConfig(max_new_tokens=8, seed=1, max_denoising_steps=2)
+    assert llm.encode_chat([{"role": "user", "content": "ab ab"}]) == [71, 72]
+    assert isinstance(llm.chat([{"role": "user", "content": "ab ab"}], config).text, str)
+    list(convert(file, tmp_path / "folder", "int8"))
+    folder = LLM.load(tmp_path / "folder")
+    assert folder.encode_prompt("ab ab") == llm.encode_prompt("ab ab") == [2, 71, 72]
+    assert folder.chat_template.source == llm.chat_template.source
+    assert folder.defaults == llm.defaults
+
+
+def test_a_template_for_tools_may_be_a_second_one(tmp_path):
+    file = write_gguf(tmp_path / "tiny.gguf", "F16", {"tokenizer.chat_template.tool_use": "tools"}).folder
+    list(convert(file, tmp_path / "folder", "int8"))
+    for path in (file, tmp_path / "folder"):
+        assert LLM.load(path).chat_template.tool_source == "tools"
+
+
+def test_a_file_without_a_tokenizer_works_on_ids(tmp_path):
+    lacking = ("model", "tokens", "token_type", "merges")
+    file = write_gguf(tmp_path / "tiny.gguf", "F16", {f"tokenizer.ggml.{name}": None for name in lacking}).folder
+    llm = LLM.load(file)
+    assert llm.generate_ids([2, 5], GenerationConfig(max_new_tokens=4, max_denoising_steps=1)).token_ids
+    with pytest.raises(TokenizerError, match="has no tokenizer; text needs one"):
+        llm.generate("a")
+
+
+def test_a_tokenizer_of_another_kind_is_named(tmp_path):
+    file = write_gguf(tmp_path / "tiny.gguf", "F16", {"tokenizer.ggml.model": "gpt2"}).folder
+    with pytest.raises(TokenizerError, match=r"tokenizer.ggml.model must be 'gemma4', found 'gpt2'"):
+        LLM.load(file)
+
+
+def test_the_commands_take_a_file(tmp_path):
+    file = write_gguf(tmp_path / "tiny.gguf", "F16").folder
+    talk = [sys.executable, "-m", "scumble", "chat", "--model", str(file), "--max-new-tokens", "4", "--no-live"]
+    done = subprocess.run(talk, input="ab\n", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    facts = gather(file)
+    assert facts["tokenizer_tokens"] == 97
+    assert facts["chat_template"] == "own"
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------

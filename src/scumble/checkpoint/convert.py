@@ -26,7 +26,9 @@ from torch import Tensor
 from scumble.checkpoint.calibrate.run import TOKENS, Calibration, check_tokens, fingerprint
 from scumble.checkpoint.calibrate.watch import LayerInputs
 from scumble.checkpoint.files import DTYPES, INDEX, Stored, open_weights
-from scumble.checkpoint.gguf.model import is_gguf
+from scumble.checkpoint.gguf.model import generation_json, is_gguf
+from scumble.checkpoint.gguf.reader import read_gguf
+from scumble.checkpoint.gguf.tokenizer import tokenizer_files
 from scumble.checkpoint.load import Contents, read_contents
 from scumble.checkpoint.names import DECODER, VISION, checkpoint_key
 from scumble.checkpoint.pack import Packing, packing
@@ -341,7 +343,12 @@ def finish(
     for name in ("quantization_config", "compression_config", "quantization"):
         raw.pop(name, None)
     _json(work / "config.json", raw | {"quantization_config": settings})
-    if not is_gguf(source):
+    if is_gguf(source):
+        gguf = read_gguf(source)
+        for name, text in tokenizer_files(gguf).items():
+            (work / name).write_text(text, encoding="utf-8")
+        _json(work / "generation_config.json", generation_json(gguf))
+    else:
         for name in COPIED:
             if (source / name).is_file():
                 shutil.copyfile(source / name, work / name)

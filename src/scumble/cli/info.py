@@ -10,7 +10,6 @@ import typer
 
 from scumble.cli.terminal import error_console, spinner, uninterrupted
 from scumble.errors import CheckpointError
-from scumble.reading import is_there
 
 if TYPE_CHECKING:
     from scumble.checkpoint.files import Stored
@@ -95,16 +94,14 @@ def operations(found: Contents) -> dict[str, Any]:
 
 def text_side(folder: Path) -> dict[str, Any]:
     """tokens: of the tokenizer, None without one. chat_template: "own", "built-in" (needs turn markers) or None."""
+    from scumble.checkpoint.text import read_template, read_tokenizer
     from scumble.errors import TemplateError
-    from scumble.text import ChatTemplate, Tokenizer
-    from scumble.text.chat import BUILT_IN_TEMPLATE
 
-    if not is_there(folder / "tokenizer.json"):
+    tokenizer = read_tokenizer(folder)
+    if tokenizer is None:
         return {"tokenizer_tokens": None, "chat_template": None}
-    tokenizer = Tokenizer.from_folder(folder)
     try:
-        built_in = ChatTemplate.from_folder(folder, tokenizer).source == BUILT_IN_TEMPLATE
-        template = "built-in" if built_in else "own"
+        template = "built-in" if read_template(folder, tokenizer).is_built_in else "own"
     except TemplateError:
         template = None
     return {"tokenizer_tokens": tokenizer.vocab_size, "chat_template": template}

@@ -40,7 +40,7 @@ NOBODY = Watch()
 def evaluate(llm: LLM, plan: Plan, watch: Watch = NOBODY) -> dict[str, Any]:
     """Measure a model. Raises InvalidRequest and DataError; a task that cannot be done is in the report as skipped."""
     if llm.tokenizer is None:
-        raise TokenizerError(f"{llm.folder}: has no tokenizer.json; the tasks are text and need one")
+        raise TokenizerError(f"{llm.folder}: has no tokenizer; the tasks are text and need one")
     variants = decoder_variants(plan.decoders, plan.overrides)
     if plan.data is not None:
         some_functions(plan)  # says at once, not after an hour, what is wrong with the file

@@ -6,22 +6,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from scumble.checkpoint.text import read_template, read_tokenizer
 from scumble.errors import InvalidRequest, ScumbleError, shown
-from scumble.reading import is_there, parse_json, read_bytes
-from scumble.text import ChatTemplate, Tokenizer
+from scumble.reading import parse_json, read_bytes
+from scumble.text import ChatTemplate
 
 MOST = 256 * 2**20  # bytes
 LINES = (".jsonl", ".json", ".ndjson")
 
 
-def read_texts(file: Path, folder: Path) -> Iterator[list[int]]:
-    """Ids of one text after another, by the tokenizer (and chat template) of the folder; without an end id.
+def read_texts(file: Path, source: Path) -> Iterator[list[int]]:
+    """Ids of one text after another, by the checkpoint's tokenizer and chat template; without an end id.
 
-    Raises InvalidRequest for a file that cannot be used, with the line; also where the folder has no tokenizer.
+    Raises InvalidRequest for a file that cannot be used, with the line; also where there is no tokenizer.
     """
-    if not is_there(folder / "tokenizer.json"):
-        raise InvalidRequest(f"{folder}: has no tokenizer.json, which calibration needs to read {file}")
-    tokenizer = Tokenizer.from_folder(folder)
+    tokenizer = read_tokenizer(source)
+    if tokenizer is None:
+        raise InvalidRequest(f"{source}: has no tokenizer, which calibration needs to read {file}")
     begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     text = _read(file)
     if file.suffix.lower() not in LINES:
@@ -39,7 +40,7 @@ def read_texts(file: Path, folder: Path) -> Iterator[list[int]]:
             if _has(record, "text", str):
                 yield begin + tokenizer.encode(record["text"])
             elif _has(record, "messages", list):
-                template = template or [ChatTemplate.from_folder(folder, tokenizer)]
+                template = template or [read_template(source, tokenizer)]
                 yield template[0].encode(record["messages"], tokenizer, add_generation_prompt=False)
             else:
                 raise InvalidRequest(f'must be {{"text": "…"}} or {{"messages": […]}}, found {shown(record)}')

@@ -6,6 +6,7 @@ that llama.cpp publishes with this vocabulary.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -62,9 +63,29 @@ def token_names(gguf: GGUF) -> dict[str, str]:
     return out
 
 
-def chat_template(gguf: GGUF) -> str | None:
-    template = gguf.metadata.get("tokenizer.chat_template")
-    return template if isinstance(template, str) and template else None
+def has_tokenizer(gguf: GGUF) -> bool:
+    return any(key.startswith("tokenizer.ggml.") and not key.endswith("_token_id") for key in gguf.metadata)
+
+
+def chat_templates(gguf: GGUF) -> dict[str, str]:
+    """{"default": jinja2 source, "tool_use": another one for conversations with tools}, as far as there are any."""
+    keys = {"default": "tokenizer.chat_template", "tool_use": "tokenizer.chat_template.tool_use"}
+    found = {name: gguf.metadata.get(key) for name, key in keys.items()}
+    return {name: source for name, source in found.items() if isinstance(source, str) and source}
+
+
+def tokenizer_files(gguf: GGUF) -> dict[str, str]:
+    """The same as the files of a checkpoint folder: name -> content; empty where the file has no tokenizer."""
+    if not has_tokenizer(gguf):
+        return {}
+    files = {"tokenizer.json": tokenizer_backend(gguf).to_str(), "tokenizer_config.json": json.dumps(token_names(gguf))}
+    templates = chat_templates(gguf)
+    if "tool_use" in templates:
+        both = [{"name": name, "template": source} for name, source in templates.items()]
+        files["tokenizer_config.json"] = json.dumps({**token_names(gguf), "chat_template": both})
+    elif templates:
+        files["chat_template.jinja"] = templates["default"]
+    return files
 
 
 def _texts(gguf: GGUF, name: str) -> list[str]:

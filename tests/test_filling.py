@@ -1,5 +1,6 @@
 """Holes and edits: what stands outside them is the caller's, byte for byte; what stands inside is of its type."""
 
+import random
 import re
 
 import pytest
@@ -9,7 +10,12 @@ from hypothesis import strategies as st
 from scumble import LLM, GenerationConfig
 from scumble.errors import InvalidRequest
 from scumble.filling import parse_template
+from scumble.structure import Choices, JsonSchema, Language, Regex, Template, Vocabulary
+from scumble.structure.automaton import Budget
+from scumble.structure.classes import classify
+from scumble.text.token_bytes import token_bytes
 from structure.test_answers import byte_tokenizer
+from structure.walks import walk_tokens
 from tiny import tiny_model
 
 CONFIG = GenerationConfig(max_new_tokens=60, max_denoising_steps=2, seed=4, best_of=1)
@@ -45,6 +51,43 @@ def test_text_outside_holes_stays(llm: LLM, texts: list[str]) -> None:
             assert rest.startswith(hole + " ")
             rest = rest[len(hole) + 1 :]
     assert rest == ""
+
+
+def check_template(seed: int) -> None:
+    """A random template, and random ids of its language, decoded: what stands outside holes is the template's own, and
+    the holes that `parse` finds there put the text together again."""
+    rng = random.Random(seed)
+    texts = ["".join(rng.choices(PIECES, k=rng.randint(0, 4))) for _ in range(rng.randint(2, 5))]
+    types: list[tuple[Language | None, int | None]] = [
+        (None, rng.randint(1, 6)), (Regex("[a-z]{0,3}"), None), (Choices.of(["yes", "no", ""]), None),
+        (Regex("(ab)*"), 4), (JsonSchema.of({"enum": ["x", {"{{hole}}": 1}]}), None),
+    ]  # fmt: skip
+    parts = [(text, *rng.choice(types)) for text in texts[:-1]]
+    language = Template(tuple(parts), texts[-1])
+    tokens = classify(language.automaton(Budget()), VOCABULARY, (1,), Budget())
+    written = TOKENIZER.decode(walk_tokens(tokens, rng))
+    holes = language.parse(written)
+    assert "".join(text + hole for (text, *_), hole in zip(parts, holes, strict=True)) + texts[-1] == written
+    for hole, (_, own, most) in zip(holes, parts, strict=True):
+        assert most is None or len(hole) <= most
+        assert own is None or own.automaton(Budget()).accepts(hole.encode())
+
+
+TOKENIZER = byte_tokenizer()
+VOCABULARY = Vocabulary(token_bytes(TOKENIZER))
+PIECES = ["a", "b", "ab", " ", "\n", "é", "𝄞", "\x00", "}", "{{", "yes", '"', "\\", "\ufeff", "\r\n"]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_templates_at_the_level_of_ids(seed: int) -> None:
+    check_template(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("thousand", range(10))
+def test_ten_thousand_random_templates(thousand: int) -> None:
+    for seed in range(1000 * thousand, 1000 * thousand + 1000):
+        check_template(seed)
 
 
 def test_an_edit_changes_its_region_alone(llm: LLM) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from scumble.structure.automaton import DEAD, START, Automaton
+from scumble.structure.classes import Tokens
 
 
 def distances(machine: Automaton) -> np.ndarray:
@@ -40,6 +41,21 @@ def walk_symbols(machine: Automaton, rng: random.Random, length: int = 150) -> l
         text.append(int(rng.choice(np.flatnonzero(machine.column == column).tolist())))
         state = int(machine.step[state, column])
     return text
+
+
+def walk_tokens(tokens: Tokens, rng: random.Random, length: int = 40) -> list[int]:
+    """Ids of a random text, without the end id; after `length` of them it takes the shortest way to an end."""
+    state, ids = START, list[int]()
+    while not (tokens.ends[state] and (len(ids) >= length or rng.random() < 0.2)):
+        classes = np.flatnonzero(tokens.step[state])
+        if len(ids) >= length or not len(classes):
+            classes = classes[tokens.distance[tokens.step[state, classes]] < tokens.distance[state]]
+        if not len(classes):
+            break
+        chosen = int(rng.choice(classes.tolist()))
+        ids.append(int(rng.choice(np.flatnonzero(tokens.of_token == chosen).tolist())))
+        state = int(tokens.step[state, chosen])
+    return ids
 
 
 def random_schema(rng: random.Random, depth: int = 3) -> dict[str, Any]:

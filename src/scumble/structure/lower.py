@@ -226,6 +226,9 @@ class Lowering:
             least = 0
         if most is not None and isinstance(loop, tree.Empty) and most >= len(items):
             most = None
+        if least > len(items) + 1 and not isinstance(loop, tree.Empty):  # names that repeat would be one member
+            self.doc.left_out.append(f"{path}/minProperties")
+            return EMPTY
         if least > needed and most is not None and not isinstance(loop, tree.Empty):
             loop = EMPTY if len(items) >= least else loop
             if not isinstance(loop, tree.Empty) and least > 1:

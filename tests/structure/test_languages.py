@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scumble.structure import Choices, Grammar, Regex, StructureError
-from scumble.structure.automaton import Budget, compile_tree
+from scumble.structure.automaton import Budget
+from scumble.structure.build import compile_tree
 from scumble.structure.numbers import Numbers
 from scumble.structure.pattern import parse_pattern
 from scumble.structure.tree import both, without

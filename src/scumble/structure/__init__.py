@@ -1,9 +1,9 @@
 """Structure that is guaranteed: languages become automata over tokens, and a canvas is drawn from what they allow.
 
     languages     what a caller asks for: JsonSchema, Regex, Choices, Grammar; calls: tool calls
-    tree          regular languages as trees        <- pattern, numbers, formats, grammar, schemas -> shapes -> lower
-    style         how values are written: as JSON, or as a call's arguments
-    automaton     trees to minimal automata over bytes
+    tree          regular languages as trees        <- pattern, numbers, formats, grammar
+    document      a JSON Schema: keywords -> shapes -> lower -> tree;  style: written as JSON, or as a call's arguments
+    automaton     minimal automata over bytes       <- build, minimal
     vocabulary    a tokenizer's tokens as a trie of bytes
     classes       tokens that an automaton cannot tell apart; fewest tokens to the end
     law           the exact law of a canvas under an automaton

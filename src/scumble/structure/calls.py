@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from scumble.structure import tree
-from scumble.structure.automaton import START, Automaton, Budget, compile_tree
+from scumble.structure.automaton import START, Automaton, Budget
+from scumble.structure.build import compile_tree
+from scumble.structure.document import Document
 from scumble.structure.languages import JsonSchema, Language, as_tree
-from scumble.structure.lower import Lowering, compile_documents, contradiction
-from scumble.structure.schemas import Schemas
+from scumble.structure.lower import Lowering, compile_documents, contradiction, document
 from scumble.structure.shapes import Located
 from scumble.structure.style import of_calls
 from scumble.structure.tree import Node, StructureError, alt, optional, repeat, seq, text
@@ -74,16 +75,16 @@ class ToolCalls:
                 raise StructureError(f"tool {tool.name}: {contradiction(doc)}")
         return machine
 
-    def _document(self, tool: Tool, budget: Budget) -> Schemas:
+    def _document(self, tool: Tool, budget: Budget) -> Document:
         """The tool's parameters, once it is known that they can be said."""
         style = of_calls(self.markers.quote)
-        doc = Schemas(json.loads(tool.parameters), style)
+        doc = document(json.loads(tool.parameters), style)
         try:
             Lowering(doc, 1, budget).node((Located(doc.root, "#"), _OBJECT))
         except StructureError as error:
             if tool.strict:
                 raise type(error)(f"tool {tool.name}: {error}") from None
-            return Schemas({}, style)
+            return document({}, style)
         return doc
 
     def _around(self, arguments: Sequence[Node]) -> Node:

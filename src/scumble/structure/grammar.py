@@ -15,7 +15,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from scumble.errors import shown
-from scumble.structure.automaton import Automaton, Budget, TooLarge, compile_tree
+from scumble.structure.automaton import Automaton, Budget, TooLarge
+from scumble.structure.build import compile_tree
 from scumble.structure.pattern import parse_pattern
 from scumble.structure.tree import EMPTY, Node, StructureError, alt, repeat, seq, text
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from scumble.structure.automaton import Automaton, compile_tree
+from scumble.structure.automaton import Automaton
+from scumble.structure.build import compile_tree
 from scumble.structure.shapes import Conjunction, Shape, Strings, decimal, kind_of, same
 from scumble.structure.style import Style
 from scumble.structure.tree import Node, both, repeat, without
@@ -28,7 +29,7 @@ def _language(rules: Strings, style: Style) -> Automaton:
 
 
 def judge(doc: Any, value: Any, shape: Shape, depth: int = 60) -> bool:
-    """Whether a value satisfies a shape, apart from `values` and `banned`. doc: the Schemas that the shape is from."""
+    """Whether a value satisfies a shape, apart from `values` and `banned`. doc: the Document that the shape is from."""
     kind = kind_of(value)
     if depth == 0 or kind not in shape.kinds:
         return False

@@ -13,7 +13,8 @@ import numpy as np
 
 from scumble.errors import shown
 from scumble.structure import tree
-from scumble.structure.automaton import BYTES, DEAD, START, Automaton, Budget, compile_tree
+from scumble.structure.automaton import BYTES, DEAD, START, Automaton, Budget
+from scumble.structure.build import compile_tree
 from scumble.structure.grammar import compile_grammar
 from scumble.structure.lower import compile_schema
 from scumble.structure.pattern import parse_pattern

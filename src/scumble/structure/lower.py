@@ -11,11 +11,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from scumble.structure import tree
-from scumble.structure.automaton import Automaton, Budget, TooLarge, compile_tree
+from scumble.structure.automaton import Automaton, Budget, TooLarge
+from scumble.structure.build import compile_tree
+from scumble.structure.document import Document
 from scumble.structure.judge import judge, strings_tree
+from scumble.structure.keywords import KEYWORDS
 from scumble.structure.numbers import but
-from scumble.structure.schemas import Schemas
 from scumble.structure.shapes import Conjunction, Located, Shape, decimal, kind_of, same
+from scumble.structure.style import JSON, Style
 from scumble.structure.tree import EMPTY, Node, StructureError, alt, both, repeat, seq, text, without
 
 RECURSION = 3  # how often a schema may stand inside itself; less where the result would be too large
@@ -29,15 +32,19 @@ def compile_schema(schema: Any, budget: Budget) -> Automaton:
     """The texts that satisfy a schema. Raises StructureError: unsupported, contradictory or too large."""
     if not isinstance(schema, dict | bool):
         raise StructureError(f"a JSON Schema must be an object or a boolean, found {type(schema).__name__}")
-    doc = Schemas(schema)
+    doc = document(schema)
     machine = compile_documents([doc], lambda nodes: nodes[0], budget)
     if machine.is_empty:
         raise contradiction(doc)
     return machine
 
 
+def document(schema: Any, style: Style = JSON) -> Document:
+    return Document(schema, KEYWORDS, style)
+
+
 def compile_documents(
-    docs: Sequence[Schemas], around: Callable[[list[Node]], Node], budget: Budget, also: Conjunction = ()
+    docs: Sequence[Document], around: Callable[[list[Node]], Node], budget: Budget, also: Conjunction = ()
 ) -> Automaton:
     """The texts that `around` makes of the texts that satisfy each document, and `also` with it."""
     for depth in range(RECURSION, 0, -1):
@@ -53,7 +60,7 @@ def compile_documents(
     raise AssertionError("the smallest depth returns or raises")
 
 
-def contradiction(doc: Schemas) -> StructureError:
+def contradiction(doc: Document) -> StructureError:
     lost = f"; what could not be expressed: {', '.join(doc.left_out[:3])}" if doc.left_out else ""
     return StructureError(f"no value satisfies the schema: it contradicts itself{lost}")
 
@@ -61,7 +68,7 @@ def contradiction(doc: Schemas) -> StructureError:
 class Lowering:
     """One reading of a document, with schemas nested in themselves up to `depth` times."""
 
-    def __init__(self, doc: Schemas, depth: int, budget: Budget) -> None:
+    def __init__(self, doc: Document, depth: int, budget: Budget) -> None:
         self.doc, self.depth, self.budget = doc, depth, budget
         self.style = doc.style
         self.is_recursive = False

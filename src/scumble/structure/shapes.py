@@ -1,6 +1,6 @@
 """The normal form of a JSON Schema: a choice between shapes, each a plain conjunction of what its values must be.
 
-`Schemas.shapes` follows $ref, spreads allOf, anyOf, oneOf, not and if over the choice, and joins conjunctions. Objects
+`Document.shapes` follows $ref, spreads allOf, anyOf, oneOf, not and if over the choice, and joins conjunctions. Objects
 and arrays stay in layers, one for each schema that speaks of them; the schemas of a property are joined only when its
 values are looked at, so a recursive schema has a finite normal form.
 """

@@ -1,6 +1,7 @@
 """Reads and scores against plain forwards."""
 
 import math
+import random
 
 import pytest
 import torch
@@ -28,15 +29,30 @@ def test_probabilities_sum_to_one_and_repeat(llm: LLM) -> None:
     assert llm.read("A line.\nGood? {{v}}.", LABELS, draws=3) == found
 
 
-def test_same_numbers_alone_and_in_a_batch(llm: LLM) -> None:
-    templates = ["A line.\nGood? {{v}}.", "A line.\nBad? {{v}}", "Another.\nIs it {{v}} or not?"]
-    together = llm.read(templates, LABELS, draws=2)
-    alone = [llm.read(template, LABELS, draws=2) for template in templates]
-    if llm.model.ops.batch_invariant:
-        assert together == alone
-    for one, other in zip(together, alone, strict=True):
-        for label in LABELS["v"]:
-            assert one.probabilities["v"][label] == pytest.approx(other.probabilities["v"][label], rel=1e-4)
+@pytest.fixture(scope="module")
+def embedded() -> LLM:
+    """With the operations of this machine: native ones share forwards between texts, plain ones do not."""
+    return LLM.load()
+
+
+@pytest.mark.parametrize("which", ["llm", "embedded"])
+def test_the_same_bits_alone_and_in_any_batch(which: str, request: pytest.FixtureRequest) -> None:
+    llm: LLM = request.getfixturevalue(which)
+    rng = random.Random(2)
+    lines = ["A line.\n", "Another.\n", "x = 1\n" * 20, "x = 1\n" * 21, "def f(a, b):\n    return a\n"]
+    ends = ["Good? {{v}}.", "Bad? {{v}}", "Is it {{v}} or not?", "return {{v}}"]
+    templates = [rng.choice(lines) + rng.choice(ends) for _ in range(12)]
+    alone = [llm.read(template, LABELS, draws=2, seed=5) for template in templates]
+    assert llm.read(templates, LABELS, draws=2, seed=5) == alone
+    shuffled = rng.sample(range(12), 7)
+    assert llm.read([templates[i] for i in shuffled], LABELS, draws=2, seed=5) == [alone[i] for i in shuffled]
+
+
+def test_many_questions_on_a_text_share_forwards_of_bounded_size(embedded: LLM) -> None:
+    text = "".join(f"line {number} of a text\n" for number in range(40))
+    templates = [f"{text}Is it {number}? {{{{v}}}}" for number in range(150)]  # more tokens than one forward takes
+    found = embedded.read(templates, LABELS)
+    assert found[149] == embedded.read(templates[149], LABELS)
 
 
 def test_two_slots(llm: LLM) -> None:

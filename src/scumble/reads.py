@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from scumble.llm import LLM
 
 CHUNK = 512  # tokens that are encoded at a time
+MOST_TOKENS = 2048  # of a forward
 SHORTEST = 16  # positions of a canvas; pads fill it up, as behind the end of a training text
 MOST_DRAWS = 1024
 _SLOT = re.compile(r"\{\{(\w+)\}\}")
@@ -127,7 +128,7 @@ def read(
     noise, all else is pinned, and one pass says what the model expects there. A label of several tokens has the product
     of its tokens' probabilities; labels are compared with each other alone.
     draws: of noise, whose probabilities are averaged. temperature: divides log-probabilities (for calibration).
-    Where the model's operations are batch-invariant (see `scumble info`) the numbers are the same in any batch.
+    The numbers are the same, bit for bit, alone and in any batch.
     """
     for name, value, low, high in (("draws", draws, 1, MOST_DRAWS), ("temperature", temperature, 1e-3, 1e3)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
@@ -222,41 +223,64 @@ def canvases(llm: LLM, number: int, question: Question, draw: int, seed: int) ->
 
 
 def run(llm: LLM, questions: Sequence[Question], looks: Sequence[Look]) -> list[list[float]]:
-    """Log-probability of every label of every look. Each context is encoded once, with its canvases in one forward;
-    where operations are batch-invariant, all contexts are."""
+    """Log-probability of every label of every look. Each context is encoded once and shared by its canvases.
+
+    Where operations are batch-invariant, contexts and canvases share forwards of up to MOST_TOKENS tokens. Elsewhere each
+    has a forward of its own, so that no number depends on what is read beside it.
+    """
     model = llm.model
+    most = MOST_TOKENS if model.ops.batch_invariant else 1
     by_context: dict[tuple[int, ...], list[int]] = {}
     for place, look in enumerate(looks):
         by_context.setdefault(questions[look.question].context, []).append(place)
-    groups = [list(by_context.items())] if model.ops.batch_invariant else [[one] for one in by_context.items()]
     found: dict[int, list[float]] = {}
+    segments: list[Segment] = []
+    places: list[int] = []  # whose canvases are among the segments
+
+    def flush() -> None:
+        hidden = model(segments)
+        if places:
+            found.update(
+                zip(places, label_logprobs(llm, questions, [looks[one] for one in places], hidden), strict=True)
+            )
+        segments.clear()
+        places.clear()
+
     with llm.alone(), torch.no_grad():
-        for group in groups:
-            segments, order = [], []
-            for context, places in group:
-                cache = model.new_cache()
-                ids = torch.tensor(context, device=model.device)
-                for first in range(0, max(0, len(ids) - CHUNK), CHUNK):
-                    model.encode(ids[first : first + CHUNK], cache)
-                rest = ids[cache.length :]
-                segments.append(Segment(rest, cache, "encode", quiet=True))
-                segments += [Segment(looks[place].ids.to(model.device), cache, "denoise") for place in places]
-                order += places
-            hidden = model(segments).split([len(looks[place].ids) for place in order])
-            for place, own in zip(order, hidden, strict=True):
-                found[place] = label_logprobs(llm, questions[looks[place].question], looks[place], own)
+        for context, own in by_context.items():
+            cache = model.new_cache()
+            for first in range(0, len(context), CHUNK):
+                ids = torch.tensor(context[first : first + CHUNK], device=model.device)
+                segments.append(Segment(ids, cache, "encode", quiet=True))
+                if first + CHUNK < len(context) or most == 1:
+                    flush()
+            for place in own:
+                segments.append(Segment(looks[place].ids.to(model.device), cache, "denoise"))
+                places.append(place)
+                if sum(len(segment.tokens) for segment in segments) >= most:
+                    flush()
+        if segments:
+            flush()
     return [found[place] for place in range(len(looks))]
 
 
-def label_logprobs(llm: LLM, question: Question, look: Look, hidden: Tensor) -> list[float]:
-    """hidden [L, D] of a canvas -> one number a label."""
-    labels = [question.slots[look.slot][label] for label in look.labels]
-    rows = torch.tensor([look.place + i for ids in labels for i in range(len(ids))], device=hidden.device)
-    targets = torch.tensor([id for ids in labels for id in ids], device=hidden.device)
-    logs = llm.model.vocab_head(hidden[rows], VocabQuery(targets=targets)).target_logprobs
+def label_logprobs(llm: LLM, questions: Sequence[Question], looks: Sequence[Look], hidden: Tensor) -> list[list[float]]:
+    """hidden [N, D] of the looks' canvases, one after another -> one number a label of each."""
+    rows: list[int] = []
+    targets: list[int] = []
+    sizes: list[list[int]] = []  # tokens of each label, by look
+    begin = 0
+    for look in looks:
+        labels = [questions[look.question].slots[look.slot][label] for label in look.labels]
+        rows += [begin + look.place + i for ids in labels for i in range(len(ids))]
+        targets += [id for ids in labels for id in ids]
+        sizes.append([len(ids) for ids in labels])
+        begin += len(look.ids)
+    wanted = torch.tensor(targets, device=hidden.device)
+    logs = llm.model.vocab_head(hidden[torch.tensor(rows, device=hidden.device)], targets=wanted).target_logprobs
     assert logs is not None
-    parts = logs.double().split([len(ids) for ids in labels])
-    return [float(part.sum()) for part in parts]
+    each = logs.double().cpu().split([sum(own) for own in sizes])
+    return [[float(part.sum()) for part in one.split(own)] for one, own in zip(each, sizes, strict=True)]
 
 
 def softmax(logs: Mapping[str, float], temperature: float) -> dict[str, float]:

@@ -225,8 +225,8 @@ def canvases(llm: LLM, number: int, question: Question, draw: int, seed: int) ->
 def run(llm: LLM, questions: Sequence[Question], looks: Sequence[Look]) -> list[list[float]]:
     """Log-probability of every label of every look. Each context is encoded once and shared by its canvases.
 
-    Where operations are batch-invariant, contexts and canvases share forwards of up to MOST_TOKENS tokens. Elsewhere each
-    has a forward of its own, so that no number depends on what is read beside it.
+    Where operations are batch-invariant, contexts and canvases share forwards of up to MOST_TOKENS tokens. Elsewhere
+    each has a forward of its own, so that no number depends on what is read beside it.
     """
     model = llm.model
     most = MOST_TOKENS if model.ops.batch_invariant else 1
@@ -277,7 +277,9 @@ def label_logprobs(llm: LLM, questions: Sequence[Question], looks: Sequence[Look
         sizes.append([len(ids) for ids in labels])
         begin += len(look.ids)
     wanted = torch.tensor(targets, device=hidden.device)
-    logs = llm.model.vocab_head(hidden[torch.tensor(rows, device=hidden.device)], targets=wanted).target_logprobs
+    logs = llm.model.vocab_head(
+        hidden[torch.tensor(rows, device=hidden.device)], VocabQuery(targets=wanted)
+    ).target_logprobs
     assert logs is not None
     each = logs.double().cpu().split([sum(own) for own in sizes])
     return [[float(part.sum()) for part in one.split(own)] for one, own in zip(each, sizes, strict=True)]

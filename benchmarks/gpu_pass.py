@@ -19,18 +19,18 @@ from scumble.ops.triton.activations import for_format
 
 @dataclass(frozen=True)
 class LayerWeights:
-    q: layouts.Weight
-    k: layouts.Weight
-    v: layouts.Weight | None
-    o: layouts.Weight
-    gate_up: layouts.Weight
-    down: layouts.Weight
-    experts_up: layouts.Weight
-    experts_down: layouts.Weight
+    q: layouts.Layout
+    k: layouts.Layout
+    v: layouts.Layout | None
+    o: layouts.Layout
+    gate_up: layouts.Layout
+    down: layouts.Layout
+    experts_up: layouts.Layout
+    experts_down: layouts.Layout
     router: Tensor
 
 
-def random_weight(format: str, dtype: torch.dtype, device: torch.device, *shape: int) -> layouts.Weight:
+def random_weight(format: str, dtype: torch.dtype, device: torch.device, *shape: int) -> layouts.Layout:
     """[..., N, K]. Bytes are drawn directly: making 23 G numbers first would take minutes."""
     *front, outputs, inputs = shape
     scale = inputs**-0.5
@@ -71,10 +71,10 @@ class Pass:
         c, size = self.config, self.config.hidden_size
         heads, groups = c.num_attention_heads * layer.head_dim, layer.num_key_value_heads * layer.head_dim
 
-        def dense(outputs: int, inputs: int) -> layouts.Weight:
+        def dense(outputs: int, inputs: int) -> layouts.Layout:
             return random_weight(self.dense, self.dtype, self.device, outputs, inputs)
 
-        def mixed(outputs: int, inputs: int) -> layouts.Weight:
+        def mixed(outputs: int, inputs: int) -> layouts.Layout:
             return random_weight(self.format, self.dtype, self.device, c.num_experts, outputs, inputs)
 
         return LayerWeights(

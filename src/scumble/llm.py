@@ -52,7 +52,7 @@ class LLM(Asking):
         """Load a checkpoint folder in the released format, or a GGUF file; None loads the embedded model.
 
         dtype: "float32", "bfloat16", "int8" (weights and activations; quickest), "int4" (weights; smallest) or "auto"
-            (as stored; float32 on a CPU without native bfloat16). int8 and int4 run on the CPU only.
+            (as stored; float32 on a CPU without native bfloat16). On graphics cards "fp8" and "nvfp4" too.
         device: "cpu", "cuda", "cuda:1" …, or "auto" (the GPU when there is one).
         ops: which operations serve: "cpu" (native kernels), "reference" (plain torch) …; None: the quickest that
             can, or what the environment variable SCUMBLE_OPS names.

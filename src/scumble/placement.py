@@ -8,7 +8,8 @@ from scumble.errors import InvalidRequest, shown
 from scumble.formats import Format
 
 DTYPES: dict[str, torch.dtype | Format] = {
-    "float32": torch.float32, "bfloat16": torch.bfloat16, "int8": "int8", "int4": "int4",
+    "float32": torch.float32, "bfloat16": torch.bfloat16, "int8": "int8", "int4": "int4", "fp8": "fp8",
+    "nvfp4": "nvfp4",
 }  # fmt: skip
 
 

@@ -5,12 +5,17 @@ products take them.
     int4, GPTQ, AWQ, NVFP4; ggml's Q4_0, Q4_1, Q4_K     four bits, the same numbers
     int8, one scale a channel or tensor                 int8, the same numbers
     fp8; int8 in groups or with zero points; ggml's others  int8, rounded anew: one scale a channel
+
+On a graphics card fp8 with one scale a channel or tensor runs as fp8, the same numbers, and what is rounded anew
+becomes fp8 where the card has it; scales of four-bit groups without zero points are rounded to bfloat16 there.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -21,14 +26,10 @@ from scumble.checkpoint.gguf.four_bits import ggml_four_bits
 from scumble.checkpoint.schemes import Entry, read_entry
 from scumble.checkpoint.schemes.assemble import FusedExperts, StackedExperts
 from scumble.checkpoint.schemes.module import StoredModule
-from scumble.formats import Format
+from scumble.formats import Format, build
 from scumble.formats.floats import FloatExperts, FloatWeight
 from scumble.formats.int4 import Int4Matrix
-from scumble.formats.int4_weights import Int4Experts, Int4Weight
-from scumble.formats.int8_weights import Int8Experts, Int8Weight
 from scumble.ops import Ops
-
-CPU = torch.device("cpu")
 
 
 def is_in_few_bits(entry: Entry) -> bool:
@@ -42,61 +43,87 @@ def is_in_few_bits(entry: Entry) -> bool:
     return True
 
 
-def keep(part: nn.Module, entries: Mapping[str, Entry], ops: Ops, form: Format | None, seen: Counter[str]) -> set[str]:
-    """Replace the linear layers and experts of `part` whose weights are in few bits; returns the names that served.
+@dataclass(frozen=True)
+class Keeper:
+    """How stored weights become a model's. form: only what is in this format exactly; None: everything.
 
-    entries: by the weights' names inside the part. form: only what is in this format exactly; None: everything.
     seen: counts of "what it is stored as → what it runs as" are added.
     """
-    done: set[str] = set()
-    for path, module in list(part.named_modules()):
-        owner, _, name = path.rpartition(".")
-        if isinstance(module, FloatWeight) and is_in_few_bits(entry := entries[f"{path}.weight"]):
-            new = _linear(entry, ops, form, seen)
-            if new is not None:
-                setattr(part.get_submodule(owner), name, new)
-                done.add(f"{path}.weight")
-        if isinstance(module, FloatExperts):
-            names = [f"{path}.gate_up_proj", f"{path}.down_proj"]
-            if all(is_in_few_bits(entries[one]) for one in names):
-                new = _experts(entries[names[0]], entries[names[1]], ops, form, seen)
+
+    ops: Ops
+    device: torch.device
+    form: Format | None
+    seen: Counter[str]
+
+    def keep(self, part: nn.Module, entries: Mapping[str, Entry]) -> set[str]:
+        """Replace the linear layers and experts of `part` whose weights are in few bits; returns the names that served.
+
+        entries: by the weights' names inside the part.
+        """
+        done: set[str] = set()
+        for path, module in list(part.named_modules()):
+            owner, _, name = path.rpartition(".")
+            if isinstance(module, FloatWeight) and is_in_few_bits(entry := entries[f"{path}.weight"]):
+                new = self.linear(entry)
                 if new is not None:
                     setattr(part.get_submodule(owner), name, new)
-                    done.update(names)
-    return done
+                    done.add(f"{path}.weight")
+            if isinstance(module, FloatExperts):
+                names = [f"{path}.gate_up_proj", f"{path}.down_proj"]
+                if all(is_in_few_bits(entries[one]) for one in names):
+                    new = self.experts(entries[names[0]], entries[names[1]])
+                    if new is not None:
+                        setattr(part.get_submodule(owner), name, new)
+                        done.update(names)
+        return done
 
+    def wants(self, form: Format) -> bool:
+        return self.form in (None, form)
 
-def _linear(entry: Entry, ops: Ops, form: Format | None, seen: Counter[str]) -> nn.Module | None:
-    if form != "int8" and (matrix := _four_bits(entry)) is not None:
-        seen[f"{entry.dtype} → four bits, the same numbers"] += 1
-        return Int4Weight(matrix, ops)
-    if form == "int4":
-        return None
-    if isinstance(entry, StoredModule) and (exact := entry.eight_bits()) is not None:
-        seen[f"{entry.dtype} → int8, the same numbers"] += 1
-        return Int8Weight(exact[0], ops, exact[1])
-    if form is not None:
-        return None
-    seen[f"{entry.dtype} → int8, rounded anew"] += 1
-    return Int8Weight(read_entry(entry, torch.bfloat16, CPU), ops)
+    @property
+    def anew(self) -> Format:
+        """What is rounded to where no format holds a weight exactly."""
+        return "fp8" if "fp8" in self.ops.formats else "int8"
 
+    def linear(self, entry: Entry) -> nn.Module | None:
+        if self.wants("int4") and (matrix := _four_bits(entry)) is not None:
+            with suppress(ValueError):  # groups that a card's products do not take
+                kept = build.four_bits(matrix, self.ops, self.device)
+                self.seen[f"{entry.dtype} → four bits, the same numbers"] += 1
+                return kept
+        if isinstance(entry, StoredModule):
+            for form, exact in (("int8", entry.eight_bits()), ("fp8", self.float8(entry))):
+                if exact is not None and self.wants(form):
+                    self.seen[f"{entry.dtype} → {form}, the same numbers"] += 1
+                    return build.eight_bits(*exact, self.ops, self.device)
+        if self.form is not None:
+            return None
+        self.seen[f"{entry.dtype} → {self.anew}, rounded anew"] += 1
+        return build.weight(read_entry(entry, torch.bfloat16, self.device), self.anew, self.ops)
 
-def _experts(up: Entry, down: Entry, ops: Ops, form: Format | None, seen: Counter[str]) -> nn.Module | None:
-    if form != "int8":
-        gates, ups, downs = _four_bit_experts(up, down)
-        if gates:
-            seen[f"{up.dtype} → four bits, the same numbers"] += len(gates) + len(ups) + len(downs)
-            return Int4Experts.of(gates, ups, downs, ops)
-    if form == "int4":
-        return None
-    exact = _eight_bit_experts(up), _eight_bit_experts(down)
-    if exact[0] is not None and exact[1] is not None:
-        seen[f"{up.dtype} → int8, the same numbers"] += 3 * len(exact[0][0])
-        return Int8Experts(exact[0][0], exact[1][0], ops, exact[0][1], exact[1][1])
-    if form is not None:
-        return None
-    seen[f"{up.dtype}, {down.dtype} → int8, rounded anew"] += 3 * up.shape[0]
-    return Int8Experts(read_entry(up, torch.bfloat16, CPU), read_entry(down, torch.bfloat16, CPU), ops)
+    def experts(self, up: Entry, down: Entry) -> nn.Module | None:
+        if self.wants("int4"):
+            gates, ups, downs = _four_bit_experts(up, down)
+            if gates:
+                with suppress(ValueError):
+                    kept = build.four_bit_experts(gates, ups, downs, self.ops, self.device)
+                    self.seen[f"{up.dtype} → four bits, the same numbers"] += len(gates) + len(ups) + len(downs)
+                    return kept
+        forms: tuple[Format, ...] = ("int8", "fp8") if "fp8" in self.ops.formats else ("int8",)
+        for form in forms:
+            if self.wants(form):
+                exact = _eight_bit_experts(up, form, self.device), _eight_bit_experts(down, form, self.device)
+                if exact[0] is not None and exact[1] is not None:
+                    self.seen[f"{up.dtype} → {form}, the same numbers"] += 3 * len(exact[0][0])
+                    return build.eight_bit_experts(exact[0], exact[1], self.ops, self.device)
+        if self.form is not None:
+            return None
+        self.seen[f"{up.dtype}, {down.dtype} → {self.anew}, rounded anew"] += 3 * up.shape[0]
+        both = [read_entry(one, torch.bfloat16, self.device) for one in (up, down)]
+        return build.experts(both[0], both[1], self.anew, self.ops)
+
+    def float8(self, entry: StoredModule) -> tuple[Tensor, Tensor] | None:
+        return entry.float8() if "fp8" in self.ops.formats else None
 
 
 def _four_bits(entry: Entry) -> Int4Matrix | None:
@@ -127,16 +154,20 @@ def _four_bit_experts(up: Entry, down: Entry) -> tuple[list[Int4Matrix], list[In
     return cast(tuple[list[Int4Matrix], list[Int4Matrix], list[Int4Matrix]], (gates, ups, downs))
 
 
-def _eight_bit_experts(entry: Entry) -> tuple[Tensor, Tensor] | None:
-    """int8 [E, rows, columns] and scales [E, rows]; None where they are stored in another way."""
+def _eight_bit_experts(entry: Entry, form: Format, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """int8 or float8 [E, rows, columns] and scales [E, rows]; None where they are stored in another way."""
     if not isinstance(entry, FusedExperts):
         return None
     count, rows, columns = entry.shape
-    numbers, scales = torch.empty(count, rows, columns, dtype=torch.int8), torch.empty(count, rows)
+    kind = torch.int8 if form == "int8" else torch.float8_e4m3fn
+    numbers = torch.empty(count, rows, columns, dtype=kind, device=device)
+    scales = torch.empty(count, rows, device=device)
     for expert, parts in enumerate(entry.parts):
         begin = 0
         for part in parts:
-            exact = part.eight_bits() if isinstance(part, StoredModule) else None
+            exact = None
+            if isinstance(part, StoredModule):
+                exact = part.eight_bits() if form == "int8" else part.float8()
             if exact is None:
                 return None
             end = begin + part.shape[0]

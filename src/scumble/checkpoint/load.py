@@ -20,7 +20,7 @@ from scumble.checkpoint.files import DTYPES, Stored, as_folder, check_folder, fi
 from scumble.checkpoint.gguf.blocks import BY_NAME
 from scumble.checkpoint.gguf.model import config_json, generation_json, is_gguf, weight_entries
 from scumble.checkpoint.gguf.reader import read_gguf
-from scumble.checkpoint.keep import is_in_few_bits, keep
+from scumble.checkpoint.keep import Keeper, is_in_few_bits
 from scumble.checkpoint.memory import check_memory
 from scumble.checkpoint.names import VISION, candidates
 from scumble.checkpoint.quantized import declared_scheme, refuse_parts
@@ -28,8 +28,7 @@ from scumble.checkpoint.raw import map_stored
 from scumble.checkpoint.schemes import Assembled, Entry, assemble, parse_quantization, read_entry, scheme_counts
 from scumble.config import ModelConfig, parse_model_config, read_json
 from scumble.errors import CheckpointError, InvalidRequest, shown
-from scumble.formats import Format
-from scumble.formats.build import add_head
+from scumble.formats import Format, build
 from scumble.model import Transformer, weight_shapes
 from scumble.model.load_report import LoadReport
 from scumble.ops import choose
@@ -158,10 +157,11 @@ def load_checkpoint(
 ) -> Transformer:
     """The model in a released-format folder, in `dtype` (None: as stored), ready for inference.
 
-    dtype: a floating torch.dtype, or "float32", "bfloat16", "int8" or "int4" by name; None: as stored.
+    dtype: a floating torch.dtype, or "float32", "bfloat16", "int8", "int4", "fp8" or "nvfp4" by name; None: as stored.
     Weights that need no conversion stay memory-mapped: their pages are the only copy. Others are converted piece by
     piece. A file of several formats becomes the one that most of its bytes have, unless dtype says otherwise.
-    dtype "int8" or "int4": bfloat16, then linear layers and experts in that format (see formats/).
+    dtype "int8", "int4", "fp8", "nvfp4": bfloat16, then linear layers and experts in that format (see formats/); the
+    last two run on graphics cards that have them.
     ops: which operations serve, by name; None: the quickest that can, or what SCUMBLE_OPS names (see ops/choose.py).
     Raises CheckpointError, with the key, what was expected and what was found; also where the memory does not suffice
     (SCUMBLE_MEMORY_CHECK=0 in the environment: try all the same).
@@ -171,15 +171,18 @@ def load_checkpoint(
     found = read_contents(folder)
     plan = found.plan
     whole = torch.bfloat16 if isinstance(dtype, str) else dtype or main_dtype(plan)
-    as_stored = dtype is None and device.type == "cpu" and any(map(is_in_few_bits, plan.values()))
+    in_few_bits = dtype is None and any(map(is_in_few_bits, plan.values()))
+    choice = choose(device, torch.bfloat16 if in_few_bits else whole, found.config, ops)
+    as_stored = in_few_bits and (device.type == "cpu" or bool(choice.ops.formats))
     if as_stored:
         whole = torch.bfloat16
     form = form_of(plan) if as_stored else dtype if isinstance(dtype, str) else None
-    check_memory(found.config, found.shapes, form or whole, device, folder)
+    if not as_stored:
+        build.check(form, choice.ops, device)
+    check_memory(found.config, found.shapes, form or whole, device, folder, choice.ops.formats)
     check_copies(found.copies, whole, folder)
     with torch.device("meta"):
         model = Transformer(found.config)
-    choice = choose(device, whole, found.config, ops)
     log.info("%s: %s", folder.name, choice.line())
     model.use(choice.ops)
     runs_as: Counter[str] = Counter()
@@ -219,24 +222,23 @@ def _load_converted(
     Returns how many modules are stored in what and run as what.
     """
     seen: Counter[str] = Counter()
-    if form is not None and device.type != "cpu":
-        raise InvalidRequest(f"dtype {form} runs on the CPU, found device {device}; use bfloat16 there")
+    keeper = Keeper(model.ops, device, None if as_stored else form, seen)
     parts: dict[str, list[str]] = defaultdict(list)
     for name in plan:
         parts[".".join(name.split(".")[:2]) if name.startswith("layers.") else ""].append(name)
     for prefix, names in sorted(parts.items(), reverse=True):  # what is outside the layers comes last
         part: nn.Module = model.get_submodule(prefix) if prefix else model
         if as_stored:
-            load_part(model, prefix, {name: plan[name] for name in names}, dtype, as_stored=True, seen=seen)
+            load_part(model, prefix, {name: plan[name] for name in names}, dtype, device, keeper)
             if prefix:
                 model.convert(None, part)
             else:
-                add_head(model.embed_tokens, form)
+                build.add_head(model.embed_tokens, form)
                 model.quantized = form
             _give_back()
             continue
         if form is not None:
-            kept = _keep(model, prefix, plan, form, seen)
+            kept = _keep(model, prefix, plan, keeper)
             names = [name for name in names if name not in kept]
         read = {name: read_entry(plan[name], dtype, device) for name in names}
         for name, weight in read.items():  # rounding would hide it from the engine, which finds it in float formats
@@ -254,26 +256,23 @@ def _load_converted(
 
 @torch.no_grad()
 def load_part(
-    model: Transformer, prefix: str, plan: Mapping[str, Entry], dtype: torch.dtype, *, as_stored: bool = False,
-    seen: Counter[str] | None = None,
+    model: Transformer, prefix: str, plan: Mapping[str, Entry], dtype: torch.dtype,
+    device: torch.device = torch.device("cpu"), keeper: Keeper | None = None,
 ) -> None:  # fmt: skip
-    """Weights of one layer ("layers.3"), or of what is outside the layers (""), on the CPU; `plan` has them all.
+    """Weights of one layer ("layers.3"), or of what is outside the layers (""); `plan` has them all.
 
-    In `dtype`, as parameters, mapped where the file holds that. as_stored: what is in few bits is kept so; `seen`
-    counts how it runs.
+    In `dtype`, as parameters, mapped where the file holds that. keeper: what is in few bits is kept so, by it.
     """
-    kept = _keep(model, prefix, plan, None, Counter() if seen is None else seen) if as_stored else set()
+    kept = set() if keeper is None else _keep(model, prefix, plan, keeper)
     own = {name: entry for name, entry in plan.items() if name not in kept}
-    model.load_state_dict(_read(own, dtype, torch.device("cpu")), strict=False, assign=True)
+    model.load_state_dict(_read(own, dtype, device), strict=False, assign=True)
 
 
-def _keep(
-    model: Transformer, prefix: str, plan: Mapping[str, Entry], form: Format | None, seen: Counter[str]
-) -> set[str]:
+def _keep(model: Transformer, prefix: str, plan: Mapping[str, Entry], keeper: Keeper) -> set[str]:
     """Put what is in few bits into a layer, or into self-conditioning; returns the names of the weights that served."""
     path = (prefix or "self_conditioning") + "."
     inside = {name.removeprefix(path): entry for name, entry in plan.items() if name.startswith(path)}
-    return {path + name for name in keep(model.get_submodule(path[:-1]), inside, model.ops, form, seen)}
+    return {path + name for name in keeper.keep(model.get_submodule(path[:-1]), inside)}
 
 
 def _give_back() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,14 +32,16 @@ class Available:
     limit: str
 
 
-def needed(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], form: str | torch.dtype) -> int:
+def needed(
+    config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], form: str | torch.dtype, on_card: bool = False
+) -> int:
     """Bytes for a model of these weights in a format, ready to work on CONTEXT tokens."""
     name = str(form).removeprefix("torch.")
-    if name not in FORMATS:
+    if isinstance(form, torch.dtype) and name not in PLAIN_BYTES:
         bytes_each = torch.zeros(0, dtype=getattr(torch, name)).element_size()
         return sum(math.prod(shape) for shape in shapes.values()) * bytes_each + kv_bytes(config, CONTEXT, bytes_each)
     staging = 0 if name in PLAIN_BYTES else _largest_layer(shapes) * PLAIN_BYTES["bfloat16"]
-    return weight_bytes(shapes, name) + staging + kv_bytes(config, CONTEXT, PLAIN_BYTES.get(name, 2))
+    return weight_bytes(shapes, name, on_card) + staging + kv_bytes(config, CONTEXT, PLAIN_BYTES.get(name, 2))
 
 
 def _largest_layer(shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -66,16 +68,20 @@ def check_memory(
     form: str | torch.dtype,
     device: torch.device,
     folder: Path,
+    formats: Collection[str] = (),
 ) -> None:
-    """Raises CheckpointError where a model does not fit: what it needs, what there is, and which format would fit."""
+    """Raises CheckpointError where a model does not fit: what it needs, what there is, and which format would fit.
+
+    formats: those in few bits that a graphics card's operations take."""
     if os.environ.get(SWITCH) == "0":
         return
     room = available(device)
-    wanted = needed(config, shapes, form)
+    on_card = device.type != "cpu"
+    wanted = needed(config, shapes, form, on_card)
     if room is None or wanted <= room.bytes:
         return
-    forms = FORMATS if device.type == "cpu" else tuple(PLAIN_BYTES)
-    sizes = {name: needed(config, shapes, name) for name in forms}
+    forms = (*PLAIN_BYTES, *sorted(formats)) if on_card else FORMATS
+    sizes = {name: needed(config, shapes, name, on_card) for name in forms}
     fitting = [f"{name} ({size(count)})" for name, count in sizes.items() if count <= room.bytes]
     if fitting:
         advice = f"would fit: dtype {' or '.join(fitting)}"

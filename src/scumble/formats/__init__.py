@@ -2,4 +2,4 @@
 
 from typing import Literal
 
-Format = Literal["int8", "int4"]
+Format = Literal["int8", "int4", "fp8", "nvfp4"]

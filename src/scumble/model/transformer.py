@@ -156,12 +156,13 @@ class Transformer(nn.Module):
 
         None: their own, laid out as the operations read them. "int8": one scale an output channel, and dynamic int8
         activations, one scale a token; logits and soft embeddings get an int8 copy of the table each (2 bytes a number
-        on top). "int4": one scale for 32 numbers, the rest as int8; for memory. Norms, the router (its choice is
-        a discrete one) and the embedding table stay as they are.
+        on top). "int4": one scale for 32 numbers, the rest as int8; for memory. On a card the table has no copy, int4
+        leaves activations as they are, and there are "fp8", as int8 with its scales, and "nvfp4" for experts. Norms,
+        the router (its choice is a discrete one) and the embedding table stay as they were.
         part: one layer alone, or the model: what is outside its layers, last. Raises InvalidRequest.
         """
-        if form is not None and part is None and self.device.type != "cpu":
-            raise InvalidRequest(f"dtype {form} runs on the CPU, found device {self.device}; use bfloat16 there")
+        if part is None:
+            build.check(form, self.ops, self.device)
         if self.quantized is not None:
             if self.quantized != form:
                 raise InvalidRequest(

@@ -10,7 +10,7 @@ token, F expert width, V vocabulary. Statistics are float32 everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,13 +25,15 @@ class Ops(Protocol):
     """name: of the backend.
     batch_invariant: a token's result is the same, bit for bit, whichever tokens stand beside it in a call; where it is
         False, only forwards of the same rows give the same bits.
-    packs: weights are laid out anew for it (`pack`).
+    packs: float weights are laid out anew for it (`pack`).
+    formats: number formats whose weights it lays out by itself (`pack` with a format, `pack_stored`).
     few_tokens: up to so many tokens of one row it runs a whole layer in one call (`layer_step`); 0: never.
     """
 
     name: str
     batch_invariant: bool
     packs: bool
+    formats: frozenset[str]
     few_tokens: int
 
     # --- norms and what surrounds them ----------------------------------------------------------------------------
@@ -90,13 +92,22 @@ class Ops(Protocol):
         """x [N, in] · weight [out, in]ᵀ -> [N, out]"""
         ...
 
-    def pack(self, weight: Tensor) -> Any:
+    def pack(self, weight: Tensor, form: str | None = None) -> Any:
         """Where `packs`: a weight [out, in] laid out for products. Called with x it gives the product; `plain()` gives
-        the weight back, `nbytes` its size, `base` its addresses."""
+        the weight back, `nbytes` its size, `base` its addresses. form, one of `formats`: rounded to it first."""
         ...
 
-    def pack_experts(self, gate_up: Tensor, down: Tensor) -> Any:
+    def pack_experts(self, gate_up: Tensor, down: Tensor, form: str | None = None) -> Any:
         """The same of all experts' matrices; called with x, weights and chosen as `experts` is."""
+        ...
+
+    def pack_stored(self, form: str, state: Mapping[str, Tensor]) -> Any:
+        """A weight of one of `formats`, with the same numbers, from what the `state()` of such a weight holds (formats/),
+        on the device. Raises ValueError for groups of numbers that no kernel takes."""
+        ...
+
+    def pack_stored_experts(self, form: str, gate_up: Mapping[str, Tensor], down: Mapping[str, Tensor]) -> Any:
+        """The same of all experts' matrices, [E, rows, …] each."""
         ...
 
     def router(

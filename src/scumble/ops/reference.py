@@ -5,7 +5,7 @@ A matrix library may round a row differently for every number of rows, so result
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ class ReferenceOps:
     name = "reference"
     batch_invariant = False
     packs = False
+    formats: frozenset[str] = frozenset()
     few_tokens = 0
 
     def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -71,7 +72,7 @@ class ReferenceOps:
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(x, weight)
 
-    def pack(self, weight: Tensor) -> Any:
+    def pack(self, weight: Tensor, form: str | None = None) -> Any:
         raise NotImplementedError("weights are read as they lie")
 
     def layer_step(
@@ -80,7 +81,13 @@ class ReferenceOps:
     ) -> Tensor:  # fmt: skip
         raise NotImplementedError("layers run module by module")
 
-    def pack_experts(self, gate_up: Tensor, down: Tensor) -> Any:
+    def pack_experts(self, gate_up: Tensor, down: Tensor, form: str | None = None) -> Any:
+        raise NotImplementedError("weights are read as they lie")
+
+    def pack_stored(self, form: str, state: Mapping[str, Tensor]) -> Any:
+        raise NotImplementedError("weights are read as they lie")
+
+    def pack_stored_experts(self, form: str, gate_up: Mapping[str, Tensor], down: Mapping[str, Tensor]) -> Any:
         raise NotImplementedError("weights are read as they lie")
 
     def router(

@@ -45,7 +45,7 @@ SHARED = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 TENSOR_CORE = {
     80: "HMMA",
     89: "HMMA|QMMA",
-    90: "HGMMA|QGMMA",
+    90: "HGMMA|QGMMA|IGMMA",
     100: "UTC[A-Z]*MMA",
     120: "HMMA|QMMA|OMMA",
 }
@@ -105,6 +105,7 @@ def check(launch: Launch, arch: int) -> Verdict:
     code, registers = machine_code(compiled.asm["cubin"])
     spills = len(re.findall(r"\b(?:STL|LDL)\b", code))
     wanted = TENSOR_CORE[arch] + ("|HMMA" if launch.name.startswith(NARROW) else "")
+    wanted += "|IMMA" if launch.name.endswith("int8") else ""  # Blackwell's own instructions have no int8 in Triton
     tensor_core = len(re.findall(rf"\b(?:{wanted})\b", code))
     shared = compiled.metadata.shared
     faults = []

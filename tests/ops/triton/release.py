@@ -28,6 +28,7 @@ CANVAS, ROWS = 256, 2
 EPS = 1e-6
 
 
+KINDS = {"int4": ("int4", "zero", "e2m1")}  # ways in which numbers of a format may be stored
 DTYPE = torch.bfloat16  # of activations, and of weights in the plain format
 
 
@@ -35,16 +36,22 @@ def empty(*shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
     return torch.empty(*shape, dtype=dtype or DTYPE, device="meta")
 
 
-def weight(format: str, *shape: int) -> layouts.Weight:
+def weight(format: str, *shape: int) -> layouts.Layout:
     """A weight of the release in a format, without memory."""
     *front, outputs, inputs = shape
     match format:
         case "fp8":
             return layouts.Fp8(empty(*shape, dtype=torch.float8_e4m3fn), empty(*front, outputs, dtype=torch.float32))
-        case "int4":
+        case "int8":
+            return layouts.Int8(empty(*shape, dtype=torch.int8), empty(*front, outputs, dtype=torch.float32))
+        case "int4" | "zero" | "e2m1":
             width = -(-inputs // layouts.BLOCK) * layouts.BLOCK
             words = empty(*front, outputs, width // 8, dtype=torch.int32)
-            return layouts.Int4(words, empty(*front, width // layouts.GROUP, outputs, dtype=torch.bfloat16), inputs)
+            groups = width // (layouts.FP4_GROUP if format == "e2m1" else layouts.GROUP)
+            scale = empty(*front, groups, outputs, dtype=torch.float32 if format == "zero" else torch.bfloat16)
+            zero = empty(*front, groups, outputs, dtype=torch.float32) if format == "zero" else None
+            factor = empty(*front, outputs, dtype=torch.float32) if format == "e2m1" else None
+            return layouts.Int4(words, scale, inputs, zero, factor)
         case "nvfp4":
             packed = empty(*front, outputs, inputs // 2, dtype=torch.uint8)
             scale = empty(*front, outputs, inputs // 16, dtype=torch.float8_e4m3fn)
@@ -58,16 +65,17 @@ def launches(arch: int, table: Path, dtype: torch.dtype = torch.bfloat16) -> lis
     global DTYPE
     DTYPE = dtype
     have = tile_table(table)[arch]
-    formats = [format for format in ("plain", "fp8", "int4", "nvfp4") if f"up {format}" in have]
+    formats = [format for format in ("plain", "fp8", "int8", "int4", "nvfp4") if f"up {format}" in have]
     with recorded(arch, tile_table(table)) as made:
         _norms()
         _heads()
         _router()
         _vocabulary()
         for format in formats:
-            _experts(format)
-            if f"linear {format}" in have:
-                _dense(format)
+            for kind in KINDS.get(format, (format,)):
+                _experts(format, kind)
+                if f"linear {format}" in have:
+                    _dense(format, kind)
     return made
 
 
@@ -113,19 +121,19 @@ def _vocabulary() -> None:
     vocab.vocab_head(hidden, embedding, VocabQuery(heat, allowed, uniforms, top=5, targets=targets), cap=30.0)
 
 
-def _experts(format: str) -> None:
+def _experts(format: str, kind: str) -> None:
     tokens = ROWS * CANVAS
     chosen = empty(tokens, CHOICES, dtype=torch.int32)
     groups = grouping.group(chosen, EXPERTS, format)
     x = activations.for_format(empty(tokens, HIDDEN), format)
-    up, down = weight(format, EXPERTS, 2 * WIDTH, HIDDEN), weight(format, EXPERTS, HIDDEN, WIDTH)
+    up, down = weight(kind, EXPERTS, 2 * WIDTH, HIDDEN), weight(kind, EXPERTS, HIDDEN, WIDTH)
     experts.experts(x, empty(tokens, CHOICES, dtype=torch.float32), groups, up, down)
 
 
-def _dense(format: str) -> None:
+def _dense(format: str, kind: str) -> None:
     for tokens, step in ((ROWS * CANVAS, False), (ROWS, True)):
         x = activations.for_format(empty(tokens, HIDDEN), format)
-        linear.linear(x, weight(format, 2 * MLP, HIDDEN), gated=True, step=step)
-        linear.linear(activations.for_format(empty(tokens, MLP), format), weight(format, HIDDEN, MLP), step=step)
+        linear.linear(x, weight(kind, 2 * MLP, HIDDEN), gated=True, step=step)
+        linear.linear(activations.for_format(empty(tokens, MLP), format), weight(kind, HIDDEN, MLP), step=step)
         for heads in (16 * 256, 16 * 512, 8 * 256, 2 * 512):
-            linear.linear(x, weight(format, heads, HIDDEN), step=step)
+            linear.linear(x, weight(kind, heads, HIDDEN), step=step)

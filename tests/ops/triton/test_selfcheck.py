@@ -12,6 +12,7 @@ from scumble.ops import choose
 from scumble.ops.reference import REFERENCE
 from scumble.ops.triton import selfcheck
 from scumble.ops.triton.ops import TritonOps
+from scumble.ops.triton.packed import Packed
 from tiny import tiny_config
 
 
@@ -24,6 +25,20 @@ def _few_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
 
 def test_all_kernels_pass(dtype: torch.dtype, device: torch.device) -> None:
     assert selfcheck.examine(device, dtype, tiny_config()) == {}
+
+
+@pytest.mark.parametrize("form", ["fp8", "int8", "int4", "nvfp4"])
+def test_products_in_every_format_pass(form: str, device: torch.device) -> None:
+    sizes = {"hidden_size": 64, "moe_intermediate_size": 32, "intermediate_size": 48}
+    assert selfcheck.examine_format(device, torch.bfloat16, tiny_config(**sizes), form) is None
+
+
+def test_a_format_whose_products_are_wrong_is_refused_at_its_first_weight(device, monkeypatch) -> None:
+    right = Packed.__call__
+    monkeypatch.setattr(Packed, "__call__", lambda self, x: right(self, x) * 1.1)
+    ops = TritonOps(faults=lambda form: selfcheck.format_fault(device, torch.bfloat16, tiny_config(), form))
+    with pytest.raises(InvalidRequest, match="dtype int4 cannot be used on this card: its results are off by"):
+        ops.pack(torch.randn(32, 32, device=device), "int4")
 
 
 def only(monkeypatch: pytest.MonkeyPatch, name: str) -> None:

@@ -106,6 +106,17 @@ class StoredModule:
         numbers = self._numbers().to(torch.int8)
         return numbers, self._finite(self._scale().reshape(-1)).expand(self.shape[0]).contiguous()
 
+    def float8(self) -> tuple[Tensor, Tensor] | None:
+        """float8_e4m3fn [rows, columns] and float32 scales [rows], the stored weight; None for others."""
+        scheme = self.scheme
+        if scheme.layout != "fp8" or scheme.strategy not in ("tensor", "channel"):
+            return None
+        if (zero := self._zero()) is not None and bool(zero.any()):
+            return None
+        numbers = self.mapped("weight")
+        self._finite(numbers.float())
+        return numbers, self._finite(self._scale().reshape(-1)).expand(self.shape[0]).contiguous()
+
     def four_bits(self) -> Int4Matrix | None:
         """The stored numbers and scales, mapped where they lie as products take them; None for other schemes.
 

@@ -110,10 +110,10 @@ class CpuOps(ReferenceOps):
         )  # fmt: skip
         return out
 
-    def pack(self, weight: Tensor) -> Packed:
+    def pack(self, weight: Tensor, form: str | None = None) -> Packed:
         return Packed(self.lib, weight)
 
-    def pack_experts(self, gate_up: Tensor, down: Tensor) -> PackedExperts:
+    def pack_experts(self, gate_up: Tensor, down: Tensor, form: str | None = None) -> PackedExperts:
         return PackedExperts(self.lib, gate_up, down)
 
     def router(

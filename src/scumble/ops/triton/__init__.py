@@ -15,6 +15,7 @@ Triton is an extra; nothing here is imported before a card is there.
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,6 +45,8 @@ def unfit(device: torch.device, dtype: torch.dtype, config: ModelConfig | None) 
 def make(device: torch.device, dtype: torch.dtype, config: ModelConfig | None) -> TritonOps:
     """The operations, less those that fail their check on this card."""
     from scumble.ops.triton.ops import TritonOps
-    from scumble.ops.triton.selfcheck import refused
+    from scumble.ops.triton.selfcheck import format_fault, refused
 
-    return TritonOps() if config is None else TritonOps(refused(device, dtype, config))
+    if config is None:
+        return TritonOps(device=device)
+    return TritonOps(refused(device, dtype, config), device, partial(format_fault, device, dtype, config))

@@ -20,7 +20,7 @@ from torch import Tensor
 from scumble.ops.triton.activations import Activations, for_format
 from scumble.ops.triton.grouping import Groups
 from scumble.ops.triton.launch import blocks, launch, power_of_two, tiles_for
-from scumble.ops.triton.layouts import GROUP, Int4, Weight
+from scumble.ops.triton.layouts import Layout
 from scumble.ops.triton.products import gated, weighted_sum
 
 
@@ -89,7 +89,7 @@ def _combine(outputs, weights, out, D: tl.constexpr, CHOICES: tl.constexpr, B: t
     tl.store(out + token * D + d, total.to(out.dtype.element_ty), mask=d < D)
 
 
-def experts(x: Activations, weights: Tensor, groups: Groups, up: Weight, down: Weight) -> Tensor:
+def experts(x: Activations, weights: Tensor, groups: Groups, up: Layout, down: Layout) -> Tensor:
     """x [T, D]; weights [T, k] float32; up [E, 2F, D] (gate first), down [E, D, F] -> [T, D] in the model's dtype."""
     tokens, choices = weights.shape
     width, size = up.outputs // 2, down.outputs
@@ -101,22 +101,18 @@ def experts(x: Activations, weights: Tensor, groups: Groups, up: Weight, down: W
     h = torch.empty(tokens * choices, width, dtype=x.dtype, device=device)
     grid = blocks(width, tiles_for(name, device)["BN"]), tiles
     arguments = (*x.arguments, *up.arguments, h, *order, width)
-    launch(name, _up, grid, arguments, K=up.inputs, GROUPS=_groups(up), CHOICES=choices, FORMAT=up.format)
+    launch(name, _up, grid, arguments, K=up.inputs, GROUPS=up.scales, CHOICES=choices, FORMAT=up.kind)
 
     name = f"down {down.format}"
     rounded = for_format(h, down.format)
     outputs = torch.empty(tokens * choices, size, dtype=x.dtype, device=device)
     grid = blocks(size, tiles_for(name, device)["BN"]), tiles
     arguments = (*rounded.arguments, *down.arguments, outputs, *order, size)
-    launch(name, _down, grid, arguments, K=down.inputs, GROUPS=_groups(down), FORMAT=down.format)
+    launch(name, _down, grid, arguments, K=down.inputs, GROUPS=down.scales, FORMAT=down.kind)
 
     out = torch.empty(tokens, size, dtype=x.dtype, device=device)
     launch("combine", _combine, (tokens,), (outputs, weights, out), D=size, CHOICES=choices, B=power_of_two(size))
     return out
-
-
-def _groups(weight: Weight) -> int:
-    return weight.width // GROUP if isinstance(weight, Int4) else 1
 
 
 def experts_reference(x: Tensor, weights: Tensor, chosen: Tensor, up: Tensor, down: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
-"""Weights as they lie on the card, by format. Made once at load from what a checkpoint or the CPU's formats hold.
+"""Weights as they lie on the card, by format. Made once at load (rounding.py, repacking.py).
 
 A matrix is [..., N, K]: N outputs, K inputs; in front may be a number of experts.
 
   plain   [..., N, K] bfloat16 (or float32)
   fp8     [..., N, K] float8 e4m3, one float32 scale an output [..., N]; activations get one scale a token
-  int4    groups of 32 inputs share a bfloat16 scale; a number is (nibble - 8) · scale
+  int8    the same in int8, -127 … 127
+  int4    nibbles in words, a scale for every run of inputs; three kinds, see `Int4`
   nvfp4   groups of 16 inputs share a float8 scale, an output has a float32 factor; a number is their product with an
           e2m1 value. Activations are rounded likewise, one factor a token
 
@@ -14,222 +15,189 @@ the numbers again, which no kernel reads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 GROUP = 32  # inputs that share a scale in int4
+FP4_GROUP = 16  # … of e2m1 numbers
 RUN = 16  # inputs a nibble position of a block of words holds: the K of one tensor-core instruction
 BLOCK = 8 * RUN  # inputs in a block of RUN words
-FP8_LARGEST = 448.0
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)  # by nibble
 
 
 @dataclass(frozen=True)
-class Plain:
+class Layout:
+    """numbers [..., N, ·] in the format's own way. format: names the kernels' tiles and what activations become.
+
+    kind: what a kernel is told; a format may have several.
+    """
+
+    numbers: Tensor
+    format: ClassVar[str]
+
+    @property
+    def kind(self) -> str:
+        return self.format
+
+    @property
+    def arguments(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.numbers, self.numbers, self.numbers
+
+    @property
+    def outputs(self) -> int:
+        return self.numbers.shape[-2]
+
+    @property
+    def inputs(self) -> int:
+        return self.numbers.shape[-1]
+
+    @property
+    def scales(self) -> int:
+        """How many scales of groups an output has, as far as a kernel has to know."""
+        return 1
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: part for name, part in parts.items() if isinstance(part, Tensor)}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.tensors.values())
+
+    def dequantized(self) -> Tensor:
+        """The numbers that products see [..., N, K], in a float format that holds them."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Plain(Layout):
     """[..., N, K] in the model's dtype."""
 
-    weight: Tensor
     format = "plain"
 
-    @property
-    def arguments(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.weight, self.weight, self.weight
-
-    @property
-    def outputs(self) -> int:
-        return self.weight.shape[-2]
-
-    @property
-    def inputs(self) -> int:
-        return self.weight.shape[-1]
-
-    @property
-    def nbytes(self) -> int:
-        return self.weight.nbytes
-
     def dequantized(self) -> Tensor:
-        return self.weight
+        return self.numbers
 
 
 @dataclass(frozen=True)
-class Fp8:
-    """weight [..., N, K] float8_e4m3fn, scale [..., N] float32."""
+class Scaled(Layout):
+    """numbers [..., N, K] in eight bits, scale [..., N] float32."""
 
-    weight: Tensor
     scale: Tensor
+
+    @property
+    def arguments(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.numbers, self.numbers, self.scale
+
+    def dequantized(self) -> Tensor:
+        return self.numbers.float() * self.scale[..., None]
+
+
+@dataclass(frozen=True)
+class Fp8(Scaled):
     format = "fp8"
 
-    @property
-    def arguments(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.weight, self.weight, self.scale
 
-    @property
-    def outputs(self) -> int:
-        return self.weight.shape[-2]
-
-    @property
-    def inputs(self) -> int:
-        return self.weight.shape[-1]
-
-    @property
-    def nbytes(self) -> int:
-        return self.weight.nbytes + self.scale.nbytes
-
-    def dequantized(self) -> Tensor:
-        """The numbers, float32."""
-        return self.weight.float() * self.scale[..., None]
-
-
-def fp8_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [..., K] -> float8 [..., K] and scales float32 [...]: the largest magnitude of a row becomes 448."""
-    largest = x.float().abs().amax(-1)
-    scale = torch.where(largest == 0, 1.0, largest / FP8_LARGEST)
-    return (x.float() / scale[..., None]).to(torch.float8_e4m3fn), scale
-
-
-def to_fp8(weight: Tensor) -> Fp8:
-    """Round [..., N, K], one scale an output."""
-    return Fp8(*fp8_rows(weight))
+@dataclass(frozen=True)
+class Int8(Scaled):
+    format = "int8"
 
 
 @dataclass(frozen=True)
-class Int4:
-    """words [..., N, W/8] int32, scale [..., W/32, N] bfloat16, where W is K rounded up to 128.
+class Int4(Layout):
+    """numbers [..., N, W/8] int32 words, scale [..., W/G, N], where W is K rounded up to 128.
 
     Nibble i of word 16·b + j is number 128·b + 16·i + j of its row. So nibble i of the 16 words of a block is a run of
     16 neighbours: one shift and mask gives a tile that the tensor core takes, all under one scale a row, no shuffle.
-    Scales are turned, so that those of neighbouring outputs are neighbours. Nibbles beyond K hold 8, which is 0.
+    Scales are turned, so that those of neighbouring outputs are neighbours. Those beyond K are 0. Kinds:
+
+      int4    (nibble - 8) · scale                G = 32; scale bfloat16
+      zero    (nibble - zero) · scale             G = 32; scale and zero float32, zero [..., W/G, N]
+      e2m1    E2M1[nibble] · scale · factor       G = 16; scale bfloat16, factor float32 [..., N]
     """
 
-    words: Tensor
     scale: Tensor
-    inputs: int
+    size: int
+    zero: Tensor | None = None
+    factor: Tensor | None = None
     format = "int4"
 
     @property
-    def arguments(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.words, self.scale, self.words
+    def kind(self) -> str:
+        return "zero" if self.zero is not None else "int4" if self.factor is None else "e2m1"
 
     @property
-    def outputs(self) -> int:
-        return self.words.shape[-2]
+    def group(self) -> int:
+        return GROUP if self.factor is None else FP4_GROUP
+
+    @property
+    def arguments(self) -> tuple[Tensor, Tensor, Tensor]:
+        third = self.zero if self.zero is not None else self.numbers if self.factor is None else self.factor
+        return self.numbers, self.scale, third
+
+    @property
+    def inputs(self) -> int:
+        return self.size
 
     @property
     def width(self) -> int:
         """K rounded up to whole blocks."""
-        return self.words.shape[-1] * 8
+        return self.numbers.shape[-1] * 8
 
     @property
-    def nbytes(self) -> int:
-        return self.words.nbytes + self.scale.nbytes
+    def scales(self) -> int:
+        return self.width // self.group
 
     def dequantized(self) -> Tensor:
-        """The numbers, bfloat16 [..., N, K], each rounded once."""
-        shifts = torch.arange(0, 32, 4, device=self.words.device, dtype=torch.int32)
-        words = self.words.unflatten(-1, (-1, RUN))  # [..., N, blocks, RUN]
-        nibbles = (words[..., None, :] >> shifts[:, None]) & 15  # [..., N, blocks, 8, RUN]
-        numbers = (nibbles.flatten(-3) - 8).float()
-        steps = self.scale.transpose(-1, -2).float().repeat_interleave(GROUP, -1)
-        return (numbers * steps).bfloat16()[..., : self.inputs]
+        """bfloat16 [..., N, K], each rounded once; of e2m1 float32, since the factor joins after the sum."""
+        shifts = torch.arange(0, 32, 4, device=self.numbers.device, dtype=torch.int32)
+        words = self.numbers.unflatten(-1, (-1, RUN))  # [..., N, blocks, RUN]
+        nibbles = ((words[..., None, :] >> shifts[:, None]) & 15).flatten(-3)  # [..., N, W]
+        steps = self._spread(self.scale)
+        if self.factor is not None:
+            numbers = values(nibbles) * steps * self.factor[..., None]
+        else:
+            zero = 8.0 if self.zero is None else self._spread(self.zero)
+            numbers = ((nibbles.float() - zero) * steps).bfloat16()
+        return numbers[..., : self.size]
 
-
-def int4_from_packed(packed: Tensor, scale: Tensor, size: int) -> Int4:
-    """From the CPU's format: packed [..., N, groups, 16] uint8 (low nibbles: a group's first 16 numbers), scale
-    [..., N, groups] bfloat16, size = K. No number changes."""
-    nibbles = torch.cat((packed & 15, packed >> 4), dim=-1).flatten(-2)  # [..., N, 32 · groups] uint8
-    missing = -nibbles.shape[-1] % BLOCK
-    nibbles = F.pad(nibbles, (0, missing), value=8).unflatten(-1, (-1, 8, RUN))
-    words = torch.zeros(*nibbles.shape[:-2], RUN, dtype=torch.int32, device=packed.device)
-    for i in range(8):
-        words |= nibbles[..., i, :].to(torch.int32) << (4 * i)
-    turned = F.pad(scale, (0, missing // GROUP)).transpose(-1, -2).contiguous()
-    return Int4(words.flatten(-2).contiguous(), turned, size)
-
-
-def to_int4(weight: Tensor) -> Int4:
-    """Round [..., N, K]: in each group of 32 the number of largest magnitude becomes -8 of the group's scale."""
-    size = weight.shape[-1]
-    x = F.pad(weight.float(), (0, -size % GROUP)).unflatten(-1, (-1, GROUP))
-    extreme = x.gather(-1, x.abs().argmax(-1, keepdim=True))[..., 0]
-    scale = (extreme / -8).bfloat16()
-    step = torch.where(scale == 0, 1.0, scale.float())[..., None]
-    nibbles = ((x / step).round().clamp(-8, 7) + 8).to(torch.uint8)
-    low, high = nibbles.chunk(2, dim=-1)
-    return int4_from_packed(low | high << 4, scale, size)
+    def _spread(self, part: Tensor) -> Tensor:
+        return part.transpose(-1, -2).float().repeat_interleave(self.group, -1)
 
 
 @dataclass(frozen=True)
-class Nvfp4:
-    """packed [..., N, K/2] uint8 (low nibble first), scale [..., N, K/16] float8_e4m3fn, factor [..., N] float32.
+class Nvfp4(Layout):
+    """numbers [..., N, K/2] uint8 (low nibble first), scale [..., N, K/16] float8_e4m3fn, factor [..., N] float32.
 
     A number is e2m1(nibble) · scale · factor. Checkpoints have the same layout, with one factor a matrix.
     """
 
-    packed: Tensor
     scale: Tensor
     factor: Tensor
     format = "nvfp4"
 
     @property
     def arguments(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.packed, self.scale, self.factor
-
-    @property
-    def outputs(self) -> int:
-        return self.packed.shape[-2]
+        return self.numbers, self.scale, self.factor
 
     @property
     def inputs(self) -> int:
-        return self.packed.shape[-1] * 2
-
-    @property
-    def nbytes(self) -> int:
-        return self.packed.nbytes + self.scale.nbytes + self.factor.nbytes
+        return self.numbers.shape[-1] * 2
 
     def dequantized(self) -> Tensor:
-        """The numbers, float32 [..., N, K]."""
-        return e2m1_numbers(self.packed, self.scale) * self.factor[..., None]
-
-
-E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+        return e2m1_numbers(self.numbers, self.scale) * self.factor[..., None]
 
 
 def e2m1_numbers(packed: Tensor, scale: Tensor) -> Tensor:
     """packed [..., K/2] uint8 and scale [..., K/16] float8 -> e2m1 value · scale, float32 [..., K]."""
     nibbles = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)
-    return E2M1.to(nibbles.device)[nibbles.long()] * scale.float().repeat_interleave(16, -1)
+    return values(nibbles) * scale.float().repeat_interleave(FP4_GROUP, -1)
 
 
-def nvfp4_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x [..., K], K a multiple of 16 -> packed [..., K/2] uint8, scale [..., K/16] float8, factor [...] float32.
-
-    A row's largest magnitude gets the scale 448, a group's largest magnitude the value 6.
-    """
-    groups = x.float().unflatten(-1, (-1, 16))
-    largest = groups.abs().amax(-1)  # [..., K/16]
-    whole = largest.amax(-1)
-    factor = torch.where(whole == 0, 1.0, whole / (6 * FP8_LARGEST))
-    scale = (largest / 6 / factor[..., None]).to(torch.float8_e4m3fn)
-    step = scale.float() * factor[..., None]
-    nibbles = nearest_e2m1(groups / torch.where(step == 0, 1.0, step)[..., None]).flatten(-2)
-    return (nibbles[..., 0::2] | nibbles[..., 1::2] << 4).contiguous(), scale, factor
-
-
-def to_nvfp4(weight: Tensor) -> Nvfp4:
-    """Round [..., N, K]."""
-    return Nvfp4(*nvfp4_rows(weight))
-
-
-def nearest_e2m1(x: Tensor) -> Tensor:
-    """The nibble of the nearest e2m1 value, uint8; between two it takes the even one. Beyond ±6: ±6."""
-    borders = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0], device=x.device)
-    size = x.abs()
-    # A border itself belongs to the even neighbour: 0.25 -> 0, 0.75 -> 1.0 (code 2), 1.25 -> 1.0, …
-    above = (size[..., None] > borders).sum(-1)
-    tie_up = ((size[..., None] == borders) & (torch.arange(7, device=x.device) % 2 == 1)).any(-1)
-    return ((above + tie_up) | (torch.signbit(x).to(torch.int64) << 3)).to(torch.uint8)
-
-
-Weight = Plain | Fp8 | Int4 | Nvfp4
+def values(nibbles: Tensor) -> Tensor:
+    """The e2m1 value of every nibble, float32."""
+    return torch.tensor(E2M1, device=nibbles.device)[nibbles.long()]

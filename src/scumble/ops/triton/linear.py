@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scumble.ops.triton.activations import Activations
 from scumble.ops.triton.launch import blocks, launch, tiles_for
-from scumble.ops.triton.layouts import Weight
+from scumble.ops.triton.layouts import Layout
 from scumble.ops.triton.products import gated, weighted_sum
 
 
@@ -43,7 +43,7 @@ def _linear(
     tl.store(out + m[None, :] * N + n[:, None], total.to(out.dtype.element_ty), mask=live[None, :] & (n < N)[:, None])
 
 
-def linear(x: Activations, weight: Weight, gated: bool = False, step: bool = False) -> Tensor:
+def linear(x: Activations, weight: Layout, gated: bool = False, step: bool = False) -> Tensor:
     """x [M, K] in the weight's activation format -> [M, N] in the model's dtype.
 
     gated: weight [2N, K] holds gate and up, and the result is gelu_tanh(gate) · up. step: see above.
@@ -54,7 +54,7 @@ def linear(x: Activations, weight: Weight, gated: bool = False, step: bool = Fal
     tiles = tiles_for(name, out.device)
     grid = blocks(size, tiles["BN"]), blocks(count, tiles["BM"])
     arguments = (*x.arguments, *weight.arguments, out, count, size)
-    launch(name, _linear, grid, arguments, K=weight.inputs, GATED=gated, FORMAT=weight.format)
+    launch(name, _linear, grid, arguments, K=weight.inputs, GATED=gated, FORMAT=weight.kind)
     return out
 
 

@@ -5,18 +5,22 @@ What has no kernel here, or whose kernel failed its check on this card, is the r
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from scumble.errors import InvalidRequest
 from scumble.ops.query import VocabQuery
 from scumble.ops.reference import REFERENCE, ReferenceOps
 from scumble.ops.result import VocabResult
 from scumble.ops.triton import attention, experts, geglu, grouping, linear, norms, rotate, router, vocab
 from scumble.ops.triton.activations import for_format
+from scumble.ops.triton.launch import architecture, tile_table
 from scumble.ops.triton.layouts import Plain
+from scumble.ops.triton.packed import Packed, PackedExperts, laid_out
+from scumble.ops.triton.rounding import rounded
 
 # What may be replaced by the reference, one by one: the methods below.
 OPERATIONS = (
@@ -25,16 +29,28 @@ OPERATIONS = (
 )  # fmt: skip
 
 
+FORMATS = ("fp8", "int8", "int4", "nvfp4")
+
+
 class TritonOps(ReferenceOps):
-    """refused: operations that the reference serves instead."""
+    """refused: operations that the reference serves instead. device: of the card; the CPU: Triton's interpreter.
+
+    faults: says why a format's products failed their check on this card, or None; asked before its first weight.
+    """
 
     name = "triton"
     batch_invariant = True
 
-    def __init__(self, refused: Collection[str] = ()):
-        self.refused = frozenset(refused)
+    def __init__(
+        self, refused: Collection[str] = (), device: torch.device | str = "cpu",
+        faults: Callable[[str], str | None] | None = None,
+    ):  # fmt: skip
+        self.refused, self.faults = frozenset(refused), faults
         for name in self.refused:
             setattr(self, name, getattr(REFERENCE, name))
+        self.tiles = frozenset(tile_table()[architecture(torch.device(device))])
+        self.formats = frozenset(form for form in FORMATS if f"up {form}" in self.tiles)
+        self._proved: set[str] = set()
         # The reference's products are a library's, which may round a row differently for every number of rows.
         self.batch_invariant = not self.refused
 
@@ -74,6 +90,38 @@ class TritonOps(ReferenceOps):
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         return linear.linear(for_format(x.contiguous(), "plain"), Plain(weight.contiguous()))
+
+    def pack(self, weight: Tensor, form: str | None = None) -> Packed:
+        if form is None:
+            return Packed(Plain(weight.contiguous()))
+        self._prove(form)
+        return Packed(rounded(weight, form if f"linear {form}" in self.tiles else "fp8"))
+
+    def pack_experts(self, gate_up: Tensor, down: Tensor, form: str | None = None) -> PackedExperts:
+        if form is None:
+            return PackedExperts(Plain(gate_up.contiguous()), Plain(down.contiguous()))
+        self._prove(form)
+        return PackedExperts(rounded(gate_up, form), rounded(down, form))
+
+    def pack_stored(self, form: str, state: Mapping[str, Tensor]) -> Packed:
+        self._prove(form)
+        return Packed(laid_out(form, state, native=False))
+
+    def pack_stored_experts(
+        self, form: str, gate_up: Mapping[str, Tensor], down: Mapping[str, Tensor]
+    ) -> PackedExperts:
+        self._prove(form)
+        native = "nvfp4" in self.formats
+        return PackedExperts(laid_out(form, gate_up, native), laid_out(form, down, native))
+
+    def _prove(self, form: str) -> None:
+        """A format's kernels before its first weight. Raises InvalidRequest where they fail."""
+        if form in self._proved:
+            return
+        why = None if self.faults is None else self.faults(form)
+        if why is not None:
+            raise InvalidRequest(f"dtype {form} cannot be used on this card: {why}; load in bfloat16")
+        self._proved.add(form)
 
     def router(
         self, h: Tensor, scale: Tensor, proj: Tensor, per_expert: Tensor, k: int, eps: float

@@ -5,7 +5,8 @@
 The weight is the left operand, the tokens are the right one: a tensor core takes 64 rows at least on its left and 8 on
 its right, and an expert has 16 tokens as a rule. K is walked in steps of a fixed size from 0 up, whatever N and M.
 
-Formats (layouts.py): "plain", "fp8" and "nvfp4" (both operands narrow), "int4" (unpacked in registers).
+Formats (layouts.py): "plain"; "fp8", "int8" and "nvfp4" (both operands narrow); words of four-bit numbers, "int4",
+"zero" and "e2m1" (unpacked in registers).
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ def weighted_sum(
     rows [BN] int64: row numbers of the tile, rows_ok [BN]. Scales, where a format has them: groups and x_groups of runs
     of inputs, factor and x_factor of whole rows. first_group: where the matrix's scales begin (int4), in numbers.
     """
-    if FORMAT == "int4":
-        total = _int4(x, tokens, live, weight, groups, rows, rows_ok, first_group, N, K, BM, BN)
+    if FORMAT == "int4" or FORMAT == "zero" or FORMAT == "e2m1":
+        total = _words(x, tokens, live, weight, groups, factor, rows, rows_ok, first_group, N, K, FORMAT, BM, BN)
     elif FORMAT == "nvfp4":
         total = _nvfp4(x, x_groups, tokens, live, weight, groups, rows, rows_ok, K, BM, BN, BK)
     else:
         total = _plain(x, tokens, live, weight, rows, rows_ok, K, FORMAT, BM, BN, BK)
-    if FORMAT == "fp8" or FORMAT == "nvfp4":
+    if FORMAT == "fp8" or FORMAT == "int8" or FORMAT == "nvfp4" or FORMAT == "e2m1":
         total *= tl.load(factor + rows, mask=rows_ok, other=0.0)[:, None]
+    if FORMAT == "fp8" or FORMAT == "int8" or FORMAT == "nvfp4":
         total *= tl.load(x_factor + tokens, mask=live, other=0.0)[None, :]
     return total
 
@@ -43,42 +45,58 @@ def _plain(
     x, tokens, live, weight, rows, rows_ok, K: tl.constexpr, FORMAT: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    total = tl.zeros((BN, BM), tl.float32)
+    nothing = 0 if FORMAT == "int8" else 0.0
+    total = tl.zeros((BN, BM), tl.int32 if FORMAT == "int8" else tl.float32)
     k = tl.arange(0, BK)
     w_at = weight + rows[:, None] * K + k[None, :]
     x_at = x + tokens[None, :] * K + k[:, None]
     for first in range(0, K, BK):
         inside = k < K - first
-        w = tl.load(w_at + first, mask=rows_ok[:, None] & inside[None, :], other=0.0)
-        t = tl.load(x_at + first, mask=live[None, :] & inside[:, None], other=0.0)
+        w = tl.load(w_at + first, mask=rows_ok[:, None] & inside[None, :], other=nothing)
+        t = tl.load(x_at + first, mask=live[None, :] & inside[:, None], other=nothing)
         if FORMAT == "fp8":  # Hopper keeps 14 bits of a long fp8 sum; each step's sum joins the others in float32
             total = tl.dot(w, t, total, max_num_imprecise_acc=BK)
+        elif FORMAT == "int8":
+            total = tl.dot(w, t, total, out_dtype=tl.int32)
         else:
             total = tl.dot(w, t, total, input_precision="ieee")
-    return total
+    return total.to(tl.float32)
 
 
 @triton.jit
-def _int4(
-    x, tokens, live, words, groups, rows, rows_ok, first_group, N, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
-):
-    """Blocks of 128 numbers are 16 words a row; nibble i of them is the run of numbers 16·i … 16·i + 15."""
+def _words(
+    x, tokens, live, words, groups, zeros, rows, rows_ok, first_group, N,
+    K: tl.constexpr, KIND: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Blocks of 128 numbers are 16 words a row; nibble i of them is the run of numbers 16·i … 16·i + 15.
+
+    KIND: how a nibble becomes a number (`Int4` in layouts.py). Numbers are rounded once, to bfloat16.
+    """
     blocks: tl.constexpr = (K + 127) // 128
     total = tl.zeros((BN, BM), tl.float32)
     j = tl.arange(0, 16)
     w_at = words + rows[:, None] * (blocks * 16) + j[None, :]
     x_at = x + tokens[None, :] * K + j[:, None]
-    s_at = groups + first_group + (rows - (rows // N) * N)
+    GROUP: tl.constexpr = 16 if KIND == "e2m1" else 32
+    s_at = first_group + (rows - (rows // N) * N)
     for block in range(0, blocks):
         packed = tl.load(w_at + block * 16, mask=rows_ok[:, None], other=0)
         for i in tl.static_range(8):  # pyright: ignore[reportGeneralTypeIssues]
             k = block * 128 + i * 16
             t = tl.load(x_at + k, mask=live[None, :] & (j < K - k)[:, None], other=0.0)
-            step = tl.load(s_at + (k // 32) * N, mask=rows_ok, other=0.0)
-            # 0x4300 | q is 128 + q in bfloat16. The difference is exact, the product rounds once.
-            w = ((((packed >> (4 * i)) & 15) | 0x4300).to(tl.int16).to(tl.bfloat16, bitcast=True) - 136.0) * step[
-                :, None
-            ]
+            at = s_at + (k // GROUP) * N
+            step = tl.load(groups + at, mask=rows_ok, other=0.0)[:, None]
+            q = (packed >> (4 * i)) & 15
+            if KIND == "int4":
+                # 0x4300 | q is 128 + q in bfloat16. The difference is exact, the product rounds once.
+                w = ((q | 0x4300).to(tl.int16).to(tl.bfloat16, bitcast=True) - 136.0) * step
+            elif KIND == "zero":
+                zero = tl.load(zeros + at, mask=rows_ok, other=0.0)[:, None]
+                w = ((q.to(tl.float32) - zero) * step.to(tl.float32)).to(tl.bfloat16)
+            else:
+                # Twice the value is a whole number: nibbles of 0xC8643210 (a negative int32), by the three lower bits.
+                size = ((-932957680 >> (4 * (q & 7))) & 15).to(tl.float32)
+                w = tl.where(q > 7, -size, size) * (step.to(tl.float32) * 0.5)
             total = tl.dot(w.to(t.dtype), t, total, input_precision="ieee")
     return total
 

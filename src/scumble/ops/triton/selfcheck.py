@@ -17,22 +17,31 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 import triton
 from torch import Tensor
 
 from scumble.config import ModelConfig
 from scumble.ops.query import VocabQuery
 from scumble.ops.reference import REFERENCE, ReferenceOps
+from scumble.ops.triton.layouts import FP4_GROUP, Int4, Layout
 from scumble.ops.triton.ops import OPERATIONS, TritonOps
+from scumble.ops.triton.packed import Packed, PackedExperts
+from scumble.ops.triton.repacking import from_nibbles
+from scumble.ops.triton.rounding import nvfp4_rows, rounded
 
 log = logging.getLogger("scumble")
 
 TOKENS, ALONE, KEYS, IDS, EXPERTS = 40, 4, 300, 4096, 4
 TOLERANCE = {torch.bfloat16: 8e-3, torch.float32: 1e-4}  # ‖difference‖ / ‖reference‖
+
+# The same for formats in which activations are rounded too, of which the reference knows nothing.
+ROUNDING = {"fp8": 6e-2, "int8": 3e-2, "int4": 1e-2, "nvfp4": 0.2}
 
 Cast = Callable[[Tensor], Tensor]
 # What an operation makes of tokens [n, …]: results with one row a token. Weights go through the cast.
@@ -41,14 +50,34 @@ Case = Callable[[ReferenceOps, Tensor, Cast], tuple[Tensor, ...]]
 
 def refused(device: torch.device, dtype: torch.dtype, config: ModelConfig) -> dict[str, str]:
     """Operations that may not serve, and why not each. From the cache where this was asked before."""
-    path = _cache_folder() / f"{_fingerprint(device, dtype, config)}.json"
+
+    def look() -> dict[str, str]:
+        verdict = examine(device, dtype, config)
+        for name, why in verdict.items():
+            log.warning("operation %s is served by torch on this card: %s", name, why)
+        return verdict
+
+    return _kept(f"{_fingerprint(device, dtype, config)}.json", look)
+
+
+def format_fault(device: torch.device, dtype: torch.dtype, config: ModelConfig, form: str) -> str | None:
+    """Why products with weights of a format may not serve; None: they may. From the cache, as `refused`."""
+
+    def look() -> dict[str, str]:
+        why = examine_format(device, dtype, config, form)
+        return {} if why is None else {form: why}
+
+    return _kept(f"{_fingerprint(device, dtype, config)}-{form}.json", look).get(form)
+
+
+def _kept(name: str, look: Callable[[], dict[str, str]]) -> dict[str, str]:
+    """A verdict from the cache, or what `look` finds, for the next time."""
+    path = _cache_folder() / name
     with contextlib.suppress(OSError, ValueError):
         kept = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(kept, dict):
             return {name: str(why) for name, why in kept.items()}
-    verdict = examine(device, dtype, config)
-    for name, why in verdict.items():
-        log.warning("operation %s is served by torch on this card: %s", name, why)
+    verdict = look()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(f".{os.getpid()}")
@@ -59,37 +88,48 @@ def refused(device: torch.device, dtype: torch.dtype, config: ModelConfig) -> di
 
 def examine(device: torch.device, dtype: torch.dtype, config: ModelConfig) -> dict[str, str]:
     """The checks themselves. Any exception of a kernel is a reason too: a compiler's, or too little shared memory."""
-    verdict: dict[str, str] = {}
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _poisoned(), torch.no_grad():
-        for name in OPERATIONS:
-            torch.manual_seed(0)
-            try:
-                why = _fault(name, device, dtype, config)
-            except Exception as error:  # whatever it is, the reference serves
-                why = f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:200] if str(error) else ''}"
-            if why is not None:
-                verdict[name] = why
+    verdict = {}
+    for name in OPERATIONS:
+        why = _tried(device, lambda name=name: _fault(_cases(name, device, dtype, config), TOLERANCE[dtype]))
+        if why is not None:
+            verdict[name] = why
     return verdict
 
 
-def _fault(name: str, device: torch.device, dtype: torch.dtype, config: ModelConfig) -> str | None:
+def examine_format(device: torch.device, dtype: torch.dtype, config: ModelConfig, form: str) -> str | None:
+    """The checks of a format's products, dense and of experts, with weights in every way in which it stores them."""
+    return _tried(device, lambda: _fault(_format_cases(device, dtype, config, form), ROUNDING[form]))
+
+
+def _tried(device: torch.device, check: Callable[[], str | None]) -> str | None:
+    """What a check finds, on seeded numbers and in memory full of NaN; any exception is a reason too."""
+    cards = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cards), _poisoned(), torch.no_grad():
+        torch.manual_seed(0)
+        try:
+            return check()
+        except Exception as error:  # whatever it is, the reference serves
+            return f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:200] if str(error) else ''}"
+
+
+def _fault(cases: Iterator[tuple[Tensor, Case]], tolerance: float) -> str | None:
     """What is wrong with an operation, or None."""
     ops = TritonOps()
-    for x, case in _cases(name, device, dtype, config):
+    for x, case in cases:
         ours = case(ops, x, _same)
         wanted = case(REFERENCE, x.float(), torch.Tensor.float)
         for one, two in zip(ours, wanted, strict=True):
             if one.is_floating_point() and not bool(torch.isfinite(one).all()):
                 return "results are missing or not finite"
             error = float((one.double() - two.double()).norm() / two.double().norm().clamp_min(1e-30))
-            if not error <= TOLERANCE[dtype]:
-                return f"its results are off by {error:.1e} of their size, allowed are {TOLERANCE[dtype]:.0e}"
+            if not error <= tolerance:
+                return f"its results are off by {error:.1e} of their size, allowed are {tolerance:.0e}"
         if not _equal(ours, case(ops, x, _same)):
             return "the same inputs give other bits the second time"
         alone = case(ops, x[-ALONE:].contiguous(), _same)
         if not _equal(tuple(one[-ALONE:] for one in ours), alone):
             return "a token's bits depend on the tokens beside it"
-        if device.type == "cuda" and not _equal(ours, _replayed(partial(case, ops, x, _same))):
+        if x.device.type == "cuda" and not _equal(ours, _replayed(partial(case, ops, x, _same))):
             return "a captured graph gives other bits"
     return None
 
@@ -159,10 +199,7 @@ def _cases(name: str, device: torch.device, dtype: torch.dtype, config: ModelCon
             k = min(2, count)
 
             def mixed(ops: ReferenceOps, x: Tensor, cast: Cast) -> tuple[Tensor, ...]:
-                # a token's experts follow from its number, counted from the end, so that they are the same alone
-                number = torch.arange(x.shape[0], 0, -1, device=device)[:, None]
-                chosen = (number + torch.arange(k, device=device)) % count
-                weights = torch.full((x.shape[0], k), 0.5, device=device)
+                chosen, weights = _routes(x, k, count)
                 return (ops.experts(x, weights, chosen, cast(up), cast(down)),)
 
             yield tokens(size), mixed
@@ -170,6 +207,57 @@ def _cases(name: str, device: torch.device, dtype: torch.dtype, config: ModelCon
             yield _vocabulary(device, dtype, config)
         case _:
             yield from _heads(name, device, dtype, config)
+
+
+def _format_cases(
+    device: torch.device, dtype: torch.dtype, config: ModelConfig, form: str
+) -> Iterator[tuple[Tensor, Case]]:
+    """Products with matrices that were rounded to a format."""
+    size, inner, width = config.hidden_size, config.intermediate_size, config.moe_intermediate_size
+    count = min(EXPERTS, config.num_experts)
+    k = min(2, count)
+
+    def matrix(*shape: int) -> Tensor:
+        return torch.randn(*shape, device=device).to(dtype) / shape[-1] ** 0.5
+
+    ups, downs = _specimens(matrix(count, 2 * width, size), form), _specimens(matrix(count, size, width), form)
+    for up, down in zip(ups, downs, strict=True):
+
+        def mixed(ops: ReferenceOps, x: Tensor, cast: Cast, up: Layout = up, down: Layout = down) -> tuple[Tensor, ...]:
+            chosen, weights = _routes(x, k, count)
+            if isinstance(ops, TritonOps):
+                return (PackedExperts(up, down)(x, weights, chosen),)
+            return (ops.experts(x, weights, chosen, up.dequantized().float(), down.dequantized().float()),)
+
+        yield torch.randn(TOKENS, size, device=device).to(dtype), mixed
+    if form == "nvfp4":  # of experts alone
+        return
+    for outputs, inputs in ((size, inner), (inner, size)):
+        for one in _specimens(matrix(outputs, inputs), form):
+
+            def product(ops: ReferenceOps, x: Tensor, cast: Cast, one: Layout = one) -> tuple[Tensor, ...]:
+                return (Packed(one)(x) if isinstance(ops, TritonOps) else ops.linear(x, one.dequantized().float()),)
+
+            yield torch.randn(TOKENS, inputs, device=device).to(dtype), product
+
+
+def _specimens(weight: Tensor, form: str) -> list[Layout]:
+    """A weight in every way in which a format stores numbers."""
+    plain = rounded(weight, form)
+    if form != "int4":
+        return [plain]
+    assert isinstance(plain, Int4)
+    zero = torch.randint(5, 11, plain.scale.shape, device=weight.device).float()
+    packed, scale, factor = nvfp4_rows(F.pad(weight.float(), (0, -weight.shape[-1] % FP4_GROUP)))
+    e2m1 = from_nibbles(packed, scale, weight.shape[-1], FP4_GROUP, factor=factor, e2m1=True)
+    return [plain, replace(plain, scale=plain.scale.float(), zero=zero), e2m1]
+
+
+def _routes(x: Tensor, k: int, count: int) -> tuple[Tensor, Tensor]:
+    """Experts and weights [n, k] that follow from a token's number, counted from the end: the same for it alone."""
+    number = torch.arange(x.shape[0], 0, -1, device=x.device)[:, None]
+    chosen = (number + torch.arange(k, device=x.device)) % count
+    return chosen, torch.full((x.shape[0], k), 0.5, device=x.device)
 
 
 def _heads(name: str, device: torch.device, dtype: torch.dtype, config: ModelConfig) -> Iterator[tuple[Tensor, Case]]:

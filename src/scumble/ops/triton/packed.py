@@ -1,0 +1,80 @@
+"""Weights in a card's layouts, as formats/ holds them: called with tokens, they give products."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scumble.ops.triton import experts, grouping, linear
+from scumble.ops.triton.activations import for_format
+from scumble.ops.triton.layouts import Fp8, Int8, Layout
+from scumble.ops.triton.repacking import from_nibbles, nvfp4_from
+
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One matrix [N, K]."""
+
+    matrix: Layout
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [M, K] -> [M, N]."""
+        return linear.linear(for_format(x.contiguous(), self.matrix.format), self.matrix)
+
+    @property
+    def nbytes(self) -> int:
+        return self.matrix.nbytes
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return self.matrix.tensors
+
+    def plain(self) -> Tensor:
+        """The numbers that products see [N, K], in bfloat16."""
+        return self.matrix.dequantized().bfloat16()
+
+
+@dataclass(frozen=True)
+class PackedExperts:
+    """gate_up [E, 2F, D] (gate first) and down [E, D, F]."""
+
+    up: Layout
+    down: Layout
+
+    def __call__(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """x [T, D], weights float32 and chosen [T, k] -> [T, D]."""
+        groups = grouping.group(chosen, self.up.numbers.shape[0], self.up.format)
+        return experts.experts(for_format(x.contiguous(), self.up.format), weights, groups, self.up, self.down)
+
+    @property
+    def nbytes(self) -> int:
+        return self.up.nbytes + self.down.nbytes
+
+    def plain(self) -> tuple[Tensor, Tensor]:
+        return self.up.dequantized().bfloat16(), self.down.dequantized().bfloat16()
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        both = {"gate_up_proj": self.up, "down_proj": self.down}
+        return {f"{name}.{part}": one for name, layout in both.items() for part, one in layout.tensors.items()}
+
+
+def laid_out(form: str, state: State, native: bool) -> Layout:
+    """What `state()` of a format's weight holds (formats/int4.py, int8.py), or what a checkpoint stores in fp8: numbers
+    [..., N, ·] with their scales. native: NVFP4 goes to the card's own instructions.
+
+    Raises ValueError for groups that no kernel takes.
+    """
+    if form in ("int8", "fp8"):
+        kind = Int8 if form == "int8" else Fp8
+        return kind(state["weight"].contiguous(), state["scale"].float().contiguous())
+    size, group, e2m1 = (int(one) for one in state["shape"].tolist())
+    packed, scale, zero, factor = state["packed"], state["scale"], state.get("zero"), state.get("factor")
+    if e2m1 and native and scale.dtype is torch.float8_e4m3fn and group == 16 and size == 2 * packed.shape[-1]:
+        return nvfp4_from(packed, scale, torch.ones(1, device=packed.device) if factor is None else factor)
+    return from_nibbles(packed, scale, size, group, zero, factor, bool(e2m1))

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -51,9 +51,9 @@ class Keeper:
     """
 
     ops: Ops
-    device: torch.device
-    form: Format | None
-    seen: Counter[str]
+    device: torch.device = torch.device("cpu")
+    form: Format | None = None
+    seen: Counter[str] = field(default_factory=Counter)
 
     def keep(self, part: nn.Module, entries: Mapping[str, Entry]) -> set[str]:
         """Replace the linear layers and experts of `part` whose weights are in few bits; returns the names that served.
@@ -88,11 +88,14 @@ class Keeper:
     def linear(self, entry: Entry) -> nn.Module | None:
         if self.wants("int4") and (matrix := _four_bits(entry)) is not None:
             with suppress(ValueError):  # groups that a card's products do not take
-                kept = build.four_bits(matrix, self.ops, self.device)
+                four = build.four_bits(matrix, self.ops, self.device)
                 self.seen[f"{entry.dtype} → four bits, the same numbers"] += 1
-                return kept
+                return four
         if isinstance(entry, StoredModule):
-            for form, exact in (("int8", entry.eight_bits()), ("fp8", self.float8(entry))):
+            kept: list[tuple[Format, tuple[Tensor, Tensor] | None]] = [
+                ("int8", entry.eight_bits()), ("fp8", entry.float8() if "fp8" in self.ops.formats else None),
+            ]  # fmt: skip
+            for form, exact in kept:
                 if exact is not None and self.wants(form):
                     self.seen[f"{entry.dtype} → {form}, the same numbers"] += 1
                     return build.eight_bits(*exact, self.ops, self.device)
@@ -121,9 +124,6 @@ class Keeper:
         self.seen[f"{up.dtype}, {down.dtype} → {self.anew}, rounded anew"] += 3 * up.shape[0]
         both = [read_entry(one, torch.bfloat16, self.device) for one in (up, down)]
         return build.experts(both[0], both[1], self.anew, self.ops)
-
-    def float8(self, entry: StoredModule) -> tuple[Tensor, Tensor] | None:
-        return entry.float8() if "fp8" in self.ops.formats else None
 
 
 def _four_bits(entry: Entry) -> Int4Matrix | None:

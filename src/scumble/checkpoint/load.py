@@ -38,6 +38,8 @@ from scumble.settings import RELEASE_DEFAULTS, SETTINGS, GenerationConfig
 
 log = logging.getLogger("scumble")
 
+CPU = torch.device("cpu")
+
 
 def load_config(path: str | Path) -> ModelConfig:
     """The ModelConfig of a checkpoint folder or GGUF file, without its weights. Errors name the file at fault."""
@@ -257,7 +259,7 @@ def _load_converted(
 @torch.no_grad()
 def load_part(
     model: Transformer, prefix: str, plan: Mapping[str, Entry], dtype: torch.dtype,
-    device: torch.device = torch.device("cpu"), keeper: Keeper | None = None,
+    device: torch.device = CPU, keeper: Keeper | None = None,
 ) -> None:  # fmt: skip
     """Weights of one layer ("layers.3"), or of what is outside the layers (""); `plan` has them all.
 

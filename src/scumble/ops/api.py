@@ -102,8 +102,8 @@ class Ops(Protocol):
         ...
 
     def pack_stored(self, form: str, state: Mapping[str, Tensor]) -> Any:
-        """A weight of one of `formats`, with the same numbers, from what the `state()` of such a weight holds (formats/),
-        on the device. Raises ValueError for groups of numbers that no kernel takes."""
+        """A weight of one of `formats`, with the numbers that the `state()` of such a weight (formats/) holds on the
+        device. Raises ValueError for groups of numbers that no kernel takes."""
         ...
 
     def pack_stored_experts(self, form: str, gate_up: Mapping[str, Tensor], down: Mapping[str, Tensor]) -> Any:

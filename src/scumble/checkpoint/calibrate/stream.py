@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from scumble.checkpoint.calibrate.samples import Sample
+from scumble.checkpoint.keep import Keeper
 from scumble.checkpoint.load import Contents, load_part, main_dtype
 from scumble.checkpoint.schemes import Entry
 from scumble.model import Transformer
@@ -79,7 +80,8 @@ class Stream:
         prefix = f"layers.{index}"
         plan = self.found.plan if entries is None else entries
         own = {name: entry for name, entry in plan.items() if name.startswith(f"{prefix}.")}
-        load_part(self.model, prefix, own, self.dtype, as_stored=entries is not None)
+        keeper = None if entries is None else Keeper(self.model.ops)
+        load_part(self.model, prefix, own, self.dtype, keeper=keeper)
         try:
             yield self.model.layers[index]
         finally:

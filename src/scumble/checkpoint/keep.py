@@ -32,6 +32,9 @@ from scumble.formats.int4 import Int4Matrix
 from scumble.ops import Ops
 
 
+CPU = torch.device("cpu")
+
+
 def is_in_few_bits(entry: Entry) -> bool:
     match entry:
         case Stored():
@@ -51,7 +54,7 @@ class Keeper:
     """
 
     ops: Ops
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
     form: Format | None = None
     seen: Counter[str] = field(default_factory=Counter)
 

@@ -20,7 +20,7 @@ from scumble.checkpoint.files import DTYPES, Stored, as_folder, check_folder, fi
 from scumble.checkpoint.gguf.blocks import BY_NAME
 from scumble.checkpoint.gguf.model import config_json, generation_json, is_gguf, weight_entries
 from scumble.checkpoint.gguf.reader import read_gguf
-from scumble.checkpoint.keep import Keeper, is_in_few_bits
+from scumble.checkpoint.keep import CPU, Keeper, is_in_few_bits
 from scumble.checkpoint.memory import check_memory
 from scumble.checkpoint.names import VISION, candidates
 from scumble.checkpoint.quantized import declared_scheme, refuse_parts
@@ -37,8 +37,6 @@ from scumble.reading import is_there
 from scumble.settings import RELEASE_DEFAULTS, SETTINGS, GenerationConfig
 
 log = logging.getLogger("scumble")
-
-CPU = torch.device("cpu")
 
 
 def load_config(path: str | Path) -> ModelConfig:

@@ -31,7 +31,6 @@ from scumble.formats.floats import FloatExperts, FloatWeight
 from scumble.formats.int4 import Int4Matrix
 from scumble.ops import Ops
 
-
 CPU = torch.device("cpu")
 
 

@@ -48,6 +48,7 @@ class Denoiser:
         self.model = model
         self.head = Head(model)
         self.slots = self.starting([])
+        self.aside: dict[Row, Slots] = {}
 
     def starting(self, slots: Sequence[Slot]) -> Slots:
         return Slots.starting(slots, self.model.config.vocab_size, self.model.device)
@@ -63,6 +64,19 @@ class Denoiser:
     def drop(self, row: Row) -> None:
         """A row's canvases leave."""
         self.slots = self.slots.taken(lambda slot: slot.row is not row)
+        self.aside.pop(row, None)
+
+    def set_aside(self, row: Row) -> None:
+        """A row's canvases take part in no pass, and stay as they are, until `resume`."""
+        if row not in self.aside:
+            own = self.slots.taken(lambda slot: slot.row is row)
+            self.drop(row)
+            self.aside[row] = own
+
+    def resume(self, row: Row) -> None:
+        own = self.aside.pop(row, None)
+        if own is not None:
+            self.slots = Slots.joined([self.slots, own])
 
     def run(self, hidden: Mapping[Slot, Tensor]) -> list[Outcome]:
         """hidden: [length, D] of every slot in flight, but for those whose forward failed; they leave, as do those that

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 
 from scumble.decode import Answer, Request
 from scumble.decode.steps import Denoise
-from scumble.engine.memory import cache_memory, prefix_memory
+from scumble.engine.memory import CHUNK, cache_memory, prefix_memory, too_little
 from scumble.engine.prefix import Prefixes
 from scumble.engine.row import Deliver, Failed, Outcome, Row
 from scumble.engine.runner import Runner, Work
-from scumble.engine.scheduler import CHUNK, TOKENS, Scheduler
+from scumble.engine.scheduler import TOKENS, Scheduler
 from scumble.engine.stats import Stats
 from scumble.model import Transformer
 
@@ -53,7 +53,8 @@ class Engine:
         scheduler, counts = self.scheduler, self._counts
         return Stats(
             waiting=len(self._new) + len(scheduler.waiting), running=len(scheduler.running),
-            slots=len(self.runner.denoiser.slots), prefix_bytes=self.prefixes.nbytes, **counts,
+            slots=len(self.runner.denoiser.slots), prefix_bytes=self.prefixes.nbytes,
+            cache_bytes=scheduler.reserved, **counts,
         )  # fmt: skip
 
     # --- on the thread that steps -----------------------------------------------------------------------------------
@@ -77,20 +78,42 @@ class Engine:
             self.scheduler.waiting.append(self._new.popleft())
         while self._cancelled:
             self.end(self._cancelled.popleft(), None)
-        for row in self.scheduler.admit(self.memory):
+        self.share_memory()
+
+    def share_memory(self) -> None:
+        """For what running requests need now; then for those that wait; what is left is for cached beginnings."""
+        running, memory = self.scheduler.running, self.memory
+        while self.scheduler.reserved > memory and len(running) > 1:
+            self.preempt(running[-1])
+        for row in self.scheduler.admit(memory):
             row.cache = self.model.new_cache()
-            self.advance(row, None)
+            if row.wants is None and row.reserved <= memory:
+                self.advance(row, None)
+        for row in list(running):
+            if row.reserved > memory:  # it is alone
+                self.end(row, Failed(too_little(row.tokens, row.reserved, memory)))
+        self.prefixes.fit(memory - self.scheduler.reserved)
+
+    def preempt(self, row: Row) -> None:
+        """Let a row wait, without its keys and values; its canvases stay as they are. When there is room again, what it
+        has encoded is encoded again, and it goes on with the very same tokens."""
+        self.scheduler.put_back(row)
+        self.runner.denoiser.set_aside(row)
+        row.forget(self.runner.shares_forwards)
+        self._counts["preempted"] += 1
 
     def schedule(self) -> list[Work]:
         """What every running row puts into the next pass."""
         self.prefixes.begin_step()
-        left, slots, batch = TOKENS - self.runner.denoiser.slots.tokens, self.runner.denoiser.slots, []
+        denoiser, batch = self.runner.denoiser, []
+        left = TOKENS - denoiser.slots.tokens
         for row in self.scheduler.turns():
             with self.answerable(row):
-                work = self.scheduler.work(row, left, slots, self.prefixes)
-                if work is not None:
-                    batch.append(work)
-                    left -= 0 if work.chunk is None or work.slots else len(work.chunk)
+                if not row.again:
+                    denoiser.resume(row)
+                work = self.scheduler.work(row, left, denoiser.slots, self.prefixes)
+                left -= sum(len(one.piece.ids) for one in work if one.piece is not None and not one.slots)
+                batch += work
         return batch
 
     def keep(self, batch: list[Work]) -> None:
@@ -98,10 +121,11 @@ class Engine:
         self._counts["steps"] += 1
         for work in batch:
             self._counts["passes"] += len(work.slots)
-            if work.chunk is not None and work.hidden is not None:
-                self._counts["prefilled"] += len(work.chunk)
+            if work.piece is not None and work.hidden is not None:
+                self._counts["prefilled"] += len(work.piece.ids)
+                work.row.note(work.piece)
                 with self.answerable(work.row):
-                    self.prefixes.keep(work.row, work.chunk)
+                    self.prefixes.keep(work.row, work.piece)
 
     def deliver(self, outcome: Outcome) -> None:
         row = outcome.row
@@ -120,7 +144,9 @@ class Engine:
             answer = row.advance(result)
             if answer is not None:
                 self.end(row, answer)
-            elif isinstance(row.wants, Denoise):
+                return
+            self.scheduler.reserve(row)
+            if isinstance(row.wants, Denoise):
                 self.runner.denoiser.begin(row, row.wants)
 
     @contextmanager
@@ -140,6 +166,7 @@ class Engine:
         self.scheduler.remove(row)
         self.runner.denoiser.drop(row)
         row.cache = row.wants = row.unread = None
+        row.encoded, row.again = [], []
         self._counts["cancelled" if last is None else "failed" if isinstance(last, Failed) else "finished"] += 1
         self._counts["tokens"] += row.committed
         self._counts["reused"] += row.reused

@@ -7,8 +7,11 @@ import os
 import torch
 
 from scumble.config import ModelConfig
+from scumble.errors import InvalidRequest, size
 from scumble.model import Transformer
+from scumble.model.cache import capacity
 
+CHUNK = 512  # tokens; bounds the memory of attention masks and activations. A fixed size keeps results reproducible.
 LEAST_PREFIXES = 64 * 2**20  # bytes
 SHARE = 0.5  # of the memory that is there, for caches
 
@@ -25,13 +28,28 @@ def cache_memory(device: torch.device) -> int:
 
 def prefix_memory(model: Transformer) -> int:
     """Bytes for beginnings that requests may share (engine/prefix.py): little beside the weights."""
-    return max(LEAST_PREFIXES, model.nbytes // 16)
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    return max(LEAST_PREFIXES, weights // 16)
 
 
-def cache_bytes(config: ModelConfig, dtype: torch.dtype, tokens: int) -> int:
-    """Keys and values of a context of that many tokens, all layers; sliding layers keep a window of it."""
-    total = 0
-    for layer in config.layers:
-        kept = min(tokens, 2 * (config.sliding_window + config.canvas_length)) if layer.is_sliding else tokens
-        total += 2 * kept * layer.num_key_value_heads * layer.head_dim
-    return total * dtype.itemsize
+class CacheSize:
+    """Bytes of a row's keys and values, by how many tokens they are of; never less than what the buffers take."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype):
+        self.full = self.sliding = 0  # bytes a token
+        for layer in config.layers:
+            nbytes = 2 * layer.num_key_value_heads * layer.head_dim * dtype.itemsize
+            self.full += 0 if layer.is_sliding else nbytes
+            self.sliding += nbytes if layer.is_sliding else 0
+        # A sliding layer keeps a window, and what is added at a time: a chunk, or a commit and the next canvas.
+        self.most = config.sliding_window + max(CHUNK, 2 * config.canvas_length)
+
+    def __call__(self, tokens: int) -> int:
+        return capacity(tokens) * self.full + capacity(min(tokens, self.most)) * self.sliding
+
+
+def too_little(tokens: int, needed: int, memory: int) -> InvalidRequest:
+    return InvalidRequest(
+        f"the request needs {size(needed)} for keys and values of {tokens} tokens, the engine has {size(memory)}; "
+        "shorten the prompt or max_new_tokens"
+    )

@@ -19,7 +19,7 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
-from scumble.engine.row import Row
+from scumble.engine.row import Piece, Row
 from scumble.model import Cache, Transformer
 
 SHORT = 16  # tokens a block where a prompt may be cut anywhere
@@ -42,6 +42,7 @@ class Prefixes:
         self.model, self.chunk, self.room = model, chunk, room
         self.blocks: OrderedDict[bytes, Block] = OrderedDict()
         self.nbytes = 0
+        self.limit = room  # of the room, what requests that run leave of it
         self._claimed: set[bytes] = set()
 
     @property
@@ -52,18 +53,22 @@ class Prefixes:
     def begin_step(self) -> None:
         self._claimed.clear()
 
-    def take_up(self, row: Row) -> bool:
-        """Fill a row's cache with what is known of the ids that it has to encode next; at least one id is left to it.
+    def fit(self, memory: int) -> None:
+        """Take no more memory than this; what was used longest ago goes."""
+        self.limit = max(0, min(self.room, memory))
+        self._shrink_to(self.limit)
 
-        False: another row encodes the next block in this very step, so it is better to wait for it.
-        """
-        cache, unread = row.cache, row.unread
-        assert cache is not None
-        assert unread is not None
+    def is_whole(self, piece: Piece) -> bool:
+        """Whether blocks are bit for bit what encoding the piece gives."""
+        return self.size < self.chunk or (len(piece.ids) == self.chunk and not piece.canvases)
+
+    def take_up(self, row: Row, ids: Tensor) -> int:
+        """Fill a row's cache with what is known of the ids that come next; returns how many that is."""
+        assert row.cache is not None
         found: list[Block] = []
-        name = self._name_at(row, cache.length)
-        while name is not None and (len(found) + 1) * self.size < len(unread):
-            name = named(name, unread[len(found) * self.size : (len(found) + 1) * self.size])
+        name = self._name_at(row)
+        while name is not None and (len(found) + 1) * self.size <= len(ids):
+            name = named(name, ids[len(found) * self.size : (len(found) + 1) * self.size])
             block = self.blocks.get(name)
             if block is None:
                 break
@@ -71,27 +76,29 @@ class Prefixes:
             found.append(block)
             row.names.append(name)
         if found:
-            taken = len(found) * self.size
-            restore(cache, [block.layers for block in found])
-            row.unread = unread = unread[taken:]
-            row.reused += taken
-        following = self._name_at(row, cache.length)
-        if following is None or len(unread) < self.size:
-            return True
-        following = named(following, unread[: self.size])
-        if following in self._claimed:
-            return False
-        self._claimed.add(following)
-        return True
+            restore(row.cache, [block.layers for block in found])
+        row.reused += len(found) * self.size
+        return len(found) * self.size
 
-    def keep(self, row: Row, ids: Tensor) -> None:
-        """Make blocks of ids [n] that a row has just encoded, as far as they are full."""
-        cache, size = row.cache, self.size
+    def claim(self, row: Row, ids: Tensor) -> bool:
+        """A row is about to encode these ids. False: another one encodes the same block in this very step, so it is
+        better to wait for it."""
+        name = self._name_at(row)
+        if name is None or len(ids) < self.size:
+            return True
+        name = named(name, ids[: self.size])
+        is_free = name not in self._claimed
+        self._claimed.add(name)
+        return is_free
+
+    def keep(self, row: Row, piece: Piece) -> None:
+        """Make blocks of what a row has just encoded, as far as they are full."""
+        cache, size, ids = row.cache, self.size, piece.ids
         assert cache is not None
         # A single token may go another way through the model than a prompt does; a long block has to be a chunk alone.
-        is_fit = len(ids) > 1 if size < self.chunk else len(ids) == size and not len(row.tail)
+        is_fit = len(ids) > 1 if size < self.chunk else self.is_whole(piece) and not len(row.tail)
         behind = torch.cat((row.tail, ids))  # all ids behind the last full block
-        first = cache.length - len(behind)
+        first = len(row.names) * size
         full = len(behind) // size * size
         row.tail = behind[full:]
         row.is_findable &= is_fit
@@ -106,19 +113,21 @@ class Prefixes:
                 else:
                     self._add(name, layers)
 
-    def _name_at(self, row: Row, length: int) -> bytes | None:
+    def _name_at(self, row: Row) -> bytes | None:
         """The name of the block that ends where the row's context does; None: there is none to go on from."""
-        if length != len(row.names) * self.size or not row.is_findable:
+        if len(row.tail) or not row.is_findable:
             return None
         return row.names[-1] if row.names else ROOT
 
     def _add(self, name: bytes, layers: Layers) -> None:
         nbytes = sum(tensor.numel() * tensor.element_size() for pair in layers for tensor in pair)
-        if nbytes > self.room:
-            return
-        self.blocks[name] = Block(layers, nbytes)
-        self.nbytes += nbytes
-        while self.nbytes > self.room:
+        if nbytes <= self.limit:
+            self._shrink_to(self.limit - nbytes)
+            self.blocks[name] = Block(layers, nbytes)
+            self.nbytes += nbytes
+
+    def _shrink_to(self, nbytes: int) -> None:
+        while self.nbytes > nbytes:
             self.nbytes -= self.blocks.popitem(last=False)[1].nbytes
 
 
@@ -145,6 +154,7 @@ def restore(cache: Cache, blocks: list[Layers]) -> None:
         if layer.keep is not None:  # no more than the window sees
             needed = -(-layer.keep // pairs[0][0].shape[1])
             pairs = pairs[-needed:]
+            layer.let_go(sum(keys.shape[1] for keys, _ in pairs))
         keys, values = (torch.cat(parts, dim=1) for parts in zip(*pairs, strict=True))
         layer.append(keys.transpose(0, 1), values.transpose(0, 1))
         layer.first = cache.length + tokens - (layer.end - layer.start)

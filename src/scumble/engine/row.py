@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from scumble.decode import Answer, PassDone, Request, TokensCommitted, live
-from scumble.decode.steps import Command, Denoise, Denoised, Life, Prefill, Step
+from scumble.decode.steps import Command, Denoise, Denoised, Life, Prefill, Read, Step
 from scumble.diffusion import SeededNoise
+from scumble.engine.memory import CHUNK
 from scumble.model import Cache
 
 BLOCK = 64  # tokens whose uniforms are made at a time
@@ -27,11 +28,22 @@ Event = PassDone | TokensCommitted | Answer | Failed
 Deliver = Callable[[Event], None]
 
 
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Ids [n] that were encoded in one forward, and the canvases (ids) whose first pass was in it."""
+
+    ids: Tensor
+    canvases: tuple[Tensor, ...] = ()
+
+
 @dataclass(eq=False)
 class Row:
     """deliver: takes the row's events, on the thread that steps the engine. wants_drafts: PassDone among them.
 
     wants: what its life has asked for and not yet been sent. unread: what of its ids is not encoded yet.
+    reserved: bytes that its cache takes or will take for what it wants.
+    encoded: what its cache holds, `context` tokens in all. again: what it held when the row was preempted, and does not
+    hold yet; until it does, the denoiser has set its canvases aside.
     denoised: the candidates of a canvas that are done. served: the step in which its ids last moved on.
     names, tail, is_findable, reused: of its context's blocks, see engine/prefix.py.
     """
@@ -44,6 +56,10 @@ class Row:
     wants: Command | None = None
     unread: Tensor | None = None
     denoised: dict[int, Denoised] = field(default_factory=dict)
+    reserved: int = 0
+    encoded: list[Piece] = field(default_factory=list)
+    context: int = 0
+    again: list[Piece] = field(default_factory=list)
     served: int = 0
     committed: int = 0
     names: list[bytes] = field(default_factory=list)
@@ -72,11 +88,35 @@ class Row:
             self.unread = torch.tensor(item.uncached)
         return None
 
+    def note(self, piece: Piece) -> None:
+        """The cache holds this as well now."""
+        self.encoded.append(piece)
+        self.context += len(piece.ids)
+
+    def forget(self, may_cut_anywhere: bool) -> None:
+        """Give the cache back. What it held is encoded again in the same pieces, or, where the cuts make no difference,
+        in whole chunks."""
+        again = [*self.encoded, *self.again]
+        if may_cut_anywhere and again:
+            again = [Piece(ids) for ids in torch.cat([piece.ids for piece in again]).split(CHUNK)]
+        self.cache, self.again, self.encoded, self.context = None, again, [], 0
+        self.names, self.tail, self.is_findable = [], self.tail[:0], True
+
     @property
-    def most_tokens(self) -> int:
-        """Of its context, when the answer is as long as it may be and the last canvas is being denoised."""
-        request = self.request
-        return request.prompt.shape[0] + request.max_new_tokens + self.pass_tokens
+    def tokens(self) -> int:
+        """That its cache must hold for what it wants now, a canvas or texts behind the context included."""
+        if self.wants is None:  # it has not begun
+            return self.request.prompt.shape[0] + self.behind
+        again = sum(len(piece.ids) for piece in self.again)
+        return self.context + again + (0 if self.unread is None else len(self.unread)) + self.behind
+
+    @property
+    def behind(self) -> int:
+        """Tokens that a pass puts behind the context and does not keep."""
+        if isinstance(self.wants, Read):
+            return max(map(len, self.wants.texts))
+        index = self.wants.index if isinstance(self.wants, Denoise) else 0
+        return self.request.canvas_length(index) if self.request.decoder == "diffusion" else 1
 
     @property
     def pass_tokens(self) -> int:

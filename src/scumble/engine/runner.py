@@ -17,7 +17,7 @@ from torch import Tensor
 from scumble.decode.steps import Prefill, Read, Reading, Step, Stepped
 from scumble.engine.choose import choose, token_logprobs
 from scumble.engine.denoise import Denoiser
-from scumble.engine.row import Outcome, Row
+from scumble.engine.row import Outcome, Piece, Row
 from scumble.engine.slots import Slot
 from scumble.errors import not_finite
 from scumble.model import Segment, Transformer
@@ -28,11 +28,12 @@ class Work:
     """What one row puts into a pass: ids to encode, and whether they are the last that its command waits for; texts to
     read; canvases. A row has one of the three, or canvases with ids that they must see in their context.
 
+    piece: its canvases are those of the slots, or, when it is encoded again, nothing but company for the same rounding.
     hidden: states [n, D] of each segment that is not quiet; None: not there yet, or the forward failed.
     """
 
     row: Row
-    chunk: Tensor | None = None
+    piece: Piece | None = None
     is_last: bool = True
     texts: tuple[tuple[int, ...], ...] = ()
     slots: list[Slot] = field(default_factory=list)
@@ -81,11 +82,13 @@ class Runner:
         row, device = work.row, self.model.device
         assert row.cache is not None
         out = []
-        if work.chunk is not None:
+        if work.piece is not None:
             is_heard = work.is_last and (
                 isinstance(row.wants, Step) or (isinstance(row.wants, Prefill) and row.wants.heard)
             )
-            out.append(Segment(work.chunk.to(device), row.cache, "encode", quiet=not is_heard))
+            out.append(Segment(work.piece.ids.to(device), row.cache, "encode", quiet=not is_heard))
+            if not work.slots:
+                out += [Segment(canvas.to(device), row.cache, "denoise") for canvas in work.piece.canvases]
         out += [Segment(torch.tensor(text, device=device), row.cache, "read") for text in work.texts]
         out += [Segment(self.denoiser.slots.ids(slot), row.cache, "denoise", slot.soft) for slot in work.slots]
         return out

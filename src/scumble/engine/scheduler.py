@@ -3,74 +3,127 @@
 Every canvas and every next token takes part in every pass. Prompts fill what is left of the token budget, a chunk a
 row, in turns: who was served longest ago goes first, so a line of chat does not wait for a prompt of 100,000 tokens,
 and the long prompt moves on in every step all the same.
+
+Requests are let in by what they need now. When those that run come to need more than there is, the youngest gives its
+keys and values back and waits until there is room; the oldest always goes on, so all come to their end.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from itertools import takewhile
 
 import torch
 
 from scumble.config import ModelConfig
 from scumble.decode.steps import Denoise, Read
-from scumble.engine.memory import cache_bytes
+from scumble.engine.memory import CHUNK, CacheSize
 from scumble.engine.prefix import Prefixes
-from scumble.engine.row import Row
+from scumble.engine.row import Piece, Row
 from scumble.engine.runner import Work
 from scumble.engine.slots import Slots
 
-CHUNK = 512  # tokens; bounds the memory of attention masks and activations. A fixed size keeps results reproducible.
 TOKENS = 2048  # of all rows in a pass, canvases and chunks; more would only make every row wait for longer passes
 ROWS = 256
 
 
-@dataclass
 class Scheduler:
-    config: ModelConfig
-    dtype: torch.dtype
-    waiting: deque[Row] = field(default_factory=deque)
-    running: list[Row] = field(default_factory=list)
-    step: int = 0
+    """running and waiting: the oldest request first."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype):
+        self.size = CacheSize(config, dtype)
+        self.waiting: deque[Row] = deque()
+        self.running: list[Row] = []
+        self.step = 0
+
+    # --- memory -----------------------------------------------------------------------------------------------------
+
+    @property
+    def reserved(self) -> int:
+        """Bytes for the caches of all rows that run."""
+        return sum(row.reserved for row in self.running)
+
+    def reserve(self, row: Row) -> None:
+        """A running row wants something else than before; buffers never shrink."""
+        row.reserved = max(row.reserved, self.size(row.tokens))
 
     def admit(self, memory: int) -> Iterator[Row]:
-        """Waiting requests that may run now, first come, first served. memory: bytes that all caches may take; a
-        request counts with all that it can come to need.
+        """Waiting requests that may run now, first come, first served. memory: bytes that all caches may take.
 
-        The first that does not fit holds up all behind it, lest a long request wait for ever. One alone always fits.
+        There must be room for what the request needs now, and for another canvas of each that runs. The first that does
+        not fit holds up all behind it, lest a long request wait for ever. One alone is always let in.
         """
         while self.waiting and len(self.running) < ROWS:
             row = self.waiting[0]
-            together = [*self.running, row]
-            need = sum(cache_bytes(self.config, self.dtype, one.most_tokens) for one in together)
-            if self.running and (need > memory or sum(one.pass_tokens for one in together) > TOKENS):
+            need = self.size(row.tokens)
+            soon = sum(self.size(one.tokens + one.request.longest) for one in self.running)
+            together = sum(one.pass_tokens for one in (*self.running, row))
+            if self.running and (max(self.reserved, soon) + need > memory or together > TOKENS):
                 return
+            row.reserved = need
             self.running.append(self.waiting.popleft())
             yield row
 
-    def turns(self) -> list[Row]:
-        """Running rows for the next step, who was served longest ago first."""
-        self.step += 1
-        return sorted(self.running, key=lambda row: row.served)
-
-    def work(self, row: Row, left: int, slots: Slots, prefixes: Prefixes) -> Work | None:
-        """What a row puts into the next pass, where prompts may put `left` more tokens; None: nothing."""
-        if isinstance(row.wants, Denoise):
-            chunk, row.unread = row.unread, None
-            return Work(row, chunk, slots=[slot for slot in slots.slots if slot.row is row])
-        if isinstance(row.wants, Read):
-            return Work(row, texts=row.wants.texts)
-        if row.unread is None or (left <= 0 and len(row.unread) > 1):
-            return None
-        if len(row.unread) > 1 and not prefixes.take_up(row):
-            return None
-        chunk, rest = row.unread[:CHUNK], row.unread[CHUNK:]
-        row.unread, row.served = rest, self.step
-        return Work(row, chunk, is_last=len(rest) == 0)
+    def put_back(self, row: Row) -> None:
+        """The youngest that runs waits again, before all who have not begun."""
+        self.running.remove(row)
+        self.waiting.appendleft(row)
 
     def remove(self, row: Row) -> None:
         if row in self.running:
             self.running.remove(row)
         elif row in self.waiting:
             self.waiting.remove(row)
+
+    # --- the next pass ----------------------------------------------------------------------------------------------
+
+    def turns(self) -> list[Row]:
+        """Running rows, who was served longest ago first."""
+        self.step += 1
+        return sorted(self.running, key=lambda row: row.served)
+
+    def work(self, row: Row, left: int, slots: Slots, prefixes: Prefixes) -> list[Work]:
+        """What a row puts into the next pass, where prompts may put `left` more tokens."""
+        if row.again:
+            return self.work_again(row, prefixes) if left > 0 else []
+        if isinstance(row.wants, Denoise):
+            own = [slot for slot in slots.slots if slot.row is row]
+            ids, row.unread = row.unread, None
+            piece = None if ids is None else Piece(ids, tuple(slot.start.canvas.ids[0] for slot in own))
+            return [Work(row, piece, slots=own)]
+        if isinstance(row.wants, Read):
+            return [Work(row, texts=row.wants.texts)]
+        if row.unread is None or (left <= 0 and len(row.unread) > 1):
+            return []
+        if len(row.unread) > 1:
+            taken = prefixes.take_up(row, row.unread[:-1])
+            if taken:
+                for ids in row.unread[:taken].split(CHUNK):
+                    row.note(Piece(ids))
+                row.unread = row.unread[taken:]
+            if not prefixes.claim(row, row.unread):
+                return []
+        chunk, row.unread, row.served = row.unread[:CHUNK], row.unread[CHUNK:], self.step
+        return [Work(row, Piece(chunk), is_last=len(row.unread) == 0)]
+
+    def work_again(self, row: Row, prefixes: Prefixes) -> list[Work]:
+        """A chunk or so of what a preempted row has to encode once more."""
+        whole = [piece.ids for piece in takewhile(prefixes.is_whole, row.again)]
+        taken = prefixes.take_up(row, torch.cat(whole)) if whole else 0
+        while taken:
+            piece = row.again.pop(0)
+            row.note(Piece(piece.ids[:taken]))
+            if taken < len(piece.ids):
+                row.again.insert(0, Piece(piece.ids[taken:]))
+            taken -= len(row.encoded[-1].ids)
+        if row.again and not prefixes.claim(row, row.again[0].ids):
+            return []
+        work: list[Work] = []
+        tokens = 0
+        while row.again and (not work or tokens + len(row.again[0].ids) <= CHUNK):
+            piece = row.again.pop(0)
+            tokens += len(piece.ids)
+            work.append(Work(row, piece, is_last=False))
+        row.served = self.step
+        return work

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 class Stats:
     """Now: requests waiting and running, canvases in flight (slots). Since the start: requests that ended, failed or
     were cancelled; steps, passes over a canvas (candidates count each), tokens committed, tokens encoded (prefilled:
-    prompts and commits), and tokens whose keys and values another request had left (reused). prefix_bytes: what is kept
-    of such beginnings."""
+    prompts and commits), tokens whose keys and values another request had left (reused), and how often a request made
+    room for an older one (preempted). prefix_bytes: what is kept of beginnings. cache_bytes: what requests that run
+    have for their keys and values."""
 
     waiting: int = 0
     running: int = 0
     slots: int = 0
     prefix_bytes: int = 0
+    cache_bytes: int = 0
     finished: int = 0
     failed: int = 0
     cancelled: int = 0
@@ -24,3 +26,4 @@ class Stats:
     tokens: int = 0
     prefilled: int = 0
     reused: int = 0
+    preempted: int = 0

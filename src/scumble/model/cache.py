@@ -3,7 +3,7 @@
 A denoise segment needs the context and its own keys side by side without changing the cache. So its keys are written
 into the free space *behind* the context and never counted (`scratch`): no concatenation, nothing to undo.
 A sliding layer keeps only what its window can still see; when its buffer is full the live tail moves to the front,
-which happens once every `window` tokens or so.
+which happens once every eighth of a window or so.
 """
 
 from __future__ import annotations
@@ -12,6 +12,12 @@ import torch
 from torch import Tensor
 
 from scumble.config import ModelConfig
+
+
+def capacity(tokens: int) -> int:
+    """How many tokens a buffer has room for that must hold so many: an eighth more, so that it grows or moves its tail
+    once in many tokens."""
+    return (tokens + tokens // 8) // 16 * 16 + 16
 
 
 class LayerCache:
@@ -39,6 +45,12 @@ class LayerCache:
             gone = max(0, self.end - self.keep - self.start)
             self.start, self.first = self.start + gone, self.first + gone
 
+    def let_go(self, n: int) -> None:
+        """Of what no query behind the next n tokens can see."""
+        live = self.end - self.start
+        gone = 0 if self.keep is None else min(live, max(0, live + n - self.keep))
+        self.start, self.first = self.start + gone, self.first + gone
+
     def rewind(self, length: int) -> None:
         """Let go of what lies beyond the first `length` tokens of the text; their room was reserved, so what the window
         saw then is still there."""
@@ -64,14 +76,12 @@ class LayerCache:
         """Make sure that n more tokens fit behind the live ones. Kernels trust in the sizes that are checked here."""
         if self.keys.shape[::2] != self.sizes or self.values.shape != self.keys.shape:
             raise ValueError(f"a cache of (heads, head_dim) {self.sizes} has buffers of {tuple(self.keys.shape)}")
-        capacity = self.keys.shape[1]
-        if self.end + n <= capacity:
+        live, there = self.end - self.start, self.keys.shape[1]
+        if self.end + n <= there:
             return
-        live = self.end - self.start
-        # A sliding layer's buffer settles at twice what it must hold, so that moving the tail is rare.
-        wanted = 2 * (live + n)
+        wanted = capacity(live + n)
         old = [buffer[:, self.start : self.end] for buffer in (self.keys, self.values)]
-        if wanted > capacity:
+        if wanted > there:
             shape = (self.keys.shape[0], wanted, self.keys.shape[2])
             keys, values = self.keys.new_empty(shape), self.values.new_empty(shape)
         else:

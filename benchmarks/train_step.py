@@ -23,8 +23,9 @@ import torch
 from scumble.bench.timing import figure, interleave
 from scumble.evaluate.functions import read_functions
 from scumble.llm import embedded_path
-from scumble.ops.training import PLAIN_TRAINING, choose_training
+from scumble.ops.training import PLAIN_TRAINING
 from scumble.train.loop import _losses, task_mix
+from scumble.train.precision import choose_training
 from scumble.train.read_config import read_train_config
 from scumble.train.setup import make_batches, make_optimizer, open_tokenizer, prepare_model
 

@@ -19,11 +19,11 @@ from scumble.ops.cpu.training import chains as training
 from scumble.ops.cpu.training import experts as training_experts
 from scumble.ops.cpu.training import products
 from scumble.ops.reference import apply_rope, causal_mask
-from scumble.ops.training import PLAIN_TRAINING, choose_training
+from scumble.ops.training import PLAIN_TRAINING
 from scumble.text import Tokenizer
 from scumble.train import objective as objective_module
 from scumble.train.config import Objective
-from scumble.train.precision import precision, training_ops
+from scumble.train.precision import choose_training, precision, training_ops
 
 LIB = native.library()
 needs_kernels = pytest.mark.skipif(LIB is None, reason="no compiler, or a processor without AVX-512 BF16")

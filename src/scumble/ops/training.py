@@ -1,12 +1,10 @@
 """The operations of training: those of inference, differentiable, and two that only training has.
 
-Training names its operations itself (`choose_training`); a forward in training calls the same methods of the layers.
+Training names its operations itself (train/precision.py); a forward in training calls the same methods of the layers.
 Shapes: B rows, T tokens a row, S keys, H query heads, G key-value heads, K head_dim, V vocabulary, D hidden.
 """
 
 from __future__ import annotations
-
-import os
 
 import torch
 import torch.nn.functional as F
@@ -55,15 +53,3 @@ class TrainingOps(ReferenceOps):
 
 
 PLAIN_TRAINING = TrainingOps()
-
-
-def choose_training(device: torch.device, bfloat16: bool) -> TrainingOps:
-    """For training on a device; bfloat16: in mixed precision, for which CPUs may have native kernels."""
-    if bfloat16 and device.type == "cpu" and os.environ.get("SCUMBLE_OPS", "auto") in ("auto", "cpu"):
-        from scumble.ops.cpu.native import library
-        from scumble.ops.cpu.training.ops import CpuTraining
-
-        lib = library()
-        if lib is not None:
-            return CpuTraining(lib)
-    return PLAIN_TRAINING

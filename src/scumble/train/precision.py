@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
 
 from scumble.model import Transformer
-from scumble.ops.training import PLAIN_TRAINING, TrainingOps, choose_training
+from scumble.ops.cpu.native import library
+from scumble.ops.cpu.training.ops import CpuTraining
+from scumble.ops.training import PLAIN_TRAINING, TrainingOps
 
 
 @contextmanager
@@ -21,6 +24,15 @@ def precision(model: Transformer, bfloat16: bool, ops: TrainingOps | None = None
             yield
     finally:
         model.use(before)
+
+
+def choose_training(device: torch.device, bfloat16: bool) -> TrainingOps:
+    """For training on a device; bfloat16: in mixed precision, for which CPUs may have native kernels."""
+    if bfloat16 and device.type == "cpu" and os.environ.get("SCUMBLE_OPS", "auto") in ("auto", "cpu"):
+        lib = library()
+        if lib is not None:
+            return CpuTraining(lib)
+    return PLAIN_TRAINING
 
 
 def training_ops(model: Transformer) -> TrainingOps:

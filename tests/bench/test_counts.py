@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from scumble.bench import counts
 from scumble.bench.shapes import RELEASE, SMALL, TINY, random_model, shape, weight_bytes
 from scumble.bench.subject import Subject
 from scumble.config import LayerConfig, ModelConfig
 from scumble.errors import InvalidRequest
+from scumble.model import Transformer
+from scumble.ops import choose
 
 # One sliding and one full layer; every size small enough to multiply in one's head.
 TWO_LAYERS = ModelConfig(
@@ -87,9 +90,8 @@ def test_the_release_in_published_numbers() -> None:
 
 @pytest.mark.parametrize("config", [TINY, replace(TINY, layers=TINY.layers[-1:])])
 def test_parameters_are_those_of_the_model(config: ModelConfig) -> None:
-    import torch
-
-    model = random_model(config, torch.bfloat16, 0, torch.device("cpu"))
+    with torch.device("meta"):
+        model = Transformer(config).to(torch.bfloat16)
     matrices = sum(weight.numel() for weight in model.parameters() if weight.ndim > 1)
     assert matrices == sum(counts.parameters(config).values())
     assert weight_bytes(config, "bfloat16") == sum(weight.nbytes for weight in model.parameters())
@@ -107,8 +109,6 @@ def test_shapes() -> None:
 
 
 def test_random_weights_are_seeded_and_sized() -> None:
-    import torch
-
     one, same, other = (random_model(TINY, torch.bfloat16, seed, torch.device("cpu")) for seed in (1, 1, 2))
     for (name, a), (_, b) in zip(one.state_dict().items(), same.state_dict().items(), strict=True):
         assert torch.equal(a, b), name
@@ -119,6 +119,11 @@ def test_random_weights_are_seeded_and_sized() -> None:
     hidden = one.encode(torch.arange(5, 40), one.new_cache()).float()
     assert hidden.isfinite().all()
     assert 0.5 < float(hidden.std()) < 2
+
+
+def test_random_weights_run_on_the_operations_of_their_device() -> None:
+    cpu = torch.device("cpu")
+    assert random_model(TINY, torch.bfloat16, 0, cpu).ops.name == choose(cpu, torch.bfloat16, TINY).ops.name
 
 
 def test_what_does_not_fit_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

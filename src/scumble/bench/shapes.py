@@ -74,8 +74,8 @@ def weight_bytes(config: ModelConfig, dtype: str) -> float:
 def random_model(config: ModelConfig, dtype: torch.dtype, seed: int, device: torch.device) -> Transformer:
     """A model with seeded random weights, scaled so that activations keep their size from layer to layer."""
     with torch.device("meta"):
-        model = Transformer(config, choose(device, dtype, config).ops).to(dtype)
-    model = model.to_empty(device=device)
+        model = Transformer(config).to(dtype)
+    model = model.to_empty(device=device).use(choose(device, dtype, config).ops)
     generator = torch.Generator().manual_seed(seed)
     pool = torch.randn(POOL, generator=generator).to(dtype)
     with torch.no_grad():

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scumble import GenerationConfig
+from scumble.checkpoint.memory import Available
 from scumble.decode import Answer, PassDone, TokensCommitted, make_request
 from scumble.decode.constraint import Forbidden
-from scumble.engine import Engine, Failed
+from scumble.engine import Engine, Failed, memory
 from scumble.engine.memory import CHUNK, CacheSize
 from scumble.ops import choose
 from tiny import prompt, tiny_model
@@ -217,3 +218,11 @@ def test_a_preempted_request_can_be_cancelled(model):
         engine.step()
     assert (engine.stats.finished, engine.stats.cancelled, engine.stats.preempted) == (1, 1, 1)
     assert not engine.runner.denoiser.aside
+
+
+def test_caches_take_half_of_what_this_process_may_still_take(monkeypatch):
+    """In a container that is the container's limit, not the machine's memory."""
+    monkeypatch.setattr(memory, "available", lambda device: Available(10**9, "left by a limit"))
+    assert memory.cache_memory(torch.device("cpu")) == 5 * 10**8
+    monkeypatch.setattr(memory, "available", lambda device: None)
+    assert memory.cache_memory(torch.device("cpu")) == memory.UNKNOWN

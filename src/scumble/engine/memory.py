@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
+from scumble.checkpoint.memory import available
 from scumble.config import ModelConfig
 from scumble.errors import InvalidRequest, size
 from scumble.model import Transformer
@@ -14,16 +13,14 @@ from scumble.model.cache import capacity
 CHUNK = 512  # tokens; bounds the memory of attention masks and activations. A fixed size keeps results reproducible.
 LEAST_PREFIXES = 64 * 2**20  # bytes
 SHARE = 0.5  # of the memory that is there, for caches
+UNKNOWN = 4 * 2**30  # bytes for them where the system does not say what there is
 
 
 def cache_memory(device: torch.device) -> int:
-    """Bytes that all caches together may take: half of what is free on a GPU, or of what the machine has."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * SHARE)
-    try:
-        return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * SHARE)
-    except (AttributeError, OSError, ValueError):  # no such question on this system
-        return 4 * 2**30
+    """Bytes that all caches together may take: half of what the weights have left, on the card or of what this process
+    may take."""
+    room = available(device)
+    return int(room.bytes * SHARE) if room is not None else UNKNOWN
 
 
 def prefix_memory(model: Transformer) -> int:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from scumble import GenerationConfig, InvalidRequest
 from scumble.decode import make_request
-from scumble.decode.revise import edits
+from scumble.decode.select import edits
 from scumble.events import TokenLogprobs
 from tiny import EOS, answer, prompt, tiny_model
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any, TypeVar
 
@@ -44,12 +44,12 @@ class Request:
     eos_ids: frozenset[int]
     pad_id: int | None
     silent_ids: frozenset[int]
-    noises: tuple[Noise, ...]
     schedule: LinearTemperature
     sampler: Sampler
     stopping: Stopping
     selector: Selector
-    constraint: Constraint
+    noises: tuple[Noise, ...] = ()
+    constraint: Constraint = field(default_factory=Constraint)
     draft: tuple[int, ...] = ()
     typed: str = ""
     parse: Callable[[str], Any] | None = None
@@ -117,7 +117,8 @@ def make_request(
             )
         parts.append(OneOf(tuple(firsts)))
     drafted = () if draft is None else _drafted(draft, _set(full.max_new_tokens), model)
-    return _build(ids, full, model, _noises(noise, full), together(parts), drafted, typed)
+    plain = _as_set(ids, full, model)
+    return replace(plain, noises=_noises(noise, full), constraint=together(parts), draft=drafted, typed=typed)
 
 
 def _drafted(draft: Sequence[int] | Tensor, room: int, model: ModelConfig) -> tuple[int, ...]:
@@ -134,13 +135,10 @@ def _drafted(draft: Sequence[int] | Tensor, room: int, model: ModelConfig) -> tu
     return ids
 
 
-def _build(
-    ids: Tensor, full: GenerationConfig, model: ModelConfig, noises: tuple[Noise, ...], constraint: Constraint,
-    draft: tuple[int, ...], typed: str,
-) -> Request:  # fmt: skip
-    """Every name that RELEASE_DEFAULTS holds is set in `full`."""
+def _as_set(ids: Tensor, full: GenerationConfig, model: ModelConfig) -> Request:
+    """A request by its settings alone; every name that RELEASE_DEFAULTS holds is set in `full`."""
     scale = full.temperature or 1.0  # 0 keeps the schedule's scale and proposes the argmax instead
-    is_read = full.logprobs is not None or len(noises) > 1 or _set(full.revisions) > 0
+    is_read = full.logprobs is not None or _set(full.best_of) > 1 or _set(full.revisions) > 0
     has_fixed_length = isinstance(full.canvas_length, int)
     longest = full.canvas_length if isinstance(full.canvas_length, int) else model.canvas_length
     return Request(
@@ -153,16 +151,12 @@ def _build(
         eos_ids=frozenset() if full.ignore_eos else frozenset(model.eos_token_ids),
         pad_id=None if full.ignore_eos or model.pad_token_id in model.eos_token_ids else model.pad_token_id,
         silent_ids=frozenset({*model.eos_token_ids, model.pad_token_id} - {None}),
-        noises=noises,
         schedule=LinearTemperature(_set(full.t_min) * scale, _set(full.t_max) * scale, _set(full.max_denoising_steps)),
         sampler=EntropyBound(_set(full.entropy_bound)),
         stopping=StableAndConfident(
             _set(full.stability_threshold), _set(full.confidence_threshold), _set(full.stability)
         ),
         selector=Likeliest(_set(full.revisions)) if is_read else AsDenoised(),
-        constraint=constraint,
-        draft=draft,
-        typed=typed,
     )
 
 

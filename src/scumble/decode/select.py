@@ -3,6 +3,12 @@
 A denoised canvas is checked by nobody: its positions were accepted each for itself. The same weights can read it from
 left to right in one more pass and say how likely it is as a text. A selector decides what is read and what is kept;
 the main loop knows nothing of it.
+
+Revision puts a text right where it surprises the causal model, one token a round. Neighbours that a canvas settles in
+the same pass do not know of each other: a word may stand twice, or be missing. The causal model reads the whole text
+and notices, since it would have gone on differently there. So its own token is tried in that place, in place of the one
+that stands there or before it, and so is the text without that token. All are read together; what reads better is
+revised further in the next round.
 """
 
 from __future__ import annotations
@@ -14,12 +20,13 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor
 
 from scumble.decode.constraint import Constraint
-from scumble.decode.revise import edits
 from scumble.decode.steps import Ids, Read, Reading
 from scumble.events import TokenLogprobs
 
 if TYPE_CHECKING:
     from scumble.decode.request import Request
+
+PLACES = 2  # of a text, at a time: those where the causal model's own token is likelier by most
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ class Likeliest:
     """The text with the highest mean log-probability a token under the causal model, of equals the earliest.
 
     The end id counts as a token: an unlikely end weighs against a text as any unlikely token does.
-    rounds: of revision (see decode/revise.py), for the best texts so far; what reads better is revised further. Ids
+    rounds: of revision, for the best texts so far; what reads better is revised further. Ids
     that may not move are never revised.
     A draft that the caller gave is one of the texts, as it stands: it is right already if no candidate reads better.
     """
@@ -130,3 +137,18 @@ def rank(text: Text) -> float:
     """Mean log-probability a token, in nats."""
     assert text.logprobs
     return sum(one.logprob for one in text.logprobs) / len(text.logprobs)
+
+
+def edits(text: Sequence[TokenLogprobs]) -> list[tuple[int, ...]]:
+    """What one change makes of a text that was read with at least one alternative a token; most surprising place first,
+    and none where nothing surprises."""
+    ids = tuple(one.token_id for one in text)
+    surprises = [one.top[0][1] - one.logprob for one in text]
+    places = sorted(range(len(ids)), key=lambda place: -surprises[place])[:PLACES]
+    changed = []
+    for place in places:
+        own = text[place].top[0][0]
+        if own != ids[place]:
+            before, behind = ids[:place], ids[place + 1 :]
+            changed += [(*before, own, *behind), (*before, own, *ids[place:]), (*before, *behind)]
+    return [one for one in changed if one]

@@ -101,14 +101,10 @@ class Runner:
         groups = [torch.cat(last)] if self.shares_forwards else last
         logits = torch.cat([self.model.logits(hidden) for hidden in groups])
         finite = logits.amax(-1).isfinite()  # NaN if one of them is
-        masks = {}
         for place, want in enumerate(wants):
-            pinned, allowed = want.restriction.pinned.get(0), want.restriction.allowed.get(0)
-            assert pinned is None, "make_request refuses pins for this decoder"
+            allowed = want.restriction.allowed.get(0)  # pins are refused for this decoder
             if allowed is not None:
-                masks[place] = allowed.to(logits.device)
-        for place, mask in masks.items():
-            logits[place] = logits[place].masked_fill(~mask, float("-inf"))
+                logits[place] = logits[place].masked_fill(~allowed.to(logits.device), float("-inf"))
         uniforms = torch.tensor(
             [row.uniform(want.index) for row, want in zip(rows, wants, strict=True)], dtype=torch.float64
         )

@@ -22,6 +22,7 @@ from scumble.llm import LLM
 from scumble.reads import score_ids
 from scumble.requests import Prompt
 from scumble.serve.errors import ApiError
+from scumble.serve.fields import MAX_SEED
 from scumble.serve.slots import Slots
 from scumble.settings import SETTINGS, GenerationConfig
 from scumble.text import Tokenizer
@@ -33,13 +34,14 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Job:
     """One answer to be made. prompt: token ids; typed: what its first token repeats of the prompt (see LLM.generate);
-    notes: what of the request did not apply, by name."""
+    notes: what of the request did not apply, by name. request: what the engine gets, once it is checked."""
 
     prompt: tuple[int, ...]
     config: GenerationConfig
     draft: tuple[int, ...] | None = None
     typed: str = ""
     notes: tuple[str, ...] = ()
+    request: Request | None = None
 
 
 class Backend:
@@ -154,10 +156,13 @@ class Backend:
         if config.max_new_tokens is not None and config.max_new_tokens > room:
             config = replace_settings(config, max_new_tokens=room)
             notes.append(f"max_tokens cut to {room}")
-        decoder = config.merged({"decoder": self.llm.defaults.get("decoder", "diffusion")})
+        decoder = config
+        if config.decoder is None:
+            decoder = replace_settings(config, decoder=self.llm.defaults.get("decoder", "diffusion"))
         idle = decoder.without_effect()  # of the other decoder: ordinary clients send top_p without a thought
         notes += [f"{name} not applied" for name in idle]
-        config = replace_settings(config, **dict.fromkeys(idle))
+        if idle:
+            config = replace_settings(config, **dict.fromkeys(idle))
         return replace(job, config=config, notes=(*job.notes, *notes))
 
     # --- answers --------------------------------------------------------------------------------------------------
@@ -204,14 +209,15 @@ class Backend:
                 ended.set_result(error)
 
     def _start(self, job: Job, drafts: bool) -> AsyncGenerator[StreamEvent, None]:
-        return self.llm.astream_request(self._request(job), drafts=drafts)
+        request = job.request or self._request(job)
+        return self.llm.astream_request(request, drafts=drafts)
 
     def _request(self, job: Job) -> Request:
         return self.llm.request(job.prompt, job.config, draft=job.draft, typed=job.typed)
 
-    def check(self, job: Job) -> None:
+    def checked(self, job: Job) -> Job:
         """Refuse at once what the engine would refuse, so that a stream does not have to begin in order to fail."""
-        self._request(job)
+        return replace(job, request=self._request(job))
 
     @property
     def is_busy(self) -> bool:
@@ -254,6 +260,14 @@ class Backend:
 def replace_settings(config: GenerationConfig, **changes: Any) -> GenerationConfig:
     """The same settings but for those named; None unsets one."""
     return GenerationConfig(**{name: getattr(config, name) for name in SETTINGS} | changes)
+
+
+def with_choice_seed(job: Job, index: int) -> Job:
+    """Answer number `index` of a request: the request's seed, then the next ones."""
+    if index == 0:
+        return job
+    seed = ((job.config.seed or 0) + index) % (MAX_SEED + 1)
+    return replace(job, config=replace_settings(job.config, seed=seed))
 
 
 def _job(prompt: Prompt) -> Job:

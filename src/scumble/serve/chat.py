@@ -13,11 +13,11 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
 from scumble.events import Committed, Draft, Finished, Generation, StreamEvent, TokenLogprobs
-from scumble.serve.backend import Backend, Job, replace_settings
+from scumble.serve.backend import Backend, Job, with_choice_seed
 from scumble.serve.call import Call, call_of
 from scumble.serve.errors import ApiError
 from scumble.serve.extension import draft_extension, generation_extension, tool_calls, usage_of
-from scumble.serve.fields import Body, OpenAISampling, TextPart, choice_seed
+from scumble.serve.fields import Body, OpenAISampling, TextPart
 from scumble.serve.gate import ScopedRoute, scope
 from scumble.serve.service import Service, service_of
 from scumble.serve.stream import DONE, ClientGone, EventStream, data_event, while_connected
@@ -132,10 +132,7 @@ async def chat_jobs(body: ChatRequest, backend: Backend) -> list[Job]:
         text = plain_text(body.prediction.content)
         job = await backend.prepare(lambda: backend.with_draft(job, text))
     job = replace(job, notes=(*(f"{name} not applied" for name in notes), *job.notes))
-    return [
-        replace(job, config=replace_settings(job.config, seed=choice_seed(job.config, index)))
-        for index in range(body.n)
-    ]
+    return [with_choice_seed(job, index) for index in range(body.n)]
 
 
 @router.post("/v1/chat/completions", summary="Answer a conversation")
@@ -145,7 +142,7 @@ async def create_chat(body: ChatRequest, request: Request) -> Response:
     model = service.check_model(body.model)
     call.prompts.append([message.model_dump(exclude_none=True) for message in body.messages])
     jobs = await chat_jobs(body, service.backend)
-    headers = await service.admit(call, jobs)
+    jobs, headers = await service.admit(call, jobs)
     writer = ChatWriter(service, call, model, jobs)
     if body.stream:
         usage = body.stream_options is not None and body.stream_options.include_usage

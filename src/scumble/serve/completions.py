@@ -13,11 +13,11 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
 from scumble.events import Committed, Finished, Generation, TokenLogprobs
-from scumble.serve.backend import Backend, Job, replace_settings
+from scumble.serve.backend import Backend, Job, with_choice_seed
 from scumble.serve.call import Call, call_of
 from scumble.serve.errors import ApiError
 from scumble.serve.extension import draft_extension, generation_extension, usage_of
-from scumble.serve.fields import OpenAISampling, choice_seed
+from scumble.serve.fields import OpenAISampling
 from scumble.serve.gate import ScopedRoute, scope
 from scumble.serve.service import Service, service_of
 from scumble.serve.stream import DONE, ClientGone, EventStream, data_event, while_connected
@@ -54,13 +54,11 @@ async def completion_jobs(body: CompletionRequest, backend: Backend) -> list[Job
     if body.suffix and body.echo:
         raise ApiError(400, "echo cannot be had with suffix; join the texts yourself", param="echo")
     config = body.config(body.max_tokens or (1 if body.max_tokens == 0 else None), body.logprobs)
-    jobs = []
+    jobs: list[Job] = []
     for prompt in body.prompts():
         job = await backend.prepare(lambda prompt=prompt: _job(prompt, body.suffix, config, backend))
         job = replace(job, notes=(*notes, *job.notes))
-        for _ in range(body.n):
-            seed = choice_seed(job.config, len(jobs))
-            jobs.append(replace(job, config=replace_settings(job.config, seed=seed)))
+        jobs += [with_choice_seed(job, len(jobs) + index) for index in range(body.n)]
     return jobs
 
 
@@ -85,7 +83,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     if body.stream and body.echo and body.logprobs is not None:
         raise ApiError(400, "echo with logprobs cannot be streamed", param="stream")
     jobs = await completion_jobs(body, service.backend)
-    headers = await service.admit(call, jobs)
+    jobs, headers = await service.admit(call, jobs)
     writer = CompletionWriter(service, call, model, body, jobs)
     if body.stream:
         usage = body.stream_options is not None and body.stream_options.include_usage

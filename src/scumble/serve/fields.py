@@ -142,9 +142,4 @@ def unsupported(name: str, instead: str) -> ApiError:
     return ApiError(400, f"{name} is not supported by this server; {instead}", code="unsupported_parameter", param=name)
 
 
-def choice_seed(config: GenerationConfig, index: int) -> int:
-    """The seed of answer number `index` of a request: the request's seed, then the next ones."""
-    return ((config.seed or 0) + index) % (MAX_SEED + 1)
-
-
 Identifier = Annotated[str, Field(min_length=1, max_length=256)]

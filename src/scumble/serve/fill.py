@@ -48,7 +48,7 @@ async def create_fim(body: FimRequest, request: Request) -> Response:
     config, backend = body.config(body.max_tokens, None), service.backend
     job = await backend.prepare(lambda: backend.fill(body.prompt, body.suffix, config))
     job = replace(job, notes=(*notes, *job.notes))
-    headers = await service.admit(call, [job])
+    (job,), headers = await service.admit(call, [job])
     writer = ChatWriter(service, call, model, [job])
     if body.stream:
         usage = body.stream_options is not None and body.stream_options.include_usage
@@ -79,7 +79,7 @@ async def create_edit(body: EditRequest, request: Request) -> Response:
     config, backend = body.config(body.max_tokens, None), service.backend
     job = await backend.prepare(lambda: backend.fill(before, after, config, damaged))
     job = replace(job, notes=(*notes, *job.notes))
-    headers = await service.admit(call, [job])
+    (job,), headers = await service.admit(call, [job])
     generation = await while_connected(request, _answer(service, call, job))
     text = before + generation.text + after
     diff = difflib.unified_diff(body.text.splitlines(), text.splitlines(), "before", "after", lineterm="")

@@ -226,7 +226,7 @@ async def create_message(body: MessageRequest, request: Request) -> Response:
     model = service.check_model(body.model)
     call.prompts.append(body.model_dump(include={"system", "messages"}, exclude_none=True))
     job = await message_job(body, service.backend)
-    headers = await service.admit(call, [job])
+    (job,), headers = await service.admit(call, [job])
     writer = MessageWriter(service, call, model, job)
     if body.stream:
         return EventStream(writer.stream(body.drafts), service.settings.write_seconds, headers)

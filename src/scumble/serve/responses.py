@@ -200,7 +200,7 @@ async def make_run(body: ResponseRequest, request: Request) -> tuple[ResponseRun
     call.prompts.append(messages)
     job = await service.backend.prepare(lambda: service.backend.chat(messages, config, options))
     job = replace(job, notes=(*notes, *job.notes))
-    headers = await service.admit(call, [job])
+    (job,), headers = await service.admit(call, [job])
     return ResponseRun(service, job, _head(body, model), items, before), headers
 
 

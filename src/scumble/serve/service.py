@@ -77,8 +77,9 @@ class Service:
             )  # fmt: skip
         return name
 
-    async def admit(self, call: Call, jobs: Sequence[Job]) -> dict[str, str]:
-        """Check jobs before anything is sent; returns the headers that say what did not apply."""
+    async def admit(self, call: Call, jobs: Sequence[Job]) -> tuple[list[Job], dict[str, str]]:
+        """Check jobs before anything is sent -> the jobs, ready for the engine, and the headers that say what did not
+        apply."""
         if self.draining:
             raise ApiError(503, "the server is going down", code="draining", headers={"connection": "close"})
         if not self.ready or self.fault is not None:
@@ -88,9 +89,9 @@ class Service:
         call.prompt_tokens = sum(len(prompt) for prompt in {job.prompt for job in jobs})
         self.backend.slots.check_room(len(jobs))
         await self.access.count_prompt(call)
-        await self.backend.prepare(lambda: [self.backend.check(job) for job in jobs])
+        ready = await self.backend.prepare(lambda: [self.backend.checked(job) for job in jobs])
         notes = [note for job in jobs[:1] for note in job.notes]
-        return {NOT_APPLIED: ", ".join(notes)} if notes else {}
+        return ready, {NOT_APPLIED: ", ".join(notes)} if notes else {}
 
     async def run(
         self, call: Call, jobs: Sequence[Job], drafts: bool = False

@@ -105,7 +105,16 @@ class Denoiser:
     def advance(self, slots: Slots, hidden: Mapping[Slot, Tensor]) -> list[Outcome]:
         """One pass. After an error the slots are as they were."""
         _ = slots.rules  # made on the host, so before the pass
-        done = self.compute(slots, torch.cat([hidden[slot] for slot in slots.slots]))
+        return self.conclude(slots, self.compute(slots, torch.cat([hidden[slot] for slot in slots.slots])))
+
+    def replayed(self, done: Pass) -> list[Outcome]:
+        """What follows of a pass over all slots that was computed elsewhere (engine/replay.py)."""
+        outcomes = self.conclude(self.slots, done)
+        self.slots = self.slots.taken(lambda slot: not slot.is_done and slot.error is None)
+        return outcomes
+
+    def conclude(self, slots: Slots, done: Pass) -> list[Outcome]:
+        """What a pass means for its rows."""
         stopped, is_done, is_finite = done.flags.tolist()  # the pass's one wait for the device
         for slot in slots.slots:
             if not is_finite[slot.place]:
@@ -126,18 +135,7 @@ class Denoiser:
         rules = slots.rules
         uniforms, fresh = rules.noise()
         result = self.head.look(slots.slots, hidden, rules.pack(uniforms))
-        proposal = proposed(slots, result)
-        laws = Laws(slots, result, uniforms, proposal)
-        proposal = laws.propose(proposal)
-
-        accepted = laws.accept(proposal, rules.accept(proposal))
-        following = renoise(slots.canvas, proposal, accepted, fresh)
-
-        unchanged = count_unchanged(proposal.argmax, slots.previous, slots.unchanged)
-        stopped = rules.done(proposal, unchanged)
-        is_last = slots.pass_index + 1 == rules.passes
-        flags = torch.stack((stopped, stopped | is_last, proposal.entropy.isfinite().all(-1)))
-        return Pass(proposal, accepted, following, unchanged, flags, result.soft, laws)
+        return decide(slots, result, uniforms, fresh)
 
     def told(self, slots: Slots, done: Pass, slot: Slot, stopped: bool) -> PassDone:
         before, after, proposal = one(slots.canvas, slot), one(done.following, slot), one(done.proposal, slot)
@@ -179,6 +177,23 @@ class Denoiser:
 
 def is_of(row: Row, slot: Slot) -> bool:
     return slot.row is row
+
+
+def decide(slots: Slots, result: VocabResult, uniforms: Tensor, fresh: Tensor) -> Pass:
+    """The rules: result [N] of all slots' positions; uniforms and fresh ids [S, L] of this pass."""
+    rules = slots.rules
+    proposal = proposed(slots, result)
+    laws = Laws(slots, result, uniforms, proposal)
+    proposal = laws.propose(proposal)
+
+    accepted = laws.accept(proposal, rules.accept(proposal))
+    following = renoise(slots.canvas, proposal, accepted, fresh)
+
+    unchanged = count_unchanged(proposal.argmax, slots.previous, slots.unchanged)
+    stopped = rules.done(proposal, unchanged)
+    is_last = slots.pass_index + 1 == rules.passes
+    flags = torch.stack((stopped, stopped | is_last, proposal.entropy.isfinite().all(-1)))
+    return Pass(proposal, accepted, following, unchanged, flags, result.soft, laws)
 
 
 def proposed(slots: Slots, result: VocabResult) -> Proposal:

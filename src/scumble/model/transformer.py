@@ -8,6 +8,7 @@ Shapes: N tokens, D hidden, V vocabulary, L canvas.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import cast
 
 import torch
@@ -77,6 +78,11 @@ class Layer(nn.Module):
             h, (dense, mixed), (after[0].weight, after[1].weight, after[2].weight), denoise,
             (self.layer_scalar, self.encode_layer_scalar), eps,
         )  # fmt: skip
+
+
+@cache
+def rounded_root(size: int, dtype: torch.dtype) -> float:
+    return float(torch.tensor(size**0.5, dtype=dtype, device="cpu"))
 
 
 def _weights_of(part: nn.Module) -> Iterator[tuple[nn.Module, str, Weight | ExpertWeights]]:
@@ -260,8 +266,7 @@ class Transformer(nn.Module):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Embedding × √D. The factor is rounded to the model's dtype, as the released weights were trained with."""
-        scale = torch.tensor(self.config.hidden_size**0.5, dtype=self.dtype, device=self.device)
-        return self.embed_tokens(tokens) * scale
+        return self.embed_tokens(tokens) * self._scale
 
     def condition(self, tokens: Tensor, soft: Tensor | None) -> Tensor:
         """Input of a denoise segment: canvas embeddings joined with the soft embedding of the previous pass."""
@@ -270,8 +275,12 @@ class Transformer(nn.Module):
             return self.self_conditioning.mix(embedded, torch.zeros_like(embedded))
         if soft.shape != embedded.shape:
             raise ValueError(f"soft embeddings must be {tuple(embedded.shape)}, found {tuple(soft.shape)}")
-        scale = torch.tensor(self.config.hidden_size**0.5, dtype=self.dtype, device=self.device)
-        return self.self_conditioning.mix(embedded, soft.to(self.dtype) * scale)
+        return self.self_conditioning.mix(embedded, soft.to(self.dtype) * self._scale)
+
+    @property
+    def _scale(self) -> float:
+        """√D as the model's dtype holds it; a plain number, so that nothing is copied to a device for it."""
+        return rounded_root(self.config.hidden_size, self.dtype)
 
     def body(
         self, x: Tensor, positions: Tensor, denoise: Tensor, attend: Attend, heard: Tensor | None = None

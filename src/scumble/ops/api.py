@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
+from scumble.ops.pages import Pages
 from scumble.ops.query import VocabQuery
 from scumble.ops.result import VocabResult
 from scumble.structure.law import Graph, Masses, Solution
@@ -27,6 +28,8 @@ class Ops(Protocol):
         False, only forwards of the same rows give the same bits.
     packs: float weights are laid out anew for it (`pack`).
     formats: number formats whose weights it lays out by itself (`pack` with a format, `pack_stored`).
+    attends_pages: it has `attend_pages`, and nothing of it waits for the device: so a pass may be captured and replayed
+        (engine/replay.py).
     few_tokens: up to so many tokens of one row it runs a whole layer in one call (`layer_step`); 0: never.
     """
 
@@ -34,6 +37,7 @@ class Ops(Protocol):
     batch_invariant: bool
     packs: bool
     formats: frozenset[str]
+    attends_pages: bool
     few_tokens: int
 
     # --- norms and what surrounds them ----------------------------------------------------------------------------
@@ -84,6 +88,11 @@ class Ops(Protocol):
         self, queries: Tensor, keys: Tensor, values: Tensor, window: int | None, first: int = 0
     ) -> Tensor:
         """queries [n, H, K] of the last n of S tokens; each sees itself and the window - 1 tokens before it, or all."""
+        ...
+
+    def attend_pages(self, queries: Tensor, keys: Tensor, values: Tensor, pages: Pages) -> Tensor:
+        """queries [T, H, K] of several rows, keys and values [slots, G, K] of a pool -> [T, H, K]; the bits of
+        `attend_all` and `attend_causal` row by row."""
         ...
 
     # --- products -------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scumble.config import ModelConfig
+from scumble.ops.pages import Pages
 from scumble.ops.tiled import vocab_head
 from scumble.structure.law import solve
 
@@ -24,6 +25,7 @@ class ReferenceOps:
     batch_invariant = False
     packs = False
     formats: frozenset[str] = frozenset()
+    attends_pages = False
     few_tokens = 0
 
     def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -68,6 +70,9 @@ class ReferenceOps:
     ) -> Tensor:
         mask = causal_mask(queries.shape[0], keys.shape[1], window, queries.device)
         return attend_grouped(queries, keys, values, mask=mask)
+
+    def attend_pages(self, queries: Tensor, keys: Tensor, values: Tensor, pages: Pages) -> Tensor:
+        raise NotImplementedError("every row has a cache of its own")
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(x, weight)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from scumble.engine import replay
+
 HAS_CARD = torch.cuda.is_available()
 if not HAS_CARD:
     from ops.triton import interpreter
@@ -24,6 +26,12 @@ def device() -> torch.device:
 @pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def _little_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replayed passes launch for the longest context of their bucket; the interpreter is slow for each program."""
+    monkeypatch.setattr(replay, "BUCKETS", (16, 64))
 
 
 @pytest.fixture(autouse=True)

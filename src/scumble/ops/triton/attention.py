@@ -196,6 +196,16 @@ def one_row(low: Tensor, high: Tensor, share: int, name: str) -> Queries:
     return Queries(low, high, first, (tokens - first).clamp_max(size), torch.zeros_like(first))
 
 
+def several_rows(low: Tensor, high: Tensor, tokens: int, share: int, name: str) -> Queries:
+    """Queries of rows that have `tokens` each, one row behind the other: low, high [rows · tokens] int32."""
+    device, rows = low.device, low.shape[0] // tokens
+    size = tiles_for(name, device)["BM"] // share
+    each = blocks(tokens, size)
+    tile = torch.arange(rows * each, dtype=torch.int32, device=device)
+    row, inside = tile // each, tile % each * size
+    return Queries(low, high, row * tokens + inside, (tokens - inside).clamp_max(size), row)
+
+
 def attend_reference(q: Tensor, k: Tensor, v: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """q [T, H, K], k and v [S, G, K] of one row, in float32 -> [T, H, K]."""
     share = q.shape[1] // k.shape[1]

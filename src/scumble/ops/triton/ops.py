@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from scumble.errors import InvalidRequest
+from scumble.ops.pages import PAGE, Pages
 from scumble.ops.query import VocabQuery
 from scumble.ops.reference import REFERENCE, ReferenceOps
 from scumble.ops.result import VocabResult
@@ -53,6 +54,7 @@ class TritonOps(ReferenceOps):
         self._proved: set[str] = set()
         # The reference's products are a library's, which may round a row differently for every number of rows.
         self.batch_invariant = not self.refused
+        self.attends_pages = not self.refused
 
     def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
         return norms.norm(x.contiguous(), weight, eps)
@@ -87,6 +89,15 @@ class TritonOps(ReferenceOps):
         high = torch.arange(end - queries.shape[0] + 1, end + 1, dtype=torch.int32, device=queries.device)
         low = torch.full_like(high, first) if window is None else (high - window).clamp_min(first)
         return _attend(queries, keys, values, low, high, first)
+
+    def attend_pages(self, queries: Tensor, keys: Tensor, values: Tensor, pages: Pages) -> Tensor:
+        dim, share, step = queries.shape[2], queries.shape[1] // keys.shape[1], pages.tokens == 1
+        name = attention.name_of(dim, step)
+        asking = pages.kept.get(f"{name} {share}")
+        if asking is None:
+            asking = attention.several_rows(pages.low, pages.high, pages.tokens, share, name)
+            pages.kept[f"{name} {share}"] = asking
+        return attention.attend(queries, keys, values, asking, pages.longest, pages.tables, PAGE, step=step)
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         return linear.linear(for_format(x.contiguous(), "plain"), Plain(weight.contiguous()))

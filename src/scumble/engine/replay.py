@@ -1,0 +1,148 @@
+"""Passes over canvases alone, as captured CUDA graphs: one launch in the place of some hundred.
+
+A graph is captured for a number of rows, a length of canvas and a bucket of context (static_pass.py), when such a pass
+comes for the second time. What needs the host in the middle of a pass is not captured and runs as ever: prompts, texts
+to read, laws, masks of ids, noise that is handed in, canvases of unequal lengths. Results are the same, bit for bit.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from scumble.diffusion import Canvas, EntropyBound, Proposal, SeededNoise, StableAndConfident
+from scumble.engine.denoise import Pass
+from scumble.engine.slots import Slots
+from scumble.engine.static_pass import Arena, StaticPass
+from scumble.model import Transformer
+
+log = logging.getLogger("scumble")
+
+ROWS = 8  # with more, a card has enough to do while the host launches the next operation
+BUCKETS = (1024, 4096, 16_384, 65_536, 262_144)  # tokens of context
+STEPS = 64  # temperatures are held for a multiple of so many passes
+KEPT = 16  # graphs
+SHARE = 0.5  # of the free memory, for an arena
+
+
+class Replays:
+    """The captured passes of a model."""
+
+    def __init__(self, model: Transformer):
+        self.model = model
+        self.passes: dict[tuple[int, ...], tuple[StaticPass, Callable[[], Pass]]] = {}
+        self.seen: Counter[tuple[int, ...]] = Counter()
+        self.arena: Arena | None = None
+        self.is_off = not model.ops.attends_pages
+
+    def run(self, slots: Slots) -> Pass | None:
+        """What a pass makes of these canvases; None: it is none that is replayed."""
+        if self.is_off or not fits(slots):
+            return None
+        context = max(slot.row.cache.length for slot in slots.slots if slot.row.cache is not None)
+        bucket = next((size for size in BUCKETS if context <= size), None)
+        if bucket is None:
+            return None
+        steps = -(-max(slot.row.request.schedule.passes for slot in slots.slots) // STEPS) * STEPS
+        want_soft = not all(slot.is_last_pass for slot in slots.slots)
+        key = (*slots.canvas.ids.shape, bucket, steps, want_soft)
+        self.seen[key] += 1
+        if key not in self.passes and self.seen[key] < 2:
+            return None
+        try:
+            return self._replayed(key, slots)
+        except torch.OutOfMemoryError:
+            log.warning("no memory for captured passes of %d rows and %d tokens of context", len(slots), bucket)
+        except Exception:  # whatever a driver says: the pass runs as ever
+            log.exception("passes are not captured any more")
+        self.forget()
+        self.is_off = True
+        return None
+
+    def forget(self) -> None:
+        """Let go of all memory."""
+        self.passes.clear()
+        self.arena = None
+
+    def _replayed(self, key: tuple[int, ...], slots: Slots) -> Pass | None:
+        rows, length, bucket, steps, want_soft = key
+        arena = self._room(rows, bucket, length)
+        if arena is None:
+            return None
+        if key in self.passes:
+            static, replay = self.passes[key]
+            static.take(slots)
+        else:
+            if len(self.passes) == KEPT:
+                del self.passes[next(iter(self.passes))]
+            static = StaticPass(self.model, arena, slots, bool(want_soft), steps)
+            static.take(slots)
+            replay = captured(static)
+            self.passes[key] = static, replay
+        return copied(replay())
+
+    def _room(self, rows: int, bucket: int, canvas: int) -> Arena | None:
+        """The arena, for so many rows of such a context; None: there is no memory for it."""
+        arena = self.arena
+        if arena is not None and (arena.bucket, arena.canvas) == (bucket, canvas) and arena.rows >= rows:
+            return arena
+        self.forget()  # graphs hold addresses of the old one
+        if self.model.device.type == "cuda":
+            wanted = Arena.nbytes(self.model.config, rows, bucket, canvas, self.model.dtype.itemsize)
+            if wanted > SHARE * torch.cuda.mem_get_info(self.model.device)[0]:
+                return None
+        self.arena = Arena(self.model, rows, bucket, canvas)
+        return self.arena
+
+
+def fits(slots: Slots) -> bool:
+    """Whether nothing in a pass over these canvases needs the host."""
+    return len(slots) <= ROWS and all(
+        slot.law is None
+        and not slot.start.restriction.allowed
+        and slot.error is None
+        and type(slot.start.noise) is SeededNoise
+        and type(slot.row.request.sampler) is EntropyBound
+        and type(slot.row.request.stopping) is StableAndConfident
+        and slot.length == slots.slots[0].length
+        for slot in slots.slots
+    )
+
+
+def captured(static: StaticPass) -> Callable[[], Pass]:
+    """A call that runs the pass again. Without a card: by itself, operation by operation."""
+    if static.model.device.type != "cuda":
+        return static.compute
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # kernels are compiled and libraries make their workspaces
+        static.compute()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = static.compute()
+
+    def replay() -> Pass:
+        graph.replay()
+        return result
+
+    return replay
+
+
+def copied(done: Pass) -> Pass:
+    """Results that the next replay does not overwrite."""
+
+    def own(value: Tensor) -> Tensor:
+        return value.clone()
+
+    proposal = Proposal(*map(own, (done.proposal.argmax, done.proposal.sample, done.proposal.entropy)))
+    following = Canvas(own(done.following.ids), own(done.following.pinned))
+    return replace(
+        done, proposal=proposal, accepted=own(done.accepted), following=following, unchanged=own(done.unchanged),
+        flags=own(done.flags), soft=None if done.soft is None else own(done.soft),
+    )  # fmt: skip

@@ -1,0 +1,172 @@
+"""A pass over canvases that reads and writes the same memory every time, so that it can be captured once and replayed.
+
+Everything in which two passes differ lies in tensors here: ids, soft embeddings, lengths of contexts, which pass it is,
+seeds, temperatures, settings of rules. `take` copies them in; `compute` is the pass; its results are good until it runs
+again. The context of every row is copied into pages of an arena, once a canvas; canvases write their own keys behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor
+
+from scumble.config import ModelConfig
+from scumble.diffusion import Canvas
+from scumble.engine.denoise import Pass, decide
+from scumble.engine.slots import Rules, Slot, Slots
+from scumble.model import Cache, Transformer
+from scumble.ops import VocabQuery
+from scumble.ops.pages import PAGE, Pages
+
+
+class Arena:
+    """Pages of keys and values for some rows, all layers. A row has as many pages as `bucket` tokens of context and a
+    canvas need; in a sliding layer as many as its window does, used in turn."""
+
+    def __init__(self, model: Transformer, rows: int, bucket: int, canvas: int):
+        self.bucket, self.rows, self.canvas = bucket, rows, canvas
+        seen = model.config.sliding_window - 1 + canvas
+        self.each = {False: -(-(bucket + canvas) // PAGE), True: -(-seen // PAGE) + 1}  # pages a row; sliding or not
+        self.layers: list[tuple[Tensor, Tensor]] = []
+        for layer in model.config.layers:
+            shape = rows * self.each[layer.is_sliding] * PAGE, layer.num_key_value_heads, layer.head_dim
+            pair = [torch.empty(shape, dtype=model.dtype, device=model.device) for _ in range(2)]
+            self.layers.append((pair[0], pair[1]))
+        self.held: dict[int, tuple[ref[Cache], int]] = {}  # by place: whose context lies there, and how long it is
+
+    @staticmethod
+    def nbytes(config: ModelConfig, rows: int, bucket: int, canvas: int, number: int) -> int:
+        """Of an arena; number: bytes of a number."""
+        total = 0
+        for layer in config.layers:
+            tokens = config.sliding_window - 1 + canvas + PAGE if layer.is_sliding else bucket + canvas
+            total += 2 * -(-tokens // PAGE) * PAGE * layer.num_key_value_heads * layer.head_dim
+        return rows * total * number
+
+    def tables(self, is_sliding: bool) -> Tensor:
+        """int32 [rows, n]: the page of positions PAGE · j … of each row."""
+        each, count = self.each[is_sliding], self.each[False]
+        rows = [[row * each + page % each for page in range(count)] for row in range(self.rows)]
+        return torch.tensor(rows, dtype=torch.int32, device=self.layers[0][0].device)
+
+    def load(self, place: int, cache: Cache, config: ModelConfig) -> None:
+        """A row's context, unless it lies there already: what a cache holds at a length never changes."""
+        if self.held.get(place) is not None and self.held[place] == (ref(cache), cache.length):
+            return
+        for (keys, values), kept, layer in zip(self.layers, cache.layers, config.layers, strict=True):
+            each, live = self.each[layer.is_sliding], slice(kept.start, kept.end)
+            positions = torch.arange(kept.first, kept.first + kept.end - kept.start, device=keys.device)
+            slots = (place * each + positions // PAGE % each) * PAGE + positions % PAGE
+            keys.index_copy_(0, slots, kept.keys[:, live].transpose(0, 1))
+            values.index_copy_(0, slots, kept.values[:, live].transpose(0, 1))
+        self.held[place] = (ref(cache), cache.length)
+
+
+class PagedAttention:
+    """Attend over an arena (model/attention.py: Attend). Canvases' keys go behind their contexts."""
+
+    def __init__(self, model: Transformer, arena: Arena, pages: dict[bool, Pages], slots: dict[bool, Tensor]):
+        self.ops, self.config, self.arena, self.pages, self.slots = model.ops, model.config, arena, pages, slots
+
+    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        is_sliding, pool = self.config.layers[layer].is_sliding, self.arena.layers[layer]
+        for there, new in zip(pool, (keys, values), strict=True):
+            there.index_copy_(0, self.slots[is_sliding], new)
+        return self.ops.attend_pages(queries, *pool, self.pages[is_sliding])
+
+
+class StaticPass:
+    """For canvases like those of `like` (how many, how long, which kinds of rules), in an arena. want_soft: another
+    pass follows for some. steps: the most passes of a canvas."""
+
+    def __init__(self, model: Transformer, arena: Arena, like: Slots, want_soft: bool, steps: int):
+        self.model, self.arena, self.want_soft = model, arena, want_soft
+        count, length = like.canvas.ids.shape
+        canvas = Canvas(torch.zeros_like(like.canvas.ids), torch.zeros_like(like.canvas.pinned))
+        zeros = torch.zeros_like(like.pass_index)
+        own = [template(slot) for slot in like.slots]  # a slot knows its place, and the living ones have theirs
+        self.slots = Slots(own, canvas, canvas.ids.clone(), zeros, zeros, like.vocab)
+        self.slots.unchanged, self.slots.pass_index = zeros.clone(), zeros.clone()
+        self._rules: Rules | None = None
+        device = model.device
+        self.soft = torch.zeros(count * length, model.config.hidden_size, dtype=torch.float32, device=device)
+        self.lengths = torch.zeros(count, dtype=torch.int64, device=device)
+        self.heat = torch.ones(count, steps, dtype=torch.float32, device=device)  # temperature, by pass
+        self.denoise = torch.ones(count * length, 1, dtype=torch.bool, device=device)
+        self.tables = {kind: arena.tables(kind)[:count].contiguous() for kind in (False, True)}
+
+    def take(self, slots: Slots) -> None:
+        """What the next `compute` is about; contexts come into the arena."""
+        for place, slot in enumerate(slots.slots):
+            assert slot.row.cache is not None
+            self.arena.load(place, slot.row.cache, self.model.config)
+        mine = self.slots
+        for there, new in (
+            (mine.canvas.ids, slots.canvas.ids), (mine.canvas.pinned, slots.canvas.pinned),
+            (mine.previous, slots.previous), (mine.unchanged, slots.unchanged), (mine.pass_index, slots.pass_index),
+        ):  # fmt: skip
+            there.copy_(new)
+        for there, slot in zip(self.soft.split(mine.canvas.ids.shape[1]), slots.slots, strict=True):
+            there.zero_() if slot.soft is None else there.copy_(slot.soft)
+        if self._rules is not slots.rules:  # canvases joined or left, or moved from one to the next
+            for there, new in zip(tensors(mine.rules), tensors(slots.rules), strict=True):
+                there.copy_(new)
+            schedules = [slot.row.request.schedule for slot in slots.slots]
+            steps = range(self.heat.shape[1])
+            heat = [[schedule(min(step, schedule.passes - 1)) for step in steps] for schedule in schedules]
+            self.heat.copy_(torch.tensor(heat, dtype=torch.float32))
+            self._rules = slots.rules
+        lengths = [slot.row.cache.length for slot in slots.slots if slot.row.cache is not None]
+        self.lengths.copy_(torch.tensor(lengths))
+
+    def compute(self) -> Pass:
+        """The pass. Nothing in it waits for the device, or is copied from or to the host."""
+        slots, (count, length) = self.slots, self.slots.canvas.ids.shape
+        positions = self.lengths[:, None] + torch.arange(length, device=self.model.device)  # [S, L]
+        x = self.model.condition(slots.canvas.ids.flatten(), self.soft)
+        hidden = self.model.body(x, positions.flatten(), self.denoise, self.attention(positions))
+
+        uniforms, fresh = slots.rules.noise()
+        warm = self.heat.gather(1, slots.pass_index.clamp_max(self.heat.shape[1] - 1)[:, None])
+        query = VocabQuery(
+            warm.expand(count, length).flatten(), uniforms=slots.rules.pack(uniforms), want_soft=self.want_soft
+        )
+        return decide(slots, self.model.vocab_head(hidden, query), uniforms, fresh)
+
+    def attention(self, positions: Tensor) -> PagedAttention:
+        """positions [S, L] of the canvases' tokens."""
+        window, length = self.model.config.sliding_window, positions.shape[1]
+        pages, places = {}, {}
+        high = (self.lengths[:, None] + length).expand_as(positions).flatten().int()
+        for is_sliding, table in self.tables.items():
+            first = (self.lengths - (window - 1)).clamp_min(0) if is_sliding else torch.zeros_like(self.lengths)
+            low = first[:, None].expand_as(positions).flatten().int()
+            longest = min(window - 1, self.arena.bucket) if is_sliding else self.arena.bucket
+            pages[is_sliding] = Pages(table, low, high, length, longest + length)
+            page = table.gather(1, positions // PAGE).long()
+            places[is_sliding] = (page * PAGE + positions % PAGE).flatten()
+        return PagedAttention(self.model, self.arena, pages, places)
+
+
+def template(slot: Slot) -> Slot:
+    return Slot(slot.row, slot.candidate, slot.index, slot.start)
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors of rules, in one order for rules of one kind."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Rules):
+        for part in (value.samplers, value.stoppings, value.passes, value.is_greedy, value.takes_sample, value.address):
+            yield from tensors(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from tensors(part)
+    elif is_dataclass(value):
+        for part in fields(value):
+            yield from tensors(getattr(value, part.name))

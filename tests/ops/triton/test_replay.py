@@ -1,0 +1,125 @@
+"""Passes that are replayed give what passes operation by operation give, bit for bit, and wait for nothing.
+
+Here by Triton's interpreter, where a replay is the same pass over the same memory once more. That a captured graph is
+that pass is checked on a card (benchmarks/gpu_day.py, and ops/triton/selfcheck.py for every operation).
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from engine.test_sync import NoWaiting, not_failed
+from ops.triton import interpreter
+from ops.triton.conftest import HAS_CARD
+from scumble import GenerationConfig
+from scumble.decode import make_request
+from scumble.engine import Engine, replay, static_pass
+from scumble.ops.triton.ops import TritonOps
+from tiny import prompt, run, tiny_model
+
+FREE = {"ignore_eos": True, "canvas_length": 4, "max_new_tokens": 8, "max_denoising_steps": 4}
+
+
+def engine(**rules: object) -> Engine:
+    made = Engine(tiny_model().use(TritonOps()))
+    for name, value in rules.items():
+        setattr(made.runner.replays, name, value)
+    return made
+
+
+def asked(*configs: GenerationConfig, length: int = 7):
+    made = tiny_model().config
+    return [make_request(prompt(length + i, i), config, {}, made) for i, config in enumerate(configs)]
+
+
+ROWS = (
+    GenerationConfig(seed=1, commit="sample", entropy_bound=0.4, **FREE),
+    GenerationConfig(seed=2, temperature=0, **(FREE | {"max_denoising_steps": 5})),
+)
+
+
+def test_replayed_passes_are_the_eager_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rows with settings and contexts of their own, over a canvas and its commit into the next one."""
+    made = engine()
+    passes = []
+    original = replay.Replays.run
+
+    def counted(self, slots):
+        done = original(self, slots)
+        passes.append(done is not None)
+        return done
+
+    monkeypatch.setattr(replay.Replays, "run", counted)
+    replayed = run(made, asked(*ROWS))
+    eager = run(engine(is_off=True), asked(*ROWS))
+    assert sum(passes[: len(passes) // 2 + 1]) >= 3
+    for one, two in zip(replayed, eager, strict=True):
+        assert one["ids"] == two["ids"]
+        for here, there in zip(one["passes"], two["passes"], strict=True):
+            assert torch.equal(here.entropy, there.entropy)
+            assert torch.equal(here.proposal, there.proposal)
+            assert torch.equal(here.canvas_out, there.canvas_out)
+
+
+def test_the_same_memory_serves_other_canvases() -> None:
+    """What lay in a pass's buffers before leaves no trace in it."""
+    made = engine()
+    first, second = asked(ROWS[0], length=5), asked(ROWS[1], length=9)
+    run(made, first)
+    assert len(made.runner.replays.passes) >= 1
+    again = run(made, second)[0]["ids"]
+    assert again == run(engine(is_off=True), second)[0]["ids"]
+
+
+@pytest.mark.skipif(HAS_CARD, reason="there a graph could not be captured")
+def test_a_pass_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it: layers, attention over pages, head, noise, rules. Kernels are not looked into."""
+    original, watched = static_pass.StaticPass.compute, []
+
+    def compute(self):
+        with NoWaiting():
+            watched.append(1)
+            return original(self)
+
+    launch = interpreter.interpreter.GridExecutor.__call__
+
+    def unwatched(self, *arguments, **options):
+        with torch._C.DisableTorchFunction(), torch.utils._python_dispatch._disable_current_modes():
+            return launch(self, *arguments, **options)
+
+    monkeypatch.setattr(static_pass.StaticPass, "compute", compute)
+    monkeypatch.setattr(interpreter.interpreter.GridExecutor, "__call__", unwatched)
+    made = engine()
+    for request in asked(*ROWS[:2]):
+        made.add(request, not_failed)
+    while made.has_work and len(watched) < 2:
+        made.step()
+    assert watched
+    assert not made.runner.replays.is_off
+
+
+def test_what_needs_the_host_is_not_replayed() -> None:
+    made = engine()
+    masked = make_request(prompt(5), ROWS[0], {}, made.model.config, first=[4, 9])
+    free = asked(GenerationConfig(seed=1, **(FREE | {"canvas_length": 3})), ROWS[0])
+    for requests in ([masked], free):
+        for request in requests:
+            made.add(request, not_failed)
+        for _ in range(3):
+            made.step()
+        assert not replay.fits(made.runner.denoiser.slots)
+        while made.has_work:
+            made.step()
+
+
+def test_without_memory_passes_run_as_ever(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def no_memory(*arguments):
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(replay, "Arena", no_memory)
+    made = engine()
+    found = run(made, asked(ROWS[0]))[0]["ids"]
+    assert made.runner.replays.is_off
+    assert "no memory for captured passes of 1 rows" in caplog.text
+    assert found == run(engine(is_off=True), asked(ROWS[0]))[0]["ids"]

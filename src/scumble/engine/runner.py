@@ -75,7 +75,7 @@ class Runner:
     def replayed(self, batch: Sequence[Work]) -> list[Outcome] | None:
         """Where there is nothing but canvases, and the operations can replay a pass over them; else None."""
         slots = self.denoiser.slots
-        alone = all(work.slots and work.chunk is None for work in batch)
+        alone = all(work.slots and work.piece is None for work in batch)
         if not alone or sum(len(work.slots) for work in batch) != len(slots):
             return None
         done = self.replays.run(slots)

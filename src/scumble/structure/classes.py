@@ -64,12 +64,13 @@ def classify(machine: Automaton, vocabulary: Vocabulary, end_ids: tuple[int, ...
     for index, id in enumerate(machine.symbols):
         if id < vocabulary.size:
             of_token[id] = functions.after(np.array([functions.identity]), machine.column[[256 + index]])[0]
-    used, compact = np.unique(of_token, return_inverse=True)
-    if used[0] != 0:
-        used, compact = np.concatenate([[0], used]), compact + 1
-    step = np.zeros((machine.states, len(used) + 1), np.int32)
-    step[:, 2:] = functions.table(used[1:]).T
-    classes = np.where(compact == 0, 0, compact + 1).astype(np.int32)
+    used = np.flatnonzero(np.bincount(of_token, minlength=1))
+    used = used[used > 0]
+    step = np.zeros((machine.states, len(used) + 2), np.int32)
+    step[:, 2:] = functions.table(used).T
+    of_function = np.zeros(functions.count, np.int32)
+    of_function[used] = np.arange(2, len(used) + 2)
+    classes = of_function[of_token]
     classes[[id for id in end_ids if 0 <= id < vocabulary.size]] = END
     tokens = Tokens(classes, step, machine.ends, np.empty(0))
     distance = _distance(step, machine.ends)
@@ -89,7 +90,7 @@ class _Functions:
         self.step = step
         states, columns = step.shape
         self._rows = [np.zeros((1, states), np.int32), np.arange(states, dtype=np.int32)[None]]
-        self._count = 2
+        self.count = 2
         self.identity = 1
         self._numbers: dict[bytes, int] = {self._rows[0].tobytes(): 0, self._rows[1].tobytes(): 1}
         self._next = np.full((64, columns), -1, np.int32)  # (function, column) -> function; -1: not yet known
@@ -110,10 +111,10 @@ class _Functions:
         key = row.tobytes()
         number = self._numbers.get(key)
         if number is None:
-            number = self._numbers[key] = self._count
+            number = self._numbers[key] = self.count
             self._rows.append(row[None])
-            self._count += 1
-            if self._count > len(self._next):
+            self.count += 1
+            if self.count > len(self._next):
                 self._next = np.concatenate([self._next, np.full_like(self._next, -1)])
         self._next[function, column] = number
 

@@ -4,9 +4,9 @@
     python benchmarks/structure_compile.py --vocabulary ggml-vocab-gemma-4.gguf
     python benchmarks/structure_compile.py --vocabulary … --schemas FOLDER --sample 500
 
-FOLDER holds *.json, at any depth: schemas, or {"schema": …, "tests": [{"data": …}]}, in groups by the part of their name
-before --- or _. Of every schema that is supported, random texts of the language are judged by jsonschema-rs, and so are
-the tests: nothing invalid may be accepted. How many valid ones are says how much a language leaves out.
+FOLDER holds *.json, at any depth: schemas, or {"schema": …, "tests": [{"data": …}]}, in groups by the part of their
+name before --- or _. Of every schema that is supported, random texts of the language are judged by jsonschema-rs, and
+so are the tests: nothing invalid may be accepted. How many valid ones are says how much a language leaves out.
 """
 
 from __future__ import annotations

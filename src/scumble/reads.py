@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from scumble.diffusion import SeededNoise
-from scumble.errors import InvalidRequest, shown
+from scumble.errors import InvalidRequest, TokenizerError, shown
 from scumble.events import TokenLogprobs
 from scumble.model import Segment
 from scumble.ops import VocabQuery
@@ -25,7 +26,6 @@ CHUNK = 512  # tokens that are encoded at a time
 MOST_TOKENS = 2048  # of a forward
 SHORTEST = 16  # positions of a canvas; pads fill it up, as behind the end of a training text
 MOST_DRAWS = 1024
-_SLOT = re.compile(r"\{\{(\w+)\}\}")
 
 Probabilities = dict[str, dict[str, float]]
 
@@ -122,7 +122,7 @@ def read(
     seed: int = 0,
     temperature: float = 1.0,
 ) -> list[Read]:
-    """Probabilities of the labels at the slots of each template, {{name}} in the text.
+    """Probabilities of the labels at the slots of each template, {{name}} in the text for every name in `slots`.
 
     What stands before the last line of the first slot is context; questions with the same context share it. Slots are
     noise, all else is pinned, and one pass says what the model expects there. A label of several tokens has the product
@@ -133,12 +133,13 @@ def read(
     for name, value, low, high in (("draws", draws, 1, MOST_DRAWS), ("temperature", temperature, 1e-3, 1e3)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             raise InvalidRequest(f"{name} must lie in {low:g} … {high:g}, found {shown(value)}")
-    questions = [question_of(llm, template, slots) for template in templates]
+    made = Templates(llm, seed)
+    questions = [made.question(template, slots) for template in templates]
     looks = [
         look
         for number, question in enumerate(questions)
         for draw in range(draws)
-        for look in canvases(llm, number, question, draw, seed)
+        for look in made.canvases(number, question, draw)
     ]
     logs: dict[tuple[int, str, int], dict[str, float]] = {}
     for look, found in zip(looks, run(llm, questions, looks), strict=True):
@@ -157,69 +158,79 @@ def read(
     ]
 
 
-def question_of(llm: LLM, template: str, slots: Mapping[str, Sequence[str]]) -> Question:
-    require_unicode(template, "the template")
-    names = _SLOT.findall(template)
-    if sorted(names) != sorted(slots) or not names:
-        raise InvalidRequest(f"the template's slots are {names}, the labels are for {list(slots)}; each once, the same")
-    fixed = _SLOT.split(template)[::2]
-    head, line = fixed[0], ""
-    cut = head.rstrip(" ").rfind("\n") + 1
-    head, line = head[:cut], head[cut:]
-    context = list(llm.encode_prompt(head)) if head else []
-    tokenizer = llm.tokenizer
-    assert tokenizer is not None
-    if not head and tokenizer.bos_id is not None:
-        context = [tokenizer.bos_id]
-    if not context:
-        raise InvalidRequest(
-            "the template needs a line of text above the slot's; this model has no id that begins a text"
+class Templates:
+    """Makes questions and their canvases for one call: what several of them share is encoded, and drawn, once."""
+
+    def __init__(self, llm: LLM, seed: int) -> None:
+        if llm.tokenizer is None:
+            raise TokenizerError("reads need a tokenizer, and this model has none")
+        self._shape, self._bos = llm.model.config, llm.tokenizer.bos_id
+        self._encode = functools.cache(llm.tokenizer.encode)
+        self._encode_prompt = functools.cache(llm.encode_prompt)
+        self._noise = functools.cache(
+            lambda draw, index, length: SeededNoise(seed, draw).initial(index, length, self._shape.vocab_size).tolist()
         )
-    texts = [line, *fixed[1:]]
-    encoded: dict[str, dict[str, tuple[int, ...]]] = {}
-    for number, name in enumerate(names):
-        labels = list(slots[name])
-        if (
-            isinstance(slots[name], str)
-            or len(set(labels)) < 2
-            or not all(isinstance(one, str) and one for one in labels)
-        ):
-            raise InvalidRequest(f"slot {name!r} needs at least two different labels, found {shown(slots[name])}")
-        before = texts[number]
-        blank = " " if before.endswith(" ") else ""  # tokens begin with the blank before them
-        texts[number] = before[: len(before) - len(blank)]
-        encoded[name] = {label: tuple(tokenizer.encode(blank + label)) for label in dict.fromkeys(labels)}
-    return Question(tuple(context), tuple(tuple(tokenizer.encode(text)) if text else () for text in texts), encoded)
 
+    def question(self, template: str, slots: Mapping[str, Sequence[str]]) -> Question:
+        require_unicode(template, "the template")
+        slot = re.compile(r"\{\{(" + "|".join(map(re.escape, slots)) + r")\}\}")
+        names = slot.findall(template)
+        if sorted(names) != sorted(slots) or not names:
+            asked = ", ".join(f"{{{{{name}}}}}" for name in slots)
+            raise InvalidRequest(f"the template must hold each slot once ({asked}); it holds {names or 'none'}")
+        fixed = slot.split(template)[::2]
+        head, line = fixed[0], ""
+        cut = head.rstrip(" ").rfind("\n") + 1
+        head, line = head[:cut], head[cut:]
+        context = self._encode_prompt(head) if head else [] if self._bos is None else [self._bos]
+        if not context:
+            raise InvalidRequest(
+                "the template needs a line of text above the slot's; this model has no id that begins a text"
+            )
+        texts = [line, *fixed[1:]]
+        encoded: dict[str, dict[str, tuple[int, ...]]] = {}
+        for number, name in enumerate(names):
+            labels = list(slots[name])
+            if (
+                isinstance(slots[name], str)
+                or len(set(labels)) < 2
+                or not all(isinstance(one, str) and one for one in labels)
+            ):
+                raise InvalidRequest(f"slot {name!r} needs at least two different labels, found {shown(slots[name])}")
+            before = texts[number]
+            blank = " " if before.endswith(" ") else ""  # tokens begin with the blank before them
+            texts[number] = before[: len(before) - len(blank)]
+            encoded[name] = {label: tuple(self._encode(blank + label)) for label in dict.fromkeys(labels)}
+        return Question(tuple(context), tuple(tuple(self._encode(text)) if text else () for text in texts), encoded)
 
-def canvases(llm: LLM, number: int, question: Question, draw: int, seed: int) -> list[Look]:
-    """One canvas for each slot and each length that labels of it have."""
-    shape = llm.model.config
-    widths = {name: min(map(len, labels.values())) for name, labels in question.slots.items()}
-    looks = []
-    for index, (name, labels) in enumerate(question.slots.items()):
-        for width in sorted({len(ids) for ids in labels.values()}):
-            own = widths | {name: width}
-            length = sum(map(len, question.fixed)) + sum(own.values()) + 1
-            if length > shape.canvas_length:
-                raise InvalidRequest(
-                    f"the question needs a canvas of {length} tokens; the model's has {shape.canvas_length}; move text "
-                    "to lines above"
-                )
-            noise = SeededNoise(seed, draw).initial(index, length, shape.vocab_size).tolist()
-            ids, places = list(question.fixed[0]), {}
-            for (slot, wide), behind in zip(own.items(), question.fixed[1:], strict=True):
-                places[slot] = len(ids)
-                ids += noise[len(ids) : len(ids) + wide]
-                ids += behind
-            if shape.eos_token_ids:
-                ids.append(shape.eos_token_ids[0])
-            pad = shape.pad_token_id
-            if pad is not None:
-                ids += [pad] * (min(SHORTEST, shape.canvas_length) - len(ids))
-            chosen = tuple(label for label, own_ids in labels.items() if len(own_ids) == width)
-            looks.append(Look(number, draw, name, chosen, torch.tensor(ids), places[name]))
-    return looks
+    def canvases(self, number: int, question: Question, draw: int) -> list[Look]:
+        """One canvas for each slot and each length that labels of it have."""
+        shape = self._shape
+        widths = {name: min(map(len, labels.values())) for name, labels in question.slots.items()}
+        looks = []
+        for index, (name, labels) in enumerate(question.slots.items()):
+            for width in sorted({len(ids) for ids in labels.values()}):
+                own = widths | {name: width}
+                length = sum(map(len, question.fixed)) + sum(own.values()) + 1
+                if length > shape.canvas_length:
+                    raise InvalidRequest(
+                        f"the question needs a canvas of {length} tokens; the model's has {shape.canvas_length}; move "
+                        "text to lines above"
+                    )
+                noise = self._noise(draw, index, length)
+                ids, places = list(question.fixed[0]), {}
+                for (slot, wide), behind in zip(own.items(), question.fixed[1:], strict=True):
+                    places[slot] = len(ids)
+                    ids += noise[len(ids) : len(ids) + wide]
+                    ids += behind
+                if shape.eos_token_ids:
+                    ids.append(shape.eos_token_ids[0])
+                pad = shape.pad_token_id
+                if pad is not None:
+                    ids += [pad] * (min(SHORTEST, shape.canvas_length) - len(ids))
+                chosen = tuple(label for label, own_ids in labels.items() if len(own_ids) == width)
+                looks.append(Look(number, draw, name, chosen, torch.tensor(ids), places[name]))
+        return looks
 
 
 def run(llm: LLM, questions: Sequence[Question], looks: Sequence[Look]) -> list[list[float]]:

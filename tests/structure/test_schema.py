@@ -108,6 +108,7 @@ def test_recursion_is_bounded() -> None:
         ({"type": "array", "unevaluatedItems": False}, "unevaluatedItems"),
         ({"type": "array", "uniqueItems": True, "items": {"type": "object"}}, "uniqueItems"),
         ({"minlength": 3}, "minLength meant"),
+        ({"type": "integer", "maximum": 3, "$data": "1/a"}, "#/\\$data"),
         ({"type": "strnig"}, "not known"),
         ({"minLength": -1}, "#/minLength"),
         ({"minLength": 1.5}, "#/minLength"),
@@ -141,4 +142,15 @@ def test_nested_too_deeply_is_refused() -> None:
 
 
 def test_annotations_and_extensions_are_let_pass() -> None:
-    assert accepts({"type": "null", "title": "t", "x-tension": 1, "tsType": "null", "$comment": "c"}, "null")
+    assert accepts(
+        {
+            "type": "null",
+            "title": "t",
+            "x-tension": 1,
+            "tsType": "null",
+            "$comment": "c",
+            "_format": "date",
+            "$license": "x",
+        },
+        "null",
+    )

@@ -21,6 +21,9 @@ REFUSED = {
     "$dynamicRef": "a reference that depends on how the place was reached",
     "$recursiveRef": "a reference that depends on how the place was reached",
     "unevaluatedItems": "items that other keywords have not looked at",
+    "$data": "a limit that stands in the value itself",
+    "$merge": "a schema that is put together from others",
+    "$patch": "a schema that is put together from others",
     "minContains": "a count of matching items",
     "maxContains": "a count of matching items",
 }
@@ -112,10 +115,8 @@ class Document:
             if keyword in REFUSED and not (keyword == "unevaluatedItems" and value is True):
                 self.fail(f"{located.path}/{keyword}", f"{keyword} ({REFUSED[keyword]}) is not supported")
             if keyword not in self._keywords and keyword not in SILENT and keyword not in REFUSED:
-                if keyword.startswith("$"):
-                    self.fail(f"{located.path}/{keyword}", f"the keyword {keyword} is not known")
                 near = get_close_matches(keyword, self._keywords, 1, 0.85)
-                if near and not keyword.startswith("x-"):
+                if near and not keyword.startswith(("x-", "_", "$")):  # those are extensions, which limit nothing
                     self.fail(f"{located.path}/{keyword}", f"the keyword {keyword} is not known; is {near[0]} meant?")
         return schema
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -71,7 +72,7 @@ async def async_answers(
     loop, inbox = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
     def put(event: Event) -> None:
-        if not loop.is_closed():
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(inbox.put_nowait, event)
 
     row = Row(tokenizer, request, 0, time.perf_counter())

@@ -225,4 +225,5 @@ def test_caches_take_half_of_what_this_process_may_still_take(monkeypatch):
     monkeypatch.setattr(memory, "available", lambda device: Available(10**9, "left by a limit"))
     assert memory.cache_memory(torch.device("cpu")) == 5 * 10**8
     monkeypatch.setattr(memory, "available", lambda device: None)
+    monkeypatch.delattr(memory.os, "sysconf")
     assert memory.cache_memory(torch.device("cpu")) == memory.UNKNOWN

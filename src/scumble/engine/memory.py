@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from scumble.checkpoint.memory import available
@@ -20,7 +22,12 @@ def cache_memory(device: torch.device) -> int:
     """Bytes that all caches together may take: half of what the weights have left, on the card or of what this process
     may take."""
     room = available(device)
-    return int(room.bytes * SHARE) if room is not None else UNKNOWN
+    if room is not None:
+        return int(room.bytes * SHARE)
+    try:  # elsewhere than on Linux: of what the machine has
+        return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * SHARE)
+    except (AttributeError, OSError, ValueError):
+        return UNKNOWN
 
 
 def prefix_memory(model: Transformer) -> int:

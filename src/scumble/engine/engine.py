@@ -123,7 +123,7 @@ class Engine:
             self._counts["passes"] += len(work.slots)
             if work.piece is not None and work.hidden is not None:
                 self._counts["prefilled"] += len(work.piece.ids)
-                work.row.note(work.piece)
+                work.row.encoded.append(work.piece)
                 with self.answerable(work.row):
                     self.prefixes.keep(work.row, work.piece)
 

@@ -42,8 +42,8 @@ class Row:
 
     wants: what its life has asked for and not yet been sent. unread: what of its ids is not encoded yet.
     reserved: bytes that its cache takes or will take for what it wants.
-    encoded: what its cache holds, `context` tokens in all. again: what it held when the row was preempted, and does not
-    hold yet; until it does, the denoiser has set its canvases aside.
+    encoded: what its cache holds. again: what it held when the row was preempted, and does not hold yet; until it does,
+    the denoiser has set its canvases aside.
     denoised: the candidates of a canvas that are done. served: the step in which its ids last moved on.
     names, tail, is_findable, reused: of its context's blocks, see engine/prefix.py.
     """
@@ -58,7 +58,6 @@ class Row:
     denoised: dict[int, Denoised] = field(default_factory=dict)
     reserved: int = 0
     encoded: list[Piece] = field(default_factory=list)
-    context: int = 0
     again: list[Piece] = field(default_factory=list)
     served: int = 0
     committed: int = 0
@@ -88,18 +87,13 @@ class Row:
             self.unread = torch.tensor(item.uncached)
         return None
 
-    def note(self, piece: Piece) -> None:
-        """The cache holds this as well now."""
-        self.encoded.append(piece)
-        self.context += len(piece.ids)
-
     def forget(self, may_cut_anywhere: bool) -> None:
         """Give the cache back. What it held is encoded again in the same pieces, or, where the cuts make no difference,
         in whole chunks."""
         again = [*self.encoded, *self.again]
         if may_cut_anywhere and again:
             again = [Piece(ids) for ids in torch.cat([piece.ids for piece in again]).split(CHUNK)]
-        self.cache, self.again, self.encoded, self.context = None, again, [], 0
+        self.cache, self.again, self.encoded = None, again, []
         self.names, self.tail, self.is_findable = [], self.tail[:0], True
 
     @property
@@ -107,8 +101,9 @@ class Row:
         """That its cache must hold for what it wants now, a canvas or texts behind the context included."""
         if self.wants is None:  # it has not begun
             return self.request.prompt.shape[0] + self.behind
-        again = sum(len(piece.ids) for piece in self.again)
-        return self.context + again + (0 if self.unread is None else len(self.unread)) + self.behind
+        encoded = self.cache.length if self.cache is not None else 0
+        coming = sum(len(piece.ids) for piece in self.again) + (0 if self.unread is None else len(self.unread))
+        return encoded + coming + self.behind
 
     @property
     def behind(self) -> int:

@@ -99,8 +99,7 @@ class Scheduler:
         if len(row.unread) > 1:
             taken = prefixes.take_up(row, row.unread[:-1])
             if taken:
-                for ids in row.unread[:taken].split(CHUNK):
-                    row.note(Piece(ids))
+                row.encoded += [Piece(ids) for ids in row.unread[:taken].split(CHUNK)]
                 row.unread = row.unread[taken:]
             if not prefixes.claim(row, row.unread):
                 return []
@@ -113,7 +112,7 @@ class Scheduler:
         taken = prefixes.take_up(row, torch.cat(whole)) if whole else 0
         while taken:
             piece = row.again.pop(0)
-            row.note(Piece(piece.ids[:taken]))
+            row.encoded.append(Piece(piece.ids[:taken]))
             if taken < len(piece.ids):
                 row.again.insert(0, Piece(piece.ids[taken:]))
             taken -= len(row.encoded[-1].ids)

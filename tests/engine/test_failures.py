@@ -1,5 +1,6 @@
 """An error ends the request that it comes from. The others, in the same forward, go on with the very same tokens."""
 
+import asyncio
 import random
 from dataclasses import replace
 from functools import partial
@@ -204,6 +205,21 @@ def test_a_failed_forward_leaves_caches_as_they_were(model, context):
     expected = model([replace(one, cache=before) for one in segments])
     assert torch.equal(model(segments), expected)
     assert torch.equal(model.encode(canvas, failed), model.encode(canvas, before))
+
+
+def test_nobody_waits_for_ever_when_the_engine_itself_fails(monkeypatch):
+    llm = LLM(tiny_model())
+    request = llm.request(prompt(4), GenerationConfig(max_new_tokens=8, **FREE))
+
+    async def ask():
+        return [event async for event in llm.astream_request(request)]
+
+    expected = asyncio.run(ask())[-1].generation.token_ids
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "share_memory", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            asyncio.run(asyncio.wait_for(ask(), 30))
+    assert asyncio.run(ask())[-1].generation.token_ids == expected
 
 
 # --- many prompts in one call -----------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ left to do. However many requests there are, at most one thread works on the mod
 from __future__ import annotations
 
 import atexit
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ import torch
 from scumble.decode import Request
 from scumble.engine.engine import Engine
 from scumble.engine.row import Deliver, Row
+
+log = logging.getLogger("scumble")
 
 T = TypeVar("T")
 LINGER = 1.0  # seconds that the thread waits for more to do before it ends
@@ -83,7 +86,11 @@ class Driver:
         while not self._is_stopping:
             self._let_guests_go_first()
             with self._turn:
-                self.engine.step()
+                try:
+                    self.engine.step()
+                except Exception as error:  # a mistake of the engine's own: nobody may wait for ever
+                    log.exception("the engine failed; every request that is in it ends")
+                    self.engine.end_all(error)
             with self._changed:
                 if self._changed.wait_for(lambda: self.engine.has_work or self._is_stopping, LINGER):
                     continue

@@ -174,6 +174,8 @@ class Engine:
             row.deliver(last)
 
     def end_all(self, error: Exception | None) -> None:
-        """End every request that has begun, with an error; None: those who asked are gone."""
-        for row in list(self.scheduler.running):
+        """End every request with an error; None: those who asked are gone."""
+        while self._new:
+            self.scheduler.waiting.append(self._new.popleft())
+        for row in (*self.scheduler.running, *self.scheduler.waiting):
             self.end(row, None if error is None else Failed(error))

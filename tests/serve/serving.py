@@ -21,7 +21,7 @@ from tiny import save_folder, tiny_model, tiny_tokenizer
 
 MARKERS = [
     "<|turn>", "<turn|>", "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|repair|>", "<|channel>",
-    "<channel|>",
+    "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>',
 ]  # fmt: skip
 
 

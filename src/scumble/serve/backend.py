@@ -27,19 +27,25 @@ from scumble.serve.slots import Slots
 from scumble.settings import SETTINGS, GenerationConfig
 from scumble.text import Tokenizer
 from scumble.text.infill import can_infill, can_repair
+from scumble.tool_choice import ToolChoice, of_template
 
 T = TypeVar("T")
+TOOL_OPTIONS = ("tools", "tool_choice", "parallel_tool_calls")
+NOT_FOR_THE_TEMPLATE = ("chat_template_kwargs", "tool_choice", "parallel_tool_calls")
 
 
 @dataclass(frozen=True)
 class Job:
     """One answer to be made. prompt: token ids; typed: what its first token repeats of the prompt (see LLM.generate);
+    tools: the calls that are guaranteed; may_think: thinking may come before what is guaranteed.
     notes: what of the request did not apply, by name. request: what the engine gets, once it is checked."""
 
     prompt: tuple[int, ...]
     config: GenerationConfig
     draft: tuple[int, ...] | None = None
     typed: str = ""
+    tools: ToolChoice | None = None
+    may_think: bool = False
     notes: tuple[str, ...] = ()
     request: Request | None = None
 
@@ -120,7 +126,12 @@ class Backend:
         return self._fitted(Job(tuple(prompt), config))
 
     def chat(self, messages: Sequence[Mapping[str, Any]], config: GenerationConfig, template: Mapping[str, Any]) -> Job:
-        return self._fitted(Job(tuple(self.encode_chat(messages, template)), config))
+        """template: chat_template_kwargs, enable_thinking, and what tools.tool_options gives."""
+        tools, _ = of_template({name: template[name] for name in TOOL_OPTIONS if name in template})
+        own = template.get("chat_template_kwargs") or {}
+        may_think = bool(template.get("enable_thinking", own.get("enable_thinking")))
+        ids = self.encode_chat(messages, template)
+        return self._fitted(Job(tuple(ids), config, tools=tools, may_think=may_think))
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], template: Mapping[str, Any]) -> list[int]:
         taken = {*self.tokenizer.token_names, "messages", "tools", "add_generation_prompt", "raise_exception"}
@@ -128,7 +139,9 @@ class Backend:
             if name in taken or not name.isidentifier() or name.startswith("_"):
                 raise InvalidRequest(f"chat_template_kwargs may not set {name!r}, which belongs to the server")
         given = {**(template.get("chat_template_kwargs") or {})}
-        given |= {name: value for name, value in template.items() if name != "chat_template_kwargs"}
+        given |= {name: value for name, value in template.items() if name not in NOT_FOR_THE_TEMPLATE}
+        if "tools" in given:  # how strictly a tool is called is nothing that the model reads
+            given["tools"] = [_without_strict(tool) for tool in given["tools"]]
         return self.llm.encode_chat(messages, **given)
 
     def fill(self, prefix: str, suffix: str, config: GenerationConfig, damaged: str | None = None) -> Job:
@@ -213,7 +226,9 @@ class Backend:
         return self.llm.astream_request(request, drafts=drafts)
 
     def _request(self, job: Job) -> Request:
-        return self.llm.request(job.prompt, job.config, draft=job.draft, typed=job.typed)
+        return self.llm.request(
+            job.prompt, job.config, draft=job.draft, typed=job.typed, tools=job.tools, may_think=job.may_think
+        )
 
     def checked(self, job: Job) -> Job:
         """Refuse at once what the engine would refuse, so that a stream does not have to begin in order to fail."""
@@ -268,6 +283,11 @@ def with_choice_seed(job: Job, index: int) -> Job:
         return job
     seed = ((job.config.seed or 0) + index) % (MAX_SEED + 1)
     return replace(job, config=replace_settings(job.config, seed=seed))
+
+
+def _without_strict(tool: Mapping[str, Any]) -> dict[str, Any]:
+    function = {name: value for name, value in tool["function"].items() if name != "strict"}
+    return {**tool, "function": function}
 
 
 def _job(prompt: Prompt) -> Job:

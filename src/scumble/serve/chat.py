@@ -21,7 +21,7 @@ from scumble.serve.fields import Body, OpenAISampling, TextPart
 from scumble.serve.gate import ScopedRoute, scope
 from scumble.serve.service import Service, service_of
 from scumble.serve.stream import DONE, ClientGone, EventStream, data_event, while_connected
-from scumble.serve.tools import ResponseFormat, Tool, ToolChoice, constraint, template_tools
+from scumble.serve.tools import ResponseFormat, Tool, ToolChoice, chosen, constraint, tool_options
 
 router = APIRouter(route_class=ScopedRoute)
 
@@ -118,9 +118,8 @@ async def chat_jobs(body: ChatRequest, backend: Backend) -> list[Job]:
     if limit == 0:
         raise ApiError(400, "max_completion_tokens must be at least 1, found 0", param="max_completion_tokens")
     template: dict[str, Any] = {"chat_template_kwargs": body.chat_template_kwargs}
-    tools = template_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
-    if tools:
-        template["tools"] = tools
+    functions = [tool.function for tool in body.tools or ()]
+    template |= tool_options(functions, chosen(body.tool_choice), body.parallel_tool_calls)
     if body.reasoning_effort is not None:
         template["enable_thinking"] = body.reasoning_effort != "none"
     config = body.config(

@@ -22,7 +22,7 @@ from scumble.serve.fields import Body, Sampler, checked_stops, unsupported
 from scumble.serve.gate import ScopedRoute, scope
 from scumble.serve.service import Service, service_of
 from scumble.serve.stream import ClientGone, EventStream, named_event, while_connected
-from scumble.serve.tools import TOOL_NAME
+from scumble.serve.tools import TOOL_NAME, FunctionSpec, tool_options
 from scumble.settings import GenerationConfig
 
 router = APIRouter(route_class=ScopedRoute)
@@ -31,7 +31,7 @@ router = APIRouter(route_class=ScopedRoute)
 # Accepted and reported: they change no text.
 REPORTED = (
     "metadata", "service_tier", "cache_control", "diagnostics", "inference_geo", "speed", "user_profile_id",
-    "workspace_id", "output_config",
+    "workspace_id",
 )  # fmt: skip
 
 
@@ -83,6 +83,11 @@ class ToolSpec(Body):
     cache_control: dict[str, Any] | None = None
     strict: bool | None = None
 
+    def function(self) -> FunctionSpec:
+        return FunctionSpec(
+            name=self.name, description=self.description or "", parameters=self.input_schema, strict=self.strict
+        )
+
 
 class ToolChoiceSpec(Body):
     type: Literal["auto", "any", "tool", "none"]
@@ -115,28 +120,32 @@ class Conversation(Body):
         for turn in self.messages:
             messages += _turn_for_template(turn, messages)
         options: dict[str, Any] = {}
-        tools = self._tools()
-        if tools:
-            options["tools"] = tools
+        options |= tool_options([tool.function() for tool in self.tools or ()], *self._choice())
         if self.thinking is not None:
             options["enable_thinking"] = self.thinking.type != "disabled"
         return messages, options
 
-    def _tools(self) -> list[dict[str, Any]]:
+    def _choice(self) -> tuple[str | None, bool | None]:
+        """The choice in OpenAI's words, and whether calls may be several."""
         choice = self.tool_choice
-        if choice is not None and choice.type in ("any", "tool"):
-            raise unsupported("tool_choice", 'a call cannot be forced yet; send type "auto" or "none"')
-        if choice is not None and choice.disable_parallel_tool_use:
-            raise unsupported("disable_parallel_tool_use", "the number of calls cannot be limited; leave it out")
-        if not self.tools or (choice is not None and choice.type == "none"):
-            return []
-        return [
-            {
-                "type": "function",
-                "function": {"name": tool.name, "description": tool.description or "", "parameters": tool.input_schema},
-            }
-            for tool in self.tools
-        ]
+        if choice is None:
+            return None, None
+        if (choice.name is None) == (choice.type == "tool"):
+            raise ApiError(400, 'tool_choice has a name where its type is "tool", and only there', param="tool_choice")
+        word = {"auto": "auto", "any": "required", "none": "none"}.get(choice.type, choice.name)
+        # A tool that is named may be called several times here, unless that is forbidden.
+        return word, not choice.disable_parallel_tool_use if choice.type != "none" else None
+
+
+class OutputFormat(Body):
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class OutputConfig(Body):
+    format: OutputFormat | None = None
+    effort: str | None = None  # reported: there is no such dial
+    task_budget: dict[str, Any] | None = None
 
 
 class MessageRequest(Conversation, Sampler):
@@ -154,7 +163,7 @@ class MessageRequest(Conversation, Sampler):
     user_profile_id: str | None = None
     workspace_id: str | None = None
     container: Any = None
-    output_config: dict[str, Any] | None = None
+    output_config: OutputConfig | None = None
 
     def config(self) -> GenerationConfig:
         return GenerationConfig(
@@ -164,15 +173,21 @@ class MessageRequest(Conversation, Sampler):
             top_p=self.top_p if self.top_p not in (None, 0, 1, 1.0) else None,
             stop=checked_stops(self.stop_sequences),
             **self.sampler_settings(),
+            **self._format(),
         )
+
+    def _format(self) -> dict[str, Any]:
+        wanted = None if self.output_config is None else self.output_config.format
+        return {} if wanted is None else {"json_schema": wanted.schema_}
 
     def not_applied(self) -> list[str]:
         """Names to report. Raises ApiError for fields that cannot apply and would change the answer."""
         if self.container is not None:
             raise unsupported("container", "leave it out")
-        if (self.output_config or {}).get("format") is not None:
-            raise unsupported("output_config.format", "no format can be guaranteed yet; leave it out")
         names = [name for name in REPORTED if getattr(self, name)]
+        for name in ("effort", "task_budget"):
+            if getattr(self.output_config, name, None) is not None:
+                names.append(f"output_config.{name}")
         if self.thinking is not None and self.thinking.budget_tokens is not None:
             names.append("thinking.budget_tokens")
         return [f"{name} not applied" for name in names]

@@ -24,7 +24,7 @@ from scumble.serve.gate import ScopedRoute, scope
 from scumble.serve.response_run import Kept, KeptResponses, ResponseRun
 from scumble.serve.service import Service, service_of
 from scumble.serve.stream import EventStream, named_event, while_connected
-from scumble.serve.tools import TOOL_NAME, JsonSchema, ResponseFormat, constraint
+from scumble.serve.tools import TOOL_NAME, FunctionSpec, JsonSchema, ResponseFormat, constraint, tool_options
 from scumble.settings import GenerationConfig
 
 router = APIRouter(route_class=ScopedRoute)
@@ -77,6 +77,16 @@ class FunctionTool(Body):
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
+    def function(self) -> FunctionSpec:
+        return FunctionSpec(
+            name=self.name, description=self.description, parameters=self.parameters, strict=self.strict
+        )
+
+
+class NamedFunctionTool(Body):
+    type: Literal["function"]
+    name: str = Field(pattern=TOOL_NAME)
+
 
 class TextFormat(Body):
     type: Literal["text", "json_object", "json_schema"]
@@ -107,7 +117,7 @@ class ResponseRequest(Sampler):
     top_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=0, le=2**64 - 1)
     tools: list[FunctionTool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedFunctionTool | None = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
     reasoning: Reasoning | None = None
@@ -128,10 +138,6 @@ class ResponseRequest(Sampler):
         """Names to report. Raises ApiError for fields that cannot apply and would change the answer."""
         if self.truncation == "auto":
             raise unsupported("truncation", "the input is never cut; leave it out")
-        if self.tool_choice not in (None, "auto", "none"):
-            raise unsupported("tool_choice", 'a call cannot be forced yet; send "auto" or "none"')
-        if self.parallel_tool_calls is False and self.tools:
-            raise unsupported("parallel_tool_calls", "the number of calls cannot be limited; leave it out")
         names = ("user", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "include")
         return [f"{name} not applied" for name in names if getattr(self, name)]
 
@@ -181,12 +187,9 @@ async def make_run(body: ResponseRequest, request: Request) -> tuple[ResponseRun
         messages.insert(0, {"role": "system", "content": body.instructions})
     if not messages:
         raise ApiError(400, "input is empty; send at least one message", param="input")
-    options: dict[str, Any] = {}
-    if body.tools and body.tool_choice != "none":
-        options["tools"] = [
-            {"type": "function", "function": tool.model_dump(exclude_none=True, exclude={"type", "strict"})}
-            for tool in body.tools
-        ]
+    choice = body.tool_choice.name if isinstance(body.tool_choice, NamedFunctionTool) else body.tool_choice
+    functions = [tool.function() for tool in body.tools or ()]
+    options = tool_options(functions, choice, body.parallel_tool_calls)
     if body.reasoning is not None and body.reasoning.effort is not None:
         options["enable_thinking"] = body.reasoning.effort != "none"
     config = GenerationConfig(
@@ -215,6 +218,7 @@ def _format(text: TextOptions | None) -> ResponseFormat | None:
 
 def _head(body: ResponseRequest, model: str) -> dict[str, Any]:
     """What a response repeats of its request."""
+    choice = body.tool_choice
     return {
         "id": f"resp_{secrets.token_hex(16)}",
         "object": "response",
@@ -227,8 +231,8 @@ def _head(body: ResponseRequest, model: str) -> dict[str, Any]:
         "temperature": body.temperature,
         "top_p": body.top_p,
         "tools": [tool.model_dump(exclude_none=True) for tool in body.tools or ()],
-        "tool_choice": body.tool_choice or "auto",
-        "parallel_tool_calls": True,
+        "tool_choice": choice.model_dump() if isinstance(choice, NamedFunctionTool) else choice or "auto",
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
         "text": {"format": {"type": "text"}} if body.text is None else body.text.model_dump(by_alias=True),
         "reasoning": {"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
         "metadata": body.metadata or {},

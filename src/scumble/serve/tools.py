@@ -50,21 +50,36 @@ class ResponseFormat(Body):
     json_schema: JsonSchema | None = None
 
 
-def template_tools(
-    tools: Sequence[Tool] | None, choice: ToolChoice | None, parallel: bool | None
-) -> list[dict[str, Any]]:
-    """The tools that the chat template is given; none where the choice is "none"."""
-    if not tools:
+def tool_options(functions: Sequence[FunctionSpec], choice: str | None, parallel: bool | None) -> dict[str, Any]:
+    """Tools and the choice among them as `LLM.chat` takes them.
+
+    choice: "none", "auto", "required" or a tool's name. A call that is asked for is guaranteed, with arguments that
+    satisfy the tool's schema unless it says strict: false. Left to the model, calls are guaranteed where a tool says
+    strict: true or only one call is wanted; else they are read as far as they can be, which any model can do.
+    """
+    if not functions:
         if choice not in (None, "none", "auto"):
-            raise ApiError(400, "tool_choice names a tool, but tools are empty", param="tool_choice")
-        return []
+            raise ApiError(400, "tool_choice asks for a call, but there are no tools", param="tool_choice")
+        return {}
     if choice == "none":
-        return []
-    if choice not in (None, "auto"):
-        raise unsupported("tool_choice", 'a call cannot be forced yet; send "auto" or "none"')
-    if parallel is False:
-        raise unsupported("parallel_tool_calls", "the number of calls cannot be limited; leave it out or send true")
-    return [tool.model_dump(exclude_none=True, exclude={"function": {"strict"}}) for tool in tools]
+        return {}
+    is_forced = choice not in (None, "auto")
+    if is_forced and choice != "required" and choice not in {one.name for one in functions}:
+        raise ApiError(400, "tool_choice names a tool that is not among tools", param="tool_choice")
+    tools = []
+    for one in functions:
+        function = one.model_dump(exclude_none=True, exclude={"strict"})
+        strict = one.strict is not False if is_forced else bool(one.strict)
+        tools.append({"type": "function", "function": {**function, "strict": strict}})
+    options: dict[str, Any] = {"tools": tools, "parallel_tool_calls": parallel}
+    if is_forced or parallel is False or any(one.strict for one in functions):
+        options["tool_choice"] = choice or "auto"
+    return options
+
+
+def chosen(choice: ToolChoice | None) -> str | None:
+    """The choice as one word."""
+    return choice.function.name if isinstance(choice, NamedTool) else choice
 
 
 def constraint(wanted: ResponseFormat | None, backend: Backend) -> dict[str, Any]:

@@ -33,7 +33,8 @@ def describe(device: torch.device) -> dict[str, Any]:
         "busy_before": busy_share(),
     }
     if device.type == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name(device)
+        about = torch.cuda.get_device_properties(device)
+        facts |= {"gpu": about.name, "gpu_memory_bytes": about.total_memory}
     return facts
 
 

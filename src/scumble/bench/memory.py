@@ -47,7 +47,11 @@ def main(text: str) -> None:
         settings = fixed_config(spec["passes"], spec["new_tokens"], spec["seed"])
         watch(subject.llm, prompt, settings, clock(subject.llm.model.device))
         weights = subject.weight_bytes
-    print(json.dumps({"before": before, "loaded": loaded, "peak": peak_bytes(), "weights": weights}))
+        where = subject.llm.model.device
+        found = {"before": before, "loaded": loaded, "peak": peak_bytes(), "weights": weights}
+        if where.type == "cuda":
+            found["gpu_peak"] = torch.cuda.max_memory_allocated(where)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -18,22 +18,29 @@ from scumble.bench.counts import Work
 from scumble.bench.timing import clock, timed
 from scumble.config import ModelConfig
 
-COMPUTE = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8", "int4": "int8"}
-BITS = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4.5}  # a weight, int4 with its scale
+COMPUTE = {
+    "float32": "float32", "bfloat16": "bfloat16", "int8": "int8", "int4": "int8", "fp8": "fp8", "nvfp4": "fp8",
+}  # fmt: skip
 """The arithmetic that a weight format allows: integer weights multiply with activations made int8 on the way."""
+BITS = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4.5, "fp8": 8, "nvfp4": 4.5}  # a weight, with its scale
 
 
 @dataclass(frozen=True)
 class Limits:
-    """gemm: operations a second by arithmetic, the best over all sizes. sizes: the rate of each. bandwidth: bytes/s."""
+    """gemm: operations a second by arithmetic, the best over all sizes. sizes: the rate of each. bandwidth: bytes/s.
+
+    on_card: int4 weights multiply with bfloat16 activations there.
+    """
 
     gemm: dict[str, float]
     sizes: dict[str, dict[str, float]]
     bandwidth: float
+    on_card: bool = False
 
     def rate(self, dtype: str) -> float:
-        """Operations a second that a weight format's arithmetic allows; bfloat16's where int8 was not measurable."""
-        return self.gemm.get(COMPUTE[dtype]) or self.gemm["bfloat16"]
+        """Operations a second that a weight format's arithmetic allows; bfloat16's where that was not measurable."""
+        kind = "bfloat16" if self.on_card and dtype == "int4" else COMPUTE[dtype]
+        return self.gemm.get(kind) or self.gemm["bfloat16"]
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -51,13 +58,13 @@ def measure(config: ModelConfig, canvas: int, device: torch.device, quick: bool 
     if not quick:
         sizes["large"] = (1024, 2048, 2048)
     by_size: dict[str, dict[str, float]] = {}
-    for dtype in ("float32", "bfloat16", "int8"):
+    for dtype in ("float32", "bfloat16", "int8", *(("fp8",) if device.type == "cuda" else ())):
         rates = {name: gemm_rate(dtype, *size, device, tries) for name, size in sizes.items()}
         found = {name: rate for name, rate in rates.items() if rate is not None}
         if found:
             by_size[dtype] = found
     best = {dtype: max(rates.values()) for dtype, rates in by_size.items()}
-    return Limits(best, by_size, bandwidth(device, 64 if quick else 512, tries))
+    return Limits(best, by_size, bandwidth(device, 64 if quick else 512, tries), device.type == "cuda")
 
 
 def gemm_sizes(config: ModelConfig, canvas: int) -> dict[str, tuple[int, int, int]]:
@@ -78,6 +85,10 @@ def gemm_rate(dtype: str, rows: int, inner: int, columns: int, device: torch.dev
         left = torch.randint(-100, 100, (rows, inner), dtype=torch.int8, device=device)
         right = torch.randint(-100, 100, (columns, inner), dtype=torch.int8, device=device)
         multiply: Callable[[], Tensor] = lambda: torch._int_mm(left, right.T)  # noqa: E731  # pyright: ignore[reportPrivateImportUsage]
+    elif dtype == "fp8":
+        left, right = (torch.randn(n, inner, device=device).to(torch.float8_e4m3fn) for n in (rows, columns))
+        one = torch.ones((), device=device)
+        multiply = lambda: torch._scaled_mm(left, right.T, one, one, out_dtype=torch.bfloat16)  # noqa: E731  # pyright: ignore[reportPrivateImportUsage]
     else:
         left = torch.randn(rows, inner, device=device).to(getattr(torch, dtype))
         right = torch.randn(columns, inner, device=device).to(getattr(torch, dtype))

@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scumble.config import LayerConfig, ModelConfig
 from scumble.errors import InvalidRequest, shown
-from scumble.formats import sizes
+from scumble.formats import Format, build, sizes
 from scumble.model import Transformer
+from scumble.model.transformer import Layer
 from scumble.ops import choose
 
 EMBEDDED = "embedded"  # not a shape: the trained model that comes with the package
@@ -64,31 +65,45 @@ def shape(name: str, layers: int | None = None) -> ModelConfig:
     return replace(config, layers=(*config.layers[: layers - 1], full))
 
 
-def weight_bytes(config: ModelConfig, dtype: str) -> float:
+def weight_bytes(config: ModelConfig, dtype: str, on_card: bool = False) -> float:
     """Bytes of all weights in one number format."""
     with torch.device("meta"):
         shapes = {name: tuple(weight.shape) for name, weight in Transformer(config).named_parameters()}
-    return sizes.weight_bytes(shapes, dtype)
+    return sizes.weight_bytes(shapes, dtype, on_card)
 
 
-def random_model(config: ModelConfig, dtype: torch.dtype, seed: int, device: torch.device) -> Transformer:
-    """A model with seeded random weights, scaled so that activations keep their size from layer to layer."""
+def random_model(
+    config: ModelConfig, dtype: torch.dtype, seed: int, device: torch.device, form: Format | None = None
+) -> Transformer:
+    """A model with seeded random weights, scaled so that activations keep their size from layer to layer.
+
+    form: rounded to a number format layer by layer, so that no more than one is there in `dtype`."""
     with torch.device("meta"):
         model = Transformer(config).to(dtype)
-    model = model.to_empty(device=device).use(choose(device, dtype, config).ops)
+    model.use(choose(device, dtype, config).ops)
+    build.check(form, model.ops, device)
     generator = torch.Generator().manual_seed(seed)
     pool = torch.randn(POOL, generator=generator).to(dtype)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim == 1:
-                weight.fill_(_vector(name, weight, len(config.layers)))
-            else:
-                _fill(weight, pool, int(torch.randint(POOL, (1,), generator=generator)))
-        for name, buffer in model.named_buffers():
-            if name.endswith("layer_scalar"):
-                buffer.fill_(1.0)
+    for part in (model.embed_tokens, *model.layers, model.norm, model.self_conditioning):
+        _randomize(part.to_empty(device=device), pool, generator, len(config.layers))
+        if form is not None and isinstance(part, Layer):
+            model.convert(form, part)
     model.eval().requires_grad_(False)
+    if form is not None:
+        return model.convert(form, model)
     return model.convert(None) if model.ops.packs else model
+
+
+@torch.no_grad()
+def _randomize(part: nn.Module, pool: Tensor, generator: torch.Generator, layers: int) -> None:
+    for name, weight in part.named_parameters():
+        if weight.ndim == 1:
+            weight.fill_(_vector(name, weight, layers))
+        else:
+            _fill(weight, pool, int(torch.randint(POOL, (1,), generator=generator)))
+    for name, buffer in part.named_buffers():
+        if name.endswith("layer_scalar"):
+            buffer.fill_(1.0)
 
 
 def _vector(name: str, weight: Tensor, layers: int) -> float:

@@ -3,6 +3,9 @@
 Every wrapped call belongs to a stage, and its own time is what is left after the wrapped calls inside it. The time of a
 pass that no wrapped call claims is overhead: the loop, events, glue. Instrumentation costs time itself, so runs with
 and without it take turns, and the report says how much slower the instrumented ones were.
+
+On a GPU a stage's time is the device's, between two events, so nothing waits in the middle of a pass; it contains what
+the device waits for the host, which launches operation by operation here. Plain runs replay captured passes there.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ from typing import Any
 
 from scumble import diffusion
 from scumble.bench.events import Watched, watch
-from scumble.bench.timing import figure
+from scumble.bench.timing import Marks, figure, marks
+from scumble.engine.replay import eager
 from scumble.events import Draft
 from scumble.llm import LLM
 from scumble.model import Transformer
@@ -39,34 +43,40 @@ LAYER_PARTS = {"self_attn": "attention", "mlp": "dense", "router": "experts", "e
 MODEL_PARTS = {"condition": "conditioning", "body": "norms", "vocab_head": "vocabulary"}
 
 
+Span = tuple[Any, Any]  # two moments
+
+
 @dataclass
 class Ledger:
     """Own time of every stage since the last `take`. One thread."""
 
-    now: Callable[[], float]
-    seconds: dict[str, float] = field(default_factory=dict)
+    marks: Marks
     calls: dict[str, int] = field(default_factory=dict)
-    _inner: list[float] = field(default_factory=list)  # one entry an open call: time spent in wrapped calls inside it
+    _inner: list[list[Span]] = field(default_factory=list)  # one entry an open call: the wrapped calls inside it
+    _closed: list[tuple[str, Span, list[Span]]] = field(default_factory=list)
 
     def wrap(self, call: Callable[..., Any], stage: str) -> Callable[..., Any]:
         @functools.wraps(call)
         def timed_call(*args: Any, **kwargs: Any) -> Any:
-            self._inner.append(0.0)
-            started = self.now()
+            self._inner.append([])
+            started = self.marks.now()
             try:
                 return call(*args, **kwargs)
             finally:
-                whole = self.now() - started
-                own = whole - self._inner.pop()
+                span = started, self.marks.now()
+                self._closed.append((stage, span, self._inner.pop()))
                 if self._inner:
-                    self._inner[-1] += whole
-                self.seconds[stage] = self.seconds.get(stage, 0.0) + own
+                    self._inner[-1].append(span)
                 self.calls[stage] = self.calls.get(stage, 0) + 1
 
         return timed_call
 
     def take(self) -> dict[str, float]:
-        seconds, self.seconds = self.seconds, {}
+        closed, self._closed = self._closed, []
+        seconds: dict[str, float] = {}
+        for stage, span, inner in closed:
+            own = self.marks.between(*span) - sum(self.marks.between(*one) for one in inner)
+            seconds[stage] = seconds.get(stage, 0.0) + own
         return seconds
 
 
@@ -85,14 +95,15 @@ def parts(model: Transformer) -> list[tuple[Any, str, str]]:
 
 @contextmanager
 def wrapped(model: Transformer, ledger: Ledger) -> Iterator[None]:
-    """Timers around all parts; everything is as before afterwards."""
+    """Timers around all parts; everything is as before afterwards. Passes are not replayed: that calls no part."""
     undo: list[tuple[Any, str, Any]] = []
     missing = object()
     try:
         for owner, name, stage in parts(model):
             undo.append((owner, name, vars(owner).get(name, missing)))
             setattr(owner, name, ledger.wrap(getattr(owner, name), stage))
-        yield
+        with eager():
+            yield
     finally:
         for owner, name, before in reversed(undo):
             if before is missing:
@@ -120,7 +131,7 @@ def watch_stages(
     llm: LLM, prompt: Sequence[int], config: GenerationConfig, now: Callable[[], float]
 ) -> tuple[Watched, list[dict[str, float]], set[str]]:
     """An instrumented run -> its times, the stages of every pass but each canvas's first, and the stages seen."""
-    ledger = Ledger(now)
+    ledger = Ledger(marks(llm.model.device))
     per_pass: list[dict[str, float]] = []
 
     def on_draft(event: Draft) -> None:

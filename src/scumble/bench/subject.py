@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -14,8 +14,9 @@ from scumble.bench.shapes import EMBEDDED, random_model, shape, weight_bytes
 from scumble.checkpoint import load_config, save_checkpoint
 from scumble.config import ModelConfig
 from scumble.errors import CheckpointError, InvalidRequest, shown
-from scumble.formats.sizes import FORMATS
+from scumble.formats import Format
 from scumble.llm import LLM, embedded_path
+from scumble.placement import DTYPES
 
 PLAIN = ("float32", "bfloat16")
 
@@ -38,8 +39,8 @@ class Subject:
     _llm: LLM | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("auto", *FORMATS):
-            raise InvalidRequest(f"--dtype must be one of auto, {', '.join(FORMATS)}; found {shown(self.dtype)}")
+        if self.dtype not in ("auto", *DTYPES):
+            raise InvalidRequest(f"--dtype must be one of auto, {', '.join(DTYPES)}; found {shown(self.dtype)}")
         if self.path is not None and self.shape is not None:
             raise InvalidRequest("give a MODEL folder or --shape, not both")
         if self.shape == EMBEDDED:
@@ -78,13 +79,16 @@ class Subject:
 
     @property
     def weight_bytes(self) -> float:
-        return weight_bytes(self.config, self.number_format)
+        return weight_bytes(self.config, self.number_format, self.llm.model.device.type == "cuda")
 
     def __enter__(self) -> Subject:
         device = "cpu" if self.device == "auto" and not torch.cuda.is_available() else self.device
+        where = torch.device("cuda" if device == "auto" else device)
         if self.shape is not None and self.dtype in PLAIN:
-            where = torch.device("cuda" if device == "auto" else device)
             self._llm = LLM(random_model(self.config, getattr(torch, self.dtype), self.seed, where))
+        elif self.shape is not None and where.type == "cuda":  # its host need not have room for bfloat16
+            form = cast(Format, self.dtype)
+            self._llm = LLM(random_model(self.config, torch.bfloat16, self.seed, where, form))
         elif self.shape is not None:
             self._llm = LLM.load(self.folder(), self.dtype, device)
         else:

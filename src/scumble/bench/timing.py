@@ -30,6 +30,31 @@ def clock(device: torch.device) -> Callable[[], float]:
 
 
 @dataclass(frozen=True)
+class Marks:
+    """Moments, and the seconds between two of them, so that noting one waits for nothing. On a GPU moments are events
+    on its own clock: what lies between two is what the device did and waited, whenever the host asked for it."""
+
+    now: Callable[[], Any]
+    between: Callable[[Any, Any], float]
+
+
+def marks(device: torch.device) -> Marks:
+    if device.type != "cuda":
+        return Marks(time.perf_counter, lambda first, last: last - first)
+
+    def now() -> Any:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def between(first: Any, last: Any) -> float:
+        last.synchronize()
+        return first.elapsed_time(last) / 1e3
+
+    return Marks(now, between)
+
+
+@dataclass(frozen=True)
 class Figure:
     """Repeated measurements of one thing: median, the quartiles around it, and how many there were."""
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 
 import torch
@@ -22,12 +24,23 @@ from scumble.engine.static_pass import Arena, StaticPass
 from scumble.model import Transformer
 
 log = logging.getLogger("scumble")
+_eager: ContextVar[bool] = ContextVar("eager", default=False)
 
 ROWS = 8  # with more, a card has enough to do while the host launches the next operation
 BUCKETS = (1024, 4096, 16_384, 65_536, 262_144)  # tokens of context
 STEPS = 64  # temperatures are held for a multiple of so many passes
 KEPT = 16  # graphs
 SHARE = 0.5  # of the free memory, for an arena
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Inside, whoever steps an engine runs passes operation by operation: to measure them, and to compare."""
+    token = _eager.set(True)
+    try:
+        yield
+    finally:
+        _eager.reset(token)
 
 
 class Replays:
@@ -42,7 +55,7 @@ class Replays:
 
     def run(self, slots: Slots) -> Pass | None:
         """What a pass makes of these canvases; None: it is none that is replayed."""
-        if self.is_off or not fits(slots):
+        if self.is_off or _eager.get() or not fits(slots):
             return None
         context = max(slot.row.cache.length for slot in slots.slots if slot.row.cache is not None)
         bucket = next((size for size in BUCKETS if context <= size), None)

@@ -30,7 +30,8 @@ def test_a_toy_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert script.main(["--toy", "--out", str(tmp_path)]) == 0
     assert "self-check: all operations pass" in capsys.readouterr().out
     found = json.loads((tmp_path / "gpu-day.json").read_text())
-    assert [row for row in found["passes"] if "error" in row or "skipped" in row] == []
+    assert [row for row in found["passes"] + found["engine"] if "error" in row or "skipped" in row] == []
+    assert all(row["same tokens"] for row in found["engine"])
     assert {row["format"] for row in found["passes"]} == {"bf16", "fp8", "int4"}
     assert all(row["finite"] for row in found["passes"])
     assert set(tomllib.loads((tmp_path / "tiles-sm0.toml").read_text())["operations"]) == set(found["tiles"])

@@ -12,9 +12,12 @@ from scumble.cli.terminal import error_console, spinner, uninterrupted
 from scumble.errors import CheckpointError
 
 if TYPE_CHECKING:
+    import torch
+
     from scumble.checkpoint.files import Stored
     from scumble.checkpoint.load import Contents
     from scumble.config import ModelConfig
+    from scumble.ops import Choice
 
 EPILOG = """\
 Examples:
@@ -49,7 +52,7 @@ def gather(path: Path | None) -> dict[str, Any]:
         from scumble.checkpoint import read_contents, read_generation_config
         from scumble.checkpoint.files import as_folder
         from scumble.checkpoint.memory import available, needed
-        from scumble.formats.sizes import FORMATS, weight_bytes
+        from scumble.formats.sizes import FORMATS, PLAIN_BYTES, weight_bytes
         from scumble.llm import embedded_path
         from scumble.placement import choose_device
 
@@ -58,38 +61,39 @@ def gather(path: Path | None) -> dict[str, Any]:
     folder = embedded_path() if path is None else as_folder(path)
     found = read_contents(folder)
     tensors, config, shapes = found.tensors, found.config, found.shapes
-    room = available(choose_device("auto"))
+    device = choose_device("auto")
+    room, choice = available(device), operations(found, device)
+    on_card = device.type != "cpu"
+    forms = (*PLAIN_BYTES, *sorted(choice.ops.formats)) if on_card else FORMATS
     return {
         "path": str(folder),
         "architecture": architecture(config),
         "generation": read_generation_config(folder),
         "parameters": parameters(config, shapes),
-        "memory": {name: weight_bytes(shapes, name) for name in FORMATS},
-        "fits": {name: room is None or needed(config, shapes, name) <= room.bytes for name in FORMATS},
+        "memory": {name: weight_bytes(shapes, name, on_card) for name in forms},
+        "fits": {name: room is None or needed(config, shapes, name, on_card) <= room.bytes for name in forms},
         "memory_available": None if room is None else {"bytes": room.bytes, "limit": room.limit},
         "kv_cache": {name: kv_cache(config, each) for name, each in CACHE_BYTES.items()},
         "files": stored(tensors),
         "left_out": left_out(tensors),
-        "operations": operations(found),
+        "operations": {
+            "name": choice.ops.name,
+            "asked_for": choice.forced,
+            "passed_over": choice.passed_over,
+            "batch_invariant": choice.ops.batch_invariant,
+        },
         **text_side(folder),
     }
 
 
-def operations(found: Contents) -> dict[str, Any]:
-    """Which operations would serve the model here, loaded as by default; and why not quicker ones."""
+def operations(found: Contents, device: torch.device) -> Choice:
+    """Which operations would serve the model there, loaded as by default; and why not quicker ones."""
     from scumble.checkpoint.load import main_dtype
     from scumble.ops import choose
-    from scumble.placement import choose_device, choose_dtype
+    from scumble.placement import choose_dtype
 
-    device = choose_device("auto")
     dtype = choose_dtype("auto", device)
-    choice = choose(device, main_dtype(found.plan) if dtype is None or isinstance(dtype, str) else dtype, found.config)
-    return {
-        "name": choice.ops.name,
-        "asked_for": choice.forced,
-        "passed_over": choice.passed_over,
-        "batch_invariant": choice.ops.batch_invariant,
-    }
+    return choose(device, main_dtype(found.plan) if dtype is None or isinstance(dtype, str) else dtype, found.config)
 
 
 def text_side(folder: Path) -> dict[str, Any]:

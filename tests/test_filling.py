@@ -1,4 +1,4 @@
-"""Holes and edits: what stands outside them is the caller's, byte for byte; what stands inside is of its type."""
+"""Holes: what stands outside them is the caller's, byte for byte; what stands inside is of its type."""
 
 import random
 import re
@@ -90,18 +90,12 @@ def test_ten_thousand_random_templates(thousand: int) -> None:
         check_template(seed)
 
 
-def test_an_edit_changes_its_region_alone(llm: LLM) -> None:
-    text = "keep this, change that, keep this too"
-    found = llm.edit(text, region=(11, 22), strength=1.0, config=CONFIG)
-    assert found.text.startswith(text[:11])
-    assert found.text.endswith(text[22:])
-    assert found.text[found.region[0] : found.region[1]] == found.text[11 : len(found.text) - len(text[22:])]
-    assert found.diff.startswith("--- before")
-
-
-def test_no_strength_no_change(llm: LLM) -> None:
-    assert llm.edit("as it is", strength=0).text == "as it is"
-    assert llm.edit("as it is", strength=0).diff == ""
+def test_max_new_tokens_is_of_the_holes(llm: LLM) -> None:
+    """Fixed text counts nothing, and what is far behind the last hole is not written at all."""
+    text = "a sentence of some length. " * 60
+    found = llm.fill(f"b{{{{hole regex=[ab]{{4}}}}}} {text}", GenerationConfig(max_new_tokens=4, max_denoising_steps=2))
+    assert found.text == f"b{found.holes['0']} {text}"
+    assert re.fullmatch("[ab]{4}", found.holes["0"])
 
 
 @pytest.mark.parametrize(
@@ -120,9 +114,3 @@ def test_no_strength_no_change(llm: LLM) -> None:
 def test_refused_templates(template: str, words: str) -> None:
     with pytest.raises(InvalidRequest, match=words):
         parse_template(template)
-
-
-@pytest.mark.parametrize("region", [(3, 2), (0, 99), (-1, 2), "ab", (1,), (0.0, 1)])
-def test_refused_regions(llm: LLM, region: object) -> None:
-    with pytest.raises(InvalidRequest, match="region"):
-        llm.edit("text", region=region)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Holes in a text, and regions of it to write anew.
+"""Holes in a text.
 
 Models with an infill form (text/infill.py) fill one hole after another, each with the text around it as the prompt. For
 all others the text from the first hole on becomes one structure: fixed text, hole, fixed text, …, so the law of the
@@ -7,19 +7,18 @@ canvas finds the holes' lengths itself. Either way the text outside is the calle
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from scumble.diffusion import SeededNoise
 from scumble.errors import InvalidRequest, shown
-from scumble.settings import GenerationConfig
+from scumble.events import Generation
+from scumble.settings import RELEASE_DEFAULTS, GenerationConfig
 from scumble.structure import Choices, JsonSchema, Language, Regex, StructureError, Template
 from scumble.structure.pattern import parse_pattern
-from scumble.text.infill import can_infill, can_repair
+from scumble.text.infill import can_infill
 from scumble.text.tokenizer import require_unicode
 
 if TYPE_CHECKING:
@@ -33,6 +32,7 @@ _HOLE = re.compile(
 )
 _OPTION = re.compile(r"(\w+)=(\"(?:[^\"\\]|\\.)*\"|\S+)")
 MOST_HOLES = 256
+NEAR = 400  # characters
 _TYPES = ("regex", "choices", "schema")
 
 
@@ -54,15 +54,6 @@ class Fill:
 
     text: str
     holes: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Edit:
-    """text: the whole text after the edit. diff: what changed, as a unified diff. region: where the new part stands."""
-
-    text: str
-    diff: str
-    region: tuple[int, int] = field(default=(0, 0))
 
 
 def parse_template(template: str) -> tuple[list[str], list[Hole]]:
@@ -124,7 +115,7 @@ def _language(options: Mapping[str, str]) -> Language | None:
 def fill(llm: LLM, template: str, config: GenerationConfig | None = None) -> Fill:
     """Fill every hole of a template. Raises InvalidRequest."""
     texts, holes = parse_template(template)
-    config = _unstructured(config)
+    config = unstructured(config)
     if can_infill(llm.tokenizer):
         found = _one_by_one(llm, texts, holes, config)
     else:
@@ -149,95 +140,49 @@ def _one_by_one(llm: LLM, texts: Sequence[str], holes: Sequence[Hole], config: G
     return found
 
 
-def _all_at_once(
-    llm: LLM, texts: Sequence[str], holes: Sequence[Hole], config: GenerationConfig, draft: Sequence[int] | None = None
-) -> dict[str, str]:
+def _all_at_once(llm: LLM, texts: Sequence[str], holes: Sequence[Hole], config: GenerationConfig) -> dict[str, str]:
     """The text from the first hole on as one structure."""
-    parts: list[tuple[str, Language | None, int | None]] = [
-        (text, hole.language, hole.most) for text, hole in zip(["", *texts[1:-1]], holes, strict=True)
-    ]
-    language = Template(tuple(parts), texts[-1])
-    prompt = texts[0] and llm.encode_prompt(texts[0])
-    bos = llm.tokenizer.bos_id if llm.tokenizer is not None else None
-    if not prompt and bos is None:
+    parts = tuple((text, hole.language, hole.most) for text, hole in zip(["", *texts[1:-1]], holes, strict=True))
+    language = Template(parts, near(texts[-1]))
+    answer = write_between(llm, begin_with(llm, texts[0]), language, config)
+    return dict(zip((hole.name for hole in holes), language.parse(answer.text), strict=True))
+
+
+def begin_with(llm: LLM, text: str) -> list[int]:
+    """Prompt ids of a text, or of none. Raises InvalidRequest where nothing begins a text."""
+    if text:
+        return llm.encode_prompt(text)
+    bos = None if llm.tokenizer is None else llm.tokenizer.bos_id
+    if bos is None:
         raise InvalidRequest(
-            "the template begins with a hole, and this model has no id that begins a text; put text first"
+            "the text begins with what is to be written, and this model has no id that begins a text; put text first"
         )
-    request = llm.request(prompt or [bos], config, draft=draft, language=language)  # type: ignore[list-item]
-    return dict(zip((hole.name for hole in holes), language.parse(llm.answer(request).text), strict=True))
+    return [bos]
 
 
-def edit(
-    llm: LLM,
-    text: str,
-    instruction: str | None = None,
-    *,
-    region: tuple[int, int] | None = None,
-    strength: float = 0.5,
-    config: GenerationConfig | None = None,
-) -> Edit:
-    """Write a region of a text anew, starting from what stands there.
-
-    Args:
-        text: the text.
-        instruction: what to do; it stands in front of the text in the prompt.
-        region: first character and the one behind the last; None: the whole text.
-        strength: 0 … 1, the share of the region's tokens that start as noise. 0 keeps the text as it is.
-        config: settings; max_new_tokens limits the new region.
-
-    Raises InvalidRequest.
-    """
-    require_unicode(text)
-    begin, end = _checked_region(text, region)
-    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= 1:
-        raise InvalidRequest(f"strength must lie in 0 … 1, found {shown(strength)}")
-    if strength == 0:
-        return Edit(text, "", (begin, end))
-    before, old, after = text[:begin], text[begin:end], text[end:]
-    config = _unstructured(config)
-    lead = before if instruction is None else f"{instruction}\n\n{before}"
-    draft = noisy(llm, old, strength, config.seed or 0)
-    if can_infill(llm.tokenizer):
-        hint = old if old and strength < 1 and can_repair(llm.tokenizer) else None
-        request = llm.fill_request(lead, after, config, hint, draft=draft)
-        new = llm.answer(request).text
-    else:
-        new = _all_at_once(llm, [lead, after], [Hole("region")], config, draft)["region"]
-    whole = before + new + after
-    return Edit(whole, diff_of(text, whole), (begin, begin + len(new)))
+def near(text: str) -> str:
+    """As much of the text behind the last hole as the model is shown: what is further away tells it little, and every
+    character is a state of the structure."""
+    if len(text) <= NEAR:
+        return text
+    return text[: text.find("\n", NEAR // 2, NEAR) + 1 or NEAR]
 
 
-def noisy(llm: LLM, text: str, strength: float, seed: int) -> list[int]:
-    """A text as a draft: its ids, an end, pads; of the text's ids a share of about `strength` is random."""
-    ids = list(llm.draft(text))
-    length = len(llm.tokenizer.encode(text)) if llm.tokenizer is not None else 0
-    noise = SeededNoise(seed)
-    places = noise.uniform(0, 2**20, length)  # a pass that no canvas takes
-    random_ids = noise.initial(0, max(length, 1), llm.model.config.vocab_size)
-    for place in range(length):
-        if float(places[place]) < strength:
-            ids[place] = int(random_ids[place])
-    return ids
+def write_between(
+    llm: LLM, prompt: Sequence[int], language: Template, config: GenerationConfig, draft: Sequence[int] | None = None
+) -> Generation:
+    """What the model writes where holes lie between fixed texts. max_new_tokens is of the holes: the tokens of the fixed
+    texts are added, as far as the context holds them."""
+    assert llm.tokenizer is not None
+    fixed = [*(text for text, *_ in language.parts), language.last]
+    most = config.merged(llm.defaults).max_new_tokens or RELEASE_DEFAULTS["max_new_tokens"]
+    most += sum(len(llm.tokenizer.encode(text)) for text in fixed if text) + 1
+    room = llm.model.config.max_position_embeddings - len(prompt)
+    own = GenerationConfig(max_new_tokens=max(1, min(most, room))).merged(vars(config))
+    return llm.answer(llm.request(list(prompt), own, draft=draft, language=language))
 
 
-def diff_of(old: str, new: str) -> str:
-    before, after = (text.splitlines(keepends=True) for text in (old, new))
-    found = difflib.unified_diff(before, after, "before", "after")
-    return "".join(line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in found)
-
-
-def _checked_region(text: str, region: Any) -> tuple[int, int]:
-    if region is None:
-        return 0, len(text)
-    whole = isinstance(region, Sequence) and len(region) == 2 and all(type(one) is int for one in region)
-    if not whole or not 0 <= region[0] <= region[1] <= len(text):
-        raise InvalidRequest(
-            f"region must be two characters' places in 0 … {len(text)}, in order, found {shown(region)}"
-        )
-    return region[0], region[1]
-
-
-def _unstructured(config: GenerationConfig | None) -> GenerationConfig:
+def unstructured(config: GenerationConfig | None) -> GenerationConfig:
     if config is not None and config.structure is not None:
         raise InvalidRequest(f"{config.structure} is for whole answers; a hole says its own type: {{{{hole regex=…}}}}")
     return config or GenerationConfig()

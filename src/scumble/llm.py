@@ -12,7 +12,7 @@ from typing import Any, cast, overload
 
 import torch
 
-from scumble import filling, reads
+from scumble import editing, filling, reads
 from scumble.answers import Trace
 from scumble.asking import Asking, Progress, last
 from scumble.checkpoint import load_checkpoint, load_config, read_generation_config
@@ -20,9 +20,10 @@ from scumble.checkpoint.files import as_folder
 from scumble.checkpoint.text import read_tokenizer
 from scumble.decode import Request
 from scumble.diffusion import Noise
+from scumble.editing import Edit
 from scumble.errors import InvalidRequest, TokenizerError, shown
 from scumble.events import Finished, Generation, StreamEvent
-from scumble.filling import Edit, Fill
+from scumble.filling import Fill
 from scumble.placement import choose_device, choose_dtype
 from scumble.reads import Score
 from scumble.requests import Ids, check_inputs
@@ -158,8 +159,8 @@ class LLM(Asking):
         self, text: str, instruction: str | None = None, *, region: tuple[int, int] | None = None,
         strength: float = 0.5, config: GenerationConfig | None = None,
     ) -> Edit:  # fmt: skip
-        """Write a region of a text anew, starting from what stands there. See `filling.edit`."""
-        return filling.edit(self, text, instruction, region=region, strength=strength, config=config)
+        """Write a region of a text anew, starting from what stands there. See `editing.edit`."""
+        return editing.edit(self, text, instruction, region=region, strength=strength, config=config)
 
     def read(self, template: str | Sequence[str], slots: Mapping[str, Sequence[str]], **options: Any) -> Any:
         """Probabilities of labels at the slots of a text, {{name}} -> a Read; of several texts -> a list of them. See

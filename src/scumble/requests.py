@@ -66,12 +66,22 @@ class Requests:
     def chat_request(
         self, messages: Sequence[Message], config: GenerationConfig | None = None, **template: Any
     ) -> Request:
-        """What `chat` asks of the engine. Among `template`, `schema` is as for `generate`; `tools`, `tool_choice` and
-        `parallel_tool_calls` are as `tool_choice.of_template` says."""
+        """What `chat` asks of the engine.
+
+        Among `template`, `schema` is as for `generate`; `tools`, `tool_choice` and `parallel_tool_calls` are as
+        `tool_choice.of_template` says; `prediction` is a text that the answer will probably be like (its last version,
+        say), from which the canvas starts instead of from noise.
+        """
         config = with_schema(config, template.pop("schema", None))
+        prediction = template.pop("prediction", None)
+        if prediction is not None and not isinstance(prediction, str):
+            raise InvalidRequest(f"prediction must be a text, found {shown(prediction)}")
+        draft = None if prediction is None else self.draft(prediction)
         tools, template = of_template(template)
         may_think = bool(template.get("enable_thinking"))
-        return self.request(self.encode_chat(messages, **template), config, may_think=may_think, tools=tools)
+        return self.request(
+            self.encode_chat(messages, **template), config, draft=draft, may_think=may_think, tools=tools
+        )
 
     def fill_request(
         self,

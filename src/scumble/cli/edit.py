@@ -31,7 +31,7 @@ Examples:
 def edit(
     file: File = "-",
     region: Annotated[str | None, typer.Option(help="Characters from:to, as 120:180; left out: all.")] = None,
-    instruction: Annotated[str | None, typer.Option(help="What to do; stands before the text in the prompt.")] = None,
+    instruction: Annotated[str | None, typer.Option(help="What to do, in words.")] = None,
     strength: Annotated[float, typer.Option(help="Share of the region that starts as noise.", min=0, max=1)] = 0.5,
     write: Annotated[bool, typer.Option("--write", help="Write the file; a diff is printed either way.")] = False,
     model: o.Model = None, dtype: o.Dtype = "auto", device: o.Device = "auto", as_json: Json = False,

@@ -171,8 +171,10 @@ def near(text: str) -> str:
 def write_between(
     llm: LLM, prompt: Sequence[int], language: Template, config: GenerationConfig, draft: Sequence[int] | None = None
 ) -> Generation:
-    """What the model writes where holes lie between fixed texts. max_new_tokens is of the holes: the tokens of the fixed
-    texts are added, as far as the context holds them."""
+    """What the model writes where holes lie between fixed texts.
+
+    max_new_tokens is of the holes: the tokens of the fixed texts are added, as far as the context holds them.
+    """
     assert llm.tokenizer is not None
     fixed = [*(text for text, *_ in language.parts), language.last]
     most = config.merged(llm.defaults).max_new_tokens or RELEASE_DEFAULTS["max_new_tokens"]

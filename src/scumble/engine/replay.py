@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,6 +52,7 @@ class Replays:
         self.passes: dict[tuple[int, ...], tuple[StaticPass, Callable[[], Pass]]] = {}
         self.seen: Counter[tuple[int, ...]] = Counter()
         self.arena: Arena | None = None
+        self.pool: Any = None  # memory that all graphs work in, one after another
         self.is_off = not model.ops.attends_pages
 
     def run(self, slots: Slots) -> Pass | None:
@@ -61,6 +63,8 @@ class Replays:
         bucket = next((size for size in BUCKETS if context <= size), None)
         if bucket is None:
             return None
+        if self.arena is not None:  # a larger one serves as well, and graphs hold its addresses
+            bucket = max(bucket, self.arena.bucket)
         steps = -(-max(slot.row.request.schedule.passes for slot in slots.slots) // STEPS) * STEPS
         want_soft = not all(slot.is_last_pass for slot in slots.slots)
         key = (*slots.canvas.ids.shape, bucket, steps, want_soft)
@@ -80,11 +84,11 @@ class Replays:
     def forget(self) -> None:
         """Let go of all memory."""
         self.passes.clear()
-        self.arena = None
+        self.arena = self.pool = None
 
     def _replayed(self, key: tuple[int, ...], slots: Slots) -> Pass | None:
-        rows, length, bucket, steps, want_soft = key
-        arena = self._room(rows, bucket, length)
+        rows, _, bucket, steps, want_soft = key
+        arena = self._room(rows, bucket)
         if arena is None:
             return None
         if key in self.passes:
@@ -95,16 +99,19 @@ class Replays:
                 del self.passes[next(iter(self.passes))]
             static = StaticPass(self.model, arena, slots, bool(want_soft), steps)
             static.take(slots)
-            replay = captured(static)
+            if self.pool is None and self.model.device.type == "cuda":
+                self.pool = torch.cuda.graph_pool_handle()
+            replay = captured(static, self.pool)
             self.passes[key] = static, replay
         return copied(replay())
 
-    def _room(self, rows: int, bucket: int, canvas: int) -> Arena | None:
+    def _room(self, rows: int, bucket: int) -> Arena | None:
         """The arena, for so many rows of such a context; None: there is no memory for it."""
-        arena = self.arena
-        if arena is not None and (arena.bucket, arena.canvas) == (bucket, canvas) and arena.rows >= rows:
+        arena, canvas = self.arena, self.model.config.canvas_length
+        if arena is not None and arena.bucket >= bucket and arena.rows >= rows:
             return arena
-        self.forget()  # graphs hold addresses of the old one
+        self.forget()
+        rows = rows if rows == 1 else ROWS
         if self.model.device.type == "cuda":
             wanted = Arena.nbytes(self.model.config, rows, bucket, canvas, self.model.dtype.itemsize)
             if wanted > SHARE * torch.cuda.mem_get_info(self.model.device)[0]:
@@ -127,7 +134,7 @@ def fits(slots: Slots) -> bool:
     )
 
 
-def captured(static: StaticPass) -> Callable[[], Pass]:
+def captured(static: StaticPass, pool: Any) -> Callable[[], Pass]:
     """A call that runs the pass again. Without a card: by itself, operation by operation."""
     if static.model.device.type != "cuda":
         return static.compute
@@ -137,7 +144,7 @@ def captured(static: StaticPass) -> Callable[[], Pass]:
         static.compute()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         result = static.compute()
 
     def replay() -> Pass:

@@ -72,6 +72,15 @@ def test_the_same_memory_serves_other_canvases() -> None:
     assert again == run(engine(is_off=True), second)[0]["ids"]
 
 
+def test_the_arena_grows_and_serves_shorter_contexts_as_well() -> None:
+    made = engine()
+    for length, bucket in ((7, 16), (30, 64), (7, 64)):
+        requests = asked(GenerationConfig(seed=length, **(FREE | {"max_new_tokens": 4})), length=length)
+        found = run(made, requests)[0]["ids"]
+        assert made.runner.replays.arena.bucket == bucket
+        assert found == run(engine(is_off=True), requests)[0]["ids"]
+
+
 @pytest.mark.skipif(HAS_CARD, reason="there a graph could not be captured")
 def test_a_pass_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it: layers, attention over pages, head, noise, rules. Kernels are not looked into."""

@@ -22,6 +22,7 @@ from scumble.ops.triton.ops import TritonOps
 from tiny import answer, prompt, save_folder, tiny_model
 
 # All sizes are no multiples of tiles, and inputs of half a block.
+REST = ("int8", "nvfp4")
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32}
 
 
@@ -104,7 +105,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory):
     return save_folder(tmp_path_factory.mktemp("model"), tiny_model(dtype=torch.bfloat16, **SIZES))
 
 
-@pytest.mark.parametrize("form", ["int4", "fp8", "int8", "nvfp4"])
+@pytest.mark.parametrize("form", ["int4", "fp8", *(pytest.param(form, marks=pytest.mark.slow) for form in REST)])
 def test_passes_stay_within_the_roundings_of_bfloat16(form: str, folder, device: torch.device) -> None:
     """Beside plain torch on the same numbers in float32, the kernels are no further off than plain torch in bfloat16,
     by more than half."""
@@ -121,7 +122,7 @@ def test_passes_stay_within_the_roundings_of_bfloat16(form: str, folder, device:
     assert float((ours - exact).norm()) < 1.5 * float((reference - exact).norm())
 
 
-@pytest.mark.parametrize("form", ["int4", "fp8"])
+@pytest.mark.parametrize("form", ["int4", pytest.param("fp8", marks=pytest.mark.slow)])
 def test_whole_generations_are_the_references(form: str, device: torch.device) -> None:
     """Token for token, with weights in a format and all else in float32."""
     model = tiny_model(**SIZES).to(device).use(TritonOps(device=device)).convert(form)

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from scumble.ops.triton import activations, experts, grouping, layouts, linear, repacking, rounding
+from scumble.ops.triton import activations, experts, grouping, layouts, linear, packed, repacking, rounding
 from scumble.ops.triton.launch import tiles_for
 
 FORMATS = ("plain", "fp8", "int8", "int4", "zero", "e2m1", "nvfp4")
@@ -28,8 +28,8 @@ def made(weight: torch.Tensor, kind: str, dtype: torch.dtype) -> layouts.Layout:
             zero = torch.randint(0, 16, four.scale.shape, device=weight.device).float()
             return replace(four, scale=four.scale.float(), zero=zero)
         case "e2m1":
-            packed, scale, factor = rounding.nvfp4_rows(weight)
-            return repacking.from_nibbles(packed, scale, weight.shape[-1], 16, factor=factor, e2m1=True)
+            numbers, scale, factor = rounding.nvfp4_rows(weight)
+            return repacking.from_nibbles(numbers, scale, weight.shape[-1], 16, factor=factor, e2m1=True)
         case _:
             return rounding.ROUNDED[kind](weight)
 
@@ -100,6 +100,16 @@ def test_rounding_activations_is_torchs(format: str, device: torch.device) -> No
     ours, reference = activations.for_format(x, format), activations.for_format_reference(x, format)
     assert torch.equal(ours.factor, reference.factor)
     assert torch.equal(numbers_of(ours, format), numbers_of(reference, format))
+
+
+def test_what_several_matrices_take_is_rounded_once_and_never_stale(device: torch.device) -> None:
+    rounded, x = packed.Rounded(), torch.randn(3, 32, device=device)
+    first = rounded(x, "fp8")
+    assert rounded(x, "fp8") is first
+    assert rounded(x, "int8") is not first
+    first = rounded(x, "fp8")
+    x.mul_(2)
+    assert torch.equal(rounded(x, "fp8").factor, 2 * first.factor)
 
 
 def test_a_row_with_no_number_has_no_result_in_int8(device: torch.device) -> None:

@@ -16,20 +16,21 @@ from scumble import GenerationConfig
 from scumble.decode import make_request
 from scumble.engine import Engine, replay, static_pass
 from scumble.ops.triton.ops import TritonOps
-from tiny import prompt, run, tiny_model
+from tiny import FULL, SLIDING, prompt, run, tiny_config, tiny_model
 
+LAYERS = (SLIDING, FULL)
 FREE = {"ignore_eos": True, "canvas_length": 4, "max_new_tokens": 8, "max_denoising_steps": 4}
 
 
 def engine(**rules: object) -> Engine:
-    made = Engine(tiny_model().use(TritonOps()))
+    made = Engine(tiny_model(layers=LAYERS).use(TritonOps()))
     for name, value in rules.items():
         setattr(made.runner.replays, name, value)
     return made
 
 
 def asked(*configs: GenerationConfig, length: int = 7):
-    made = tiny_model().config
+    made = tiny_config(layers=LAYERS)
     return [make_request(prompt(length + i, i), config, {}, made) for i, config in enumerate(configs)]
 
 
@@ -62,6 +63,7 @@ def test_replayed_passes_are_the_eager_ones(monkeypatch: pytest.MonkeyPatch) -> 
             assert torch.equal(here.canvas_out, there.canvas_out)
 
 
+@pytest.mark.slow
 def test_the_same_memory_serves_other_canvases() -> None:
     """What lay in a pass's buffers before leaves no trace in it."""
     made = engine()
@@ -72,6 +74,7 @@ def test_the_same_memory_serves_other_canvases() -> None:
     assert again == run(engine(is_off=True), second)[0]["ids"]
 
 
+@pytest.mark.slow
 def test_the_arena_grows_and_serves_shorter_contexts_as_well() -> None:
     made = engine()
     for length, bucket in ((7, 16), (30, 64), (7, 64)):
@@ -109,17 +112,16 @@ def test_a_pass_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_needs_the_host_is_not_replayed() -> None:
-    made = engine()
-    masked = make_request(prompt(5), ROWS[0], {}, made.model.config, first=[4, 9])
-    free = asked(GenerationConfig(seed=1, **(FREE | {"canvas_length": 3})), ROWS[0])
-    for requests in ([masked], free):
+    masked = make_request(prompt(5), ROWS[0], {}, tiny_config(), first=[4, 9])
+    unequal = asked(GenerationConfig(seed=1, **(FREE | {"canvas_length": 3})), ROWS[0])
+    for requests, is_fit in (([masked], False), (unequal, False), (asked(*ROWS), True)):
+        made = Engine(tiny_model())
         for request in requests:
             made.add(request, not_failed)
-        for _ in range(3):
+        for _ in range(2):
             made.step()
-        assert not replay.fits(made.runner.denoiser.slots)
-        while made.has_work:
-            made.step()
+        assert len(made.runner.denoiser.slots) == len(requests)
+        assert replay.fits(made.runner.denoiser.slots) == is_fit
 
 
 def test_without_memory_passes_run_as_ever(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

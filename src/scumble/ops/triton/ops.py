@@ -20,7 +20,7 @@ from scumble.ops.triton import attention, experts, geglu, grouping, linear, norm
 from scumble.ops.triton.activations import for_format
 from scumble.ops.triton.launch import architecture, tile_table
 from scumble.ops.triton.layouts import Plain
-from scumble.ops.triton.packed import Packed, PackedExperts, laid_out
+from scumble.ops.triton.packed import Packed, PackedExperts, Rounded, laid_out
 from scumble.ops.triton.rounding import rounded
 
 # What may be replaced by the reference, one by one: the methods below.
@@ -52,6 +52,7 @@ class TritonOps(ReferenceOps):
         self.tiles = frozenset(tile_table()[architecture(torch.device(device))])
         self.formats = frozenset(form for form in FORMATS if f"up {form}" in self.tiles)
         self._proved: set[str] = set()
+        self._rounded = Rounded()
         # The reference's products are a library's, which may round a row differently for every number of rows.
         self.batch_invariant = not self.refused
         self.attends_pages = not self.refused
@@ -104,26 +105,26 @@ class TritonOps(ReferenceOps):
 
     def pack(self, weight: Tensor, form: str | None = None) -> Packed:
         if form is None:
-            return Packed(Plain(weight.contiguous()))
+            return Packed(Plain(weight.contiguous()), self._rounded)
         self._prove(form)
-        return Packed(rounded(weight, form if f"linear {form}" in self.tiles else "fp8"))
+        return Packed(rounded(weight, form if f"linear {form}" in self.tiles else "fp8"), self._rounded)
 
     def pack_experts(self, gate_up: Tensor, down: Tensor, form: str | None = None) -> PackedExperts:
         if form is None:
-            return PackedExperts(Plain(gate_up.contiguous()), Plain(down.contiguous()))
+            return PackedExperts(Plain(gate_up.contiguous()), Plain(down.contiguous()), self._rounded)
         self._prove(form)
-        return PackedExperts(rounded(gate_up, form), rounded(down, form))
+        return PackedExperts(rounded(gate_up, form), rounded(down, form), self._rounded)
 
     def pack_stored(self, form: str, state: Mapping[str, Tensor]) -> Packed:
         self._prove(form)
-        return Packed(laid_out(form, state, native=False))
+        return Packed(laid_out(form, state, native=False), self._rounded)
 
     def pack_stored_experts(
         self, form: str, gate_up: Mapping[str, Tensor], down: Mapping[str, Tensor]
     ) -> PackedExperts:
         self._prove(form)
         native = "nvfp4" in self.formats
-        return PackedExperts(laid_out(form, gate_up, native), laid_out(form, down, native))
+        return PackedExperts(laid_out(form, gate_up, native), laid_out(form, down, native), self._rounded)
 
     def _prove(self, form: str) -> None:
         """A format's kernels before its first weight. Raises InvalidRequest where they fail."""

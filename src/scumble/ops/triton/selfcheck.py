@@ -31,7 +31,7 @@ from scumble.ops.query import VocabQuery
 from scumble.ops.reference import REFERENCE, ReferenceOps
 from scumble.ops.triton.layouts import FP4_GROUP, Int4, Layout
 from scumble.ops.triton.ops import OPERATIONS, TritonOps
-from scumble.ops.triton.packed import Packed, PackedExperts
+from scumble.ops.triton.packed import Packed, PackedExperts, Rounded
 from scumble.ops.triton.repacking import from_nibbles
 from scumble.ops.triton.rounding import nvfp4_rows, rounded
 
@@ -226,7 +226,7 @@ def _format_cases(
         def mixed(ops: ReferenceOps, x: Tensor, cast: Cast, up: Layout = up, down: Layout = down) -> tuple[Tensor, ...]:
             chosen, weights = _routes(x, k, count)
             if isinstance(ops, TritonOps):
-                return (PackedExperts(up, down)(x, weights, chosen),)
+                return (PackedExperts(up, down, Rounded())(x, weights, chosen),)
             return (ops.experts(x, weights, chosen, up.dequantized().float(), down.dequantized().float()),)
 
         yield torch.randn(TOKENS, size, device=device).to(dtype), mixed
@@ -236,7 +236,11 @@ def _format_cases(
         for one in _specimens(matrix(outputs, inputs), form):
 
             def product(ops: ReferenceOps, x: Tensor, cast: Cast, one: Layout = one) -> tuple[Tensor, ...]:
-                return (Packed(one)(x) if isinstance(ops, TritonOps) else ops.linear(x, one.dequantized().float()),)
+                return (
+                    Packed(one, Rounded())(x)
+                    if isinstance(ops, TritonOps)
+                    else ops.linear(x, one.dequantized().float()),
+                )
 
             yield torch.randn(TOKENS, inputs, device=device).to(dtype), product
 

@@ -36,6 +36,16 @@ class Piece:
     canvases: tuple[Tensor, ...] = ()
 
 
+def split(pieces: list[Piece], tokens: int) -> tuple[list[Piece], list[Piece]]:
+    """The pieces of the first so many tokens, and the rest; a piece may be cut."""
+    for number, piece in enumerate(pieces):
+        if tokens < len(piece.ids):
+            cut = [Piece(piece.ids[:tokens])] if tokens else []
+            return [*pieces[:number], *cut], [Piece(piece.ids[tokens:], piece.canvases), *pieces[number + 1 :]]
+        tokens -= len(piece.ids)
+    return pieces, []
+
+
 @dataclass(eq=False)
 class Row:
     """deliver: takes the row's events, on the thread that steps the engine. wants_drafts: PassDone among them.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from itertools import takewhile
+from itertools import accumulate, takewhile
 
 import torch
 
@@ -20,7 +20,7 @@ from scumble.config import ModelConfig
 from scumble.decode.steps import Denoise, Read
 from scumble.engine.memory import CHUNK, CacheSize
 from scumble.engine.prefix import Prefixes
-from scumble.engine.row import Piece, Row
+from scumble.engine.row import Piece, Row, split
 from scumble.engine.runner import Work
 from scumble.engine.slots import Slots
 
@@ -109,20 +109,12 @@ class Scheduler:
     def work_again(self, row: Row, prefixes: Prefixes) -> list[Work]:
         """A chunk or so of what a preempted row has to encode once more."""
         whole = [piece.ids for piece in takewhile(prefixes.is_whole, row.again)]
-        taken = prefixes.take_up(row, torch.cat(whole)) if whole else 0
-        while taken:
-            piece = row.again.pop(0)
-            row.encoded.append(Piece(piece.ids[:taken]))
-            if taken < len(piece.ids):
-                row.again.insert(0, Piece(piece.ids[taken:]))
-            taken -= len(row.encoded[-1].ids)
-        if row.again and not prefixes.claim(row, row.again[0].ids):
+        known, row.again = split(row.again, prefixes.take_up(row, torch.cat(whole)) if whole else 0)
+        row.encoded += known
+        if not row.again or not prefixes.claim(row, row.again[0].ids):
             return []
-        work: list[Work] = []
-        tokens = 0
-        while row.again and (not work or tokens + len(row.again[0].ids) <= CHUNK):
-            piece = row.again.pop(0)
-            tokens += len(piece.ids)
-            work.append(Work(row, piece, is_last=False))
         row.served = self.step
-        return work
+        tokens = accumulate(len(piece.ids) for piece in row.again)
+        count = max(1, sum(total <= CHUNK for total in tokens))
+        pieces, row.again = row.again[:count], row.again[count:]
+        return [Work(row, piece, is_last=False) for piece in pieces]

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from foreign import foreign_model
 from scumble import LLM
+from scumble.checkpoint.convert import convert
+from scumble.checkpoint.memory import Available
 from scumble.cli.info_table import short, size
 from scumble.cli.main import main
+from tiny import save_folder
 
 
 def test_json_agrees_with_the_loaded_model(capfd: pytest.CaptureFixture[str], folder: Path) -> None:
@@ -37,6 +41,25 @@ def test_the_table_names_the_numbers(capfd: pytest.CaptureFixture[str], folder: 
     for said in ("sliding", "experts", "vocabulary", "active", "int4", "scales included", "KV cache", "canvas"):
         assert said in out
     assert "\x1b" not in out
+
+
+def test_each_part_says_how_it_is_stored_and_the_model_whether_it_fits(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = save_folder(tmp_path / "source", foreign_model(vocab_size=300))
+    list(convert(source, tmp_path / "small", "int4", keep=("self_attn",)))
+    assert main(["info", str(tmp_path / "small"), "--json"]) == 0
+    facts = json.loads(capfd.readouterr().out)
+    stored = {one["part"]: one["stored_as"] for one in facts["parts"]}
+    assert stored["experts"] == ["int4, groups of 32"]
+    assert stored["embedding, head"] == stored["attention"] == ["BF16"]
+    read = facts["files"]["bytes"] - facts["left_out"]["vision_bytes"]
+    assert sum(one["bytes"] for one in facts["parts"]) <= read
+    assert facts["loads_as"]["format"] == "int4"
+    assert facts["loads_as"]["fits"] is True
+    monkeypatch.setattr("scumble.checkpoint.memory.available", lambda device: Available(1000, "left"))
+    assert main(["info", str(tmp_path / "small")]) == 0
+    assert "does not fit here" in capfd.readouterr().out
 
 
 def test_units() -> None:

@@ -92,6 +92,11 @@ def convert(
         raise InvalidRequest(f"calibration serves {' and '.join(CALIBRATED)}; for {form} leave it out")
     check_tokens(tokens)
     found = read_contents(source)
+    for name in keep:
+        if not any(name in key for key in (*found.plan, *found.tensors)):
+            raise InvalidRequest(
+                f"keep: no weight of {source} has {shown(name)} in its name; try self_attn, mlp, experts or layers.0."
+            )
     how, kept = packing(form, group), (*KEPT, *keep)
     parts, left = plan_files(found, how, kept)
     settings = how.settings(ignored(kept, left))

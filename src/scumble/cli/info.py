@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,6 +76,8 @@ def gather(path: Path | None) -> dict[str, Any]:
         "memory_available": None if room is None else {"bytes": room.bytes, "limit": room.limit},
         "kv_cache": {name: kv_cache(config, each) for name, each in CACHE_BYTES.items()},
         "files": stored(tensors),
+        "parts": parts(found),
+        "loads_as": loads_as(found, device),
         "left_out": left_out(tensors),
         "operations": {
             "name": choice.ops.name,
@@ -84,6 +87,41 @@ def gather(path: Path | None) -> dict[str, Any]:
         },
         **text_side(folder),
     }
+
+
+def loads_as(found: Contents, device: torch.device) -> dict[str, Any]:
+    """The number format that `LLM.load` gives the model there by itself, the memory that takes while it is loaded, and
+    whether there is as much (None: the system does not say)."""
+    from scumble.checkpoint.keep import is_in_few_bits
+    from scumble.checkpoint.load import form_of, main_dtype
+    from scumble.checkpoint.memory import available, needed
+    from scumble.placement import choose_dtype
+
+    chosen = choose_dtype("auto", device)
+    if any(is_in_few_bits(entry) for entry in found.plan.values()):
+        form = form_of(found.plan)
+    else:
+        form = str(main_dtype(found.plan) if chosen is None else chosen).removeprefix("torch.")
+    room, wanted = available(device), needed(found.config, found.shapes, form, device.type != "cpu")
+    return {"format": form, "needed": wanted, "fits": None if room is None else wanted <= room.bytes}
+
+
+PARTS = {
+    ".self_attn.": "attention", ".mlp.": "dense MLP", ".experts.": "experts", ".router.": "router",
+    "self_conditioning": "self-conditioning", "embed_tokens": "embedding, head",
+}  # fmt: skip
+
+
+def parts(found: Contents) -> list[dict[str, Any]]:
+    """How each part of the model is stored: bytes, and what in, the format of most bytes first."""
+    sizes: dict[str, Counter[str]] = defaultdict(Counter)
+    for name, entry in found.plan.items():
+        part = next((part for piece, part in PARTS.items() if piece in name and "norm" not in name), "norms, scalars")
+        sizes[part][entry.dtype] += entry.nbytes
+    return [
+        {"part": part, "bytes": counts.total(), "stored_as": [name for name, _ in counts.most_common()]}
+        for part, counts in sorted(sizes.items(), key=lambda pair: -pair[1].total())
+    ]
 
 
 def operations(found: Contents, device: torch.device) -> Choice:

@@ -22,6 +22,7 @@ def print_facts(facts: dict[str, Any]) -> None:
         ("memory, weights only", _memory(facts)),
         ("KV cache", _kv_cache(facts)),
         ("files", _files(facts)),
+        ("stored as", _parts(facts["parts"])),
         ("operations", _operations(facts["operations"])),
     ):
         console.print()
@@ -76,8 +77,14 @@ def _memory(facts: dict[str, Any]) -> list[tuple[str, ...]]:
         fits = facts["fits"].get(name)
         said = [notes.get(name, ""), {True: "", False: "does not fit here", None: ""}[fits]]
         rows.append((name, size(count), "; ".join(part for part in said if part)))
-    room = facts["memory_available"]
-    return [*rows, ("available here", size(room["bytes"]), room["limit"])] if room else rows
+    room, loaded = facts["memory_available"], facts["loads_as"]
+    if room:
+        rows.append(("available here", size(room["bytes"]), room["limit"]))
+    verdict = {True: "fits here", False: "does not fit here", None: ""}[loaded["fits"]]
+    rows.append(
+        ("to load it", size(loaded["needed"]), f"as {loaded['format']}, with a context of 1,000 tokens; {verdict}")
+    )
+    return rows
 
 
 def _kv_cache(facts: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -103,6 +110,10 @@ def _files(facts: dict[str, Any]) -> list[tuple[str, ...]]:
     rows.append(("tokenizer", "none, ids only") if tokens is None else ("tokenizer", f"{tokens:,}", "tokens"))
     rows.append(("chat template", facts["chat_template"] or "none"))
     return rows
+
+
+def _parts(parts: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    return [(one["part"], size(one["bytes"]), "; ".join(one["stored_as"])) for one in parts]
 
 
 def _operations(found: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -283,6 +283,21 @@ def write_table(day: Day, folder: Path) -> Path:
     return path
 
 
+def ratios(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Canvases against single steps on the same weights, both as graphs; four rows against one."""
+    timed = {
+        (row["format"], row["rows"], row["tokens"] == 1, row["context"]): row["graph ms"]
+        for row in rows
+        if "graph ms" in row
+    }
+    for (form, count, is_step, context), milliseconds in timed.items():
+        if count == 1 and not is_step and (step := timed.get((form, 1, True, context))):
+            tokens = RELEASE.canvas_length / PASSES
+            yield f"{form}: a canvas in {PASSES} passes is {tokens * step / milliseconds:.1f} x single steps"
+        if count == 1 and not is_step and (four := timed.get((form, 4, False, context))):
+            yield f"{form}, context {context}: four rows take {four / milliseconds:.2f} x the time of one"
+
+
 def show(day: Day) -> None:
     print(json.dumps(day.found["card"]))
     verdict = day.found["self-check"]
@@ -296,6 +311,8 @@ def show(day: Day) -> None:
         print("  ".join(f"{k} {v:,.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
     for name, theirs in PUBLISHED.items():
         print(f"published, not measured here: {name}: {theirs}")
+    for line in ratios(day.found["passes"]):
+        print(line)
     for name, rows in day.found["tiles"].items():
         print(f"{name}: " + "; ".join(json.dumps(row) for row in rows[:2]))
 

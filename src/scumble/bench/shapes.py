@@ -83,7 +83,7 @@ def random_model(
     model.use(choose(device, dtype, config).ops)
     build.check(form, model.ops, device)
     generator = torch.Generator().manual_seed(seed)
-    pool = torch.randn(POOL, generator=generator).to(dtype)
+    pool = torch.randn(POOL, generator=generator).to(dtype).to(device)  # the same numbers on every device
     for part in (model.embed_tokens, *model.layers, model.norm, model.self_conditioning):
         _randomize(part.to_empty(device=device), pool, generator, len(config.layers))
         if form is not None and isinstance(part, Layer):

@@ -136,8 +136,14 @@ def fits(slots: Slots) -> bool:
 
 def captured(static: StaticPass, pool: Any) -> Callable[[], Pass]:
     """A call that runs the pass again. Without a card: by itself, operation by operation."""
-    if static.model.device.type != "cuda":
+    device = static.model.device
+    if device.type != "cuda":
         return static.compute
+    with torch.cuda.device(device):
+        return _graph(static, pool)
+
+
+def _graph(static: StaticPass, pool: Any) -> Callable[[], Pass]:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # kernels are compiled and libraries make their workspaces

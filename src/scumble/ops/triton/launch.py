@@ -86,6 +86,9 @@ def launch(name: str, kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, 
         return
     if 0 in grid:
         return
+    if device.type == "cuda" and device.index not in (None, torch.cuda.current_device()):
+        with torch.cuda.device(device):  # Triton launches on the current one
+            return launch(name, kernel, grid, arguments, **constants)
     # Contracting a·b + c into one rounding would give other bits than the reference, and its default is to change.
     kernel[grid](*arguments, **constants, num_warps=tiles.warps, num_stages=tiles.stages, enable_fp_fusion=False)
 

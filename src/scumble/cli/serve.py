@@ -38,6 +38,8 @@ def serve(
     max_running: Annotated[int, typer.Option(help="Answers in the making at the same time.")] = 8,
     max_waiting: Annotated[int, typer.Option(help="Answers that may wait; more are refused with 429.")] = 64,
     max_body_bytes: Annotated[int, typer.Option(help="Largest request body.")] = 8 * 2**20,
+    max_file_bytes: Annotated[int, typer.Option(help="Largest file that may be uploaded for a batch.")] = 100 * 2**20,
+    max_files_bytes: Annotated[int, typer.Option(help="Room for all files that are kept.")] = 4 * 2**30,
     drain_seconds: Annotated[float, typer.Option(help="Time for requests in flight after SIGTERM.")] = 30.0,
     allowed_host: Annotated[
         list[str] | None, typer.Option(help="Host header to answer besides the address; * for any.")
@@ -72,7 +74,8 @@ def serve(
 
     settings = ServeSettings(
         host=host, port=port, names=tuple(served_model_name or ()), max_running=max_running, max_waiting=max_waiting,
-        max_body_bytes=max_body_bytes, drain_seconds=drain_seconds, hosts=tuple(allowed_host or ()),
+        max_body_bytes=max_body_bytes, max_file_bytes=max_file_bytes, max_files_bytes=max_files_bytes,
+        drain_seconds=drain_seconds, hosts=tuple(allowed_host or ()),
         origins=tuple(allowed_origin or ()), tls_cert=tls_cert, tls_key=tls_key, key_file=api_key_file, is_open=open_,
         state=state_folder(state), store=store, audit=not no_audit, keep_texts=keep_texts,
         redact=None if redact is None else _function(redact), page=not no_page,

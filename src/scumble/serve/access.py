@@ -34,7 +34,10 @@ class Access:
     async def let_in(self, call: Call, headers: Mapping[str, str]) -> None:
         """Raises 401 without a key, 403 without its scope, 429 over its limit, 503 where nothing can be recorded."""
         try:
-            key = self._key(headers) if self.keys.is_fresh else await self._blocking(self._key, headers)
+            if self.keys.is_fresh:
+                key = self._key(headers, call.owner)
+            else:
+                key = await self._blocking(self._key, headers, call.owner)
             call.key, call.key_name = key, key.name
             if call.scope not in key.scopes:
                 raise ApiError(403, f"this key lacks the scope {call.scope}", code="scope_missing")
@@ -48,9 +51,14 @@ class Access:
             await self._record("begin", call)
             call.begun = True
 
-    def _key(self, headers: Mapping[str, str]) -> Key:
+    def _key(self, headers: Mapping[str, str], owner: str | None) -> Key:
         if self.is_open and not self.keys.known():
             return OPEN
+        if owner is not None:
+            key = self.keys.named(owner)
+            if key is None:
+                raise ApiError(401, "the key that asked for this batch is no longer valid", code="invalid_api_key")
+            return key
         words = headers.get("authorization", "").split(" ")
         secret = words[1] if len(words) == 2 and words[0].lower() == "bearer" else headers.get("x-api-key", "")
         key = self.keys.find(secret) if secret else None

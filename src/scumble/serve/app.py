@@ -12,12 +12,14 @@ from starlette.types import ASGIApp
 from scumble import __version__
 from scumble.errors import InvalidRequest
 from scumble.llm import LLM
-from scumble.serve import admin, chat, completions, fill, health, messages, models, page, responses
+from scumble.serve import admin, batches, chat, completions, files, fill, health, messages, models, page, responses
 from scumble.serve.access import Access
 from scumble.serve.audit import AuditLog
 from scumble.serve.backend import Backend
+from scumble.serve.batch_runs import Batches
 from scumble.serve.call import call_of
 from scumble.serve.gate import Gate, error_response
+from scumble.serve.kept_files import FileStore
 from scumble.serve.keys import Keys, read_key_file
 from scumble.serve.limits import Limiter
 from scumble.serve.metrics import Metrics
@@ -29,7 +31,7 @@ from scumble.serve.store import open_store
 
 ROUTERS = (
     page.router, chat.router, completions.router, messages.router, responses.router, fill.router, models.router,
-    health.router, admin.router,
+    health.router, admin.router, files.router, batches.router,
 )  # fmt: skip
 
 
@@ -39,7 +41,11 @@ def make_service(llm: LLM, settings: ServeSettings) -> Service:
     slots = Slots(settings.max_running, settings.max_waiting, settings.queue_seconds)
     backend = Backend(llm, names, slots)
     access = make_access(settings, lambda: backend.digest)
-    return Service(settings, backend, Metrics(names[0]), access)
+    batches = None
+    if settings.state is not None:
+        files = FileStore(settings.state / "files", settings.max_file_bytes, settings.max_files_bytes)
+        batches = Batches(settings.state, files, slots)
+    return Service(settings, backend, Metrics(names[0]), access, batches)
 
 
 def make_access(settings: ServeSettings, digest: Callable[[], str]) -> Access:

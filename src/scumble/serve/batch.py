@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,23 +60,31 @@ class BatchLine:
     body: dict[str, Any]
 
 
-def read_batch(path: Path) -> list[BatchLine]:
-    """All requests of a file. Raises InvalidRequest, naming the line, before anything is computed."""
+def read_batch(path: Path, name: str = "", url: str | None = None, most: int | None = None) -> list[BatchLine]:
+    """All requests of a file. Raises InvalidRequest, naming the line, before anything is computed.
+
+    name: what errors call the file, instead of its path. url: the only one that requests may have. most: requests.
+    """
+    name = name or str(path)
     lines: list[BatchLine] = []
     seen: set[str] = set()
     try:
         with path.open(encoding="utf-8") as file:
             for number, raw in enumerate(file, 1):
                 if raw.strip():
-                    line = _checked(raw, f"{path}, line {number}")
+                    line = _checked(raw, f"{name}, line {number}")
                     if line.custom_id in seen:
-                        raise InvalidRequest(f"{path}, line {number}: custom_id {shown(line.custom_id)} occurs twice")
+                        raise InvalidRequest(f"{name}, line {number}: custom_id {shown(line.custom_id)} occurs twice")
+                    if url is not None and line.url != url:
+                        raise InvalidRequest(f"{name}, line {number}: url must be the batch's, {url}; found {line.url}")
+                    if most is not None and len(lines) >= most:
+                        raise InvalidRequest(f"{name} has more than {most} requests; cut it into several")
                     seen.add(line.custom_id)
                     lines.append(line)
     except UnicodeDecodeError:
-        raise InvalidRequest(f"{path} is not UTF-8") from None
+        raise InvalidRequest(f"{name} is not UTF-8") from None
     if not lines:
-        raise InvalidRequest(f"{path} holds no request; each line is an object with custom_id, method, url and body")
+        raise InvalidRequest(f"{name} holds no request; each line is an object with custom_id, method, url and body")
     return lines
 
 
@@ -111,6 +119,7 @@ class Output:
             raise BatchError(f"{path} is being written by another run; wait for it, or name another file") from None
         except OSError as error:
             raise BatchError(f"{path} cannot be written: {error.strerror}") from None
+        self._turn = asyncio.Lock()
         self.done: set[str] = set()
         size = 0
         with path.open("rb") as file:
@@ -131,9 +140,18 @@ class Output:
             raise BatchError(f"{self._path} holds something else than answers to this input; name another file")
         return found
 
-    def write(self, record: dict[str, Any]) -> None:
+    async def write(self, record: dict[str, Any]) -> None:
         """One line, whole and on the disk, or none at all and a BatchError."""
         line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+        async with self._turn:
+            writing = asyncio.ensure_future(asyncio.to_thread(self._append, line))
+            try:
+                await asyncio.shield(writing)
+            except asyncio.CancelledError:  # the line is written to its end before the file may be closed
+                await asyncio.wait([writing])
+                raise
+
+    def _append(self, line: bytes) -> None:
         try:
             if os.write(self._file, line) < len(line):
                 raise OSError("short write")
@@ -150,19 +168,35 @@ class Output:
 
 
 async def run_batch(
-    app: ASGIApp, lines: list[BatchLine], output: Output, at_once: int, tell: Callable[[Progress], None]
+    app: ASGIApp,
+    lines: list[BatchLine],
+    output: Output,
+    at_once: int,
+    tell: Callable[[Progress], None],
+    *,
+    refusals: Output | None = None,
+    owner: str | None = None,
+    room: Callable[[], Awaitable[None]] | None = None,
 ) -> Progress:
-    """Answer what has no answer yet, `at_once` requests at a time."""
-    left = [line for line in lines if line.custom_id not in output.done]
+    """Answer what has no answer yet, `at_once` requests at a time.
+
+    refusals: where answers other than 200 go; None: to the output too. owner: the name of the key to ask with. room:
+    waits until a request may begin.
+    """
+    refusals = refusals or output
+    done = output.done | refusals.done
+    left = [line for line in lines if line.custom_id not in done]
     progress = Progress(len(lines), len(lines) - len(left), len(lines) - len(left))
     tell(progress)
     queue = iter(left)
 
     async def worker() -> None:
         for line in queue:
-            status, body = await ask(app, line)
+            if room is not None:
+                await room()
+            status, body = await ask(app, line, owner)
             failed = status != 200
-            output.write({
+            await (refusals if failed else output).write({
                 "id": f"batch_req_{hashlib.sha256(line.custom_id.encode()).hexdigest()[:24]}",
                 "custom_id": line.custom_id,
                 "response": {"status_code": status, "request_id": body.pop("request_id", None), "body": body},
@@ -180,10 +214,10 @@ async def run_batch(
     return progress
 
 
-async def ask(app: ASGIApp, line: BatchLine) -> tuple[int, dict[str, Any]]:
+async def ask(app: ASGIApp, line: BatchLine, owner: str | None = None) -> tuple[int, dict[str, Any]]:
     """One request through the app, tried again where it is only busy -> status, and body."""
     for pause in _pauses():
-        status, body = await _post(app, line.url, json.dumps(line.body, allow_nan=False).encode())
+        status, body = await _post(app, line.url, json.dumps(line.body, allow_nan=False).encode(), owner)
         if status not in TRY_AGAIN:
             return status, body
         await asyncio.sleep(pause)
@@ -197,11 +231,12 @@ def _pauses() -> Iterator[float]:
         pause = min(2 * pause, 5.0)
 
 
-async def _post(app: ASGIApp, url: str, body: bytes) -> tuple[int, dict[str, Any]]:
+async def _post(app: ASGIApp, url: str, body: bytes, owner: str | None) -> tuple[int, dict[str, Any]]:
     scope = {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
         "path": url, "raw_path": url.encode(), "query_string": b"", "root_path": "", "client": None, "server": None,
         "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
+        "scumble.owner": owner,
     }  # fmt: skip
     sent, status, parts = False, 0, []
 

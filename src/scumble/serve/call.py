@@ -25,6 +25,7 @@ class Call:
     key: Key | None = None
     key_name: str = ""
     scope: str = ""
+    owner: str | None = None  # the key that this server itself asks for, by name: a batch's
     status: int = 0
     outcome: str = ""
     begun: bool = False  # the audit log holds the call's beginning, and waits for its end

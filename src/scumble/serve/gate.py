@@ -30,6 +30,7 @@ from scumble.serve.service import Service, service_of
 from scumble.serve.stream import CANCELLED, ClientGone
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+FORM_BYTES = 4096  # of an upload's form around the file itself
 PUBLIC = "public"  # needs no key: liveness, readiness and the web page's own files
 
 
@@ -158,7 +159,7 @@ class Gate:
             return await self.app(scope, receive, send)
         if scope["type"] != "http":  # no route speaks WebSocket
             return await send({"type": "websocket.close", "code": 1000})
-        call = Call(method=scope["method"])
+        call = Call(method=scope["method"], owner=scope.get("scumble.owner"))
         scope["scumble.call"] = call
         sender = _Sender(send, call)
         try:
@@ -167,7 +168,7 @@ class Gate:
                 sender.extra += _cors(origin)
                 if scope["method"] == "OPTIONS":
                     return await Response(status_code=204)(scope, receive, sender)
-            body = _Body(receive, self.service.settings.max_body_bytes, self.service.settings.read_seconds)
+            body = _Body(receive, *self._body_limits(scope))
             await self.app(scope, body, sender)
         except ApiError as error:  # of the head; later ones are answered where they arise
             response = error_response(error, call, self.service, scope["path"])
@@ -198,14 +199,23 @@ class Gate:
         if not self.service.is_known_host(host):
             raise ApiError(421, "this server does not answer for that host; see --allowed-host", code="unknown_host")
         declared = values.get(b"content-length", b"0")
-        if int(declared) > self.service.settings.max_body_bytes:
-            raise _too_large(self.service.settings.max_body_bytes)
+        most, _ = self._body_limits(scope)
+        if int(declared) > most:
+            raise _too_large(most)
         origin = values.get(b"origin", b"").decode("latin-1")
         if not origin or origin == f"{scope['scheme']}://{host}":
             return None
         if origin not in self.service.settings.origins:
             raise ApiError(403, "web pages of that origin may not call this server", code="origin_not_allowed")
         return origin
+
+    def _body_limits(self, scope: Scope) -> tuple[int, float]:
+        """Bytes of a body, and seconds in which it must arrive; uploads are larger, and get time in proportion."""
+        settings = self.service.settings
+        if scope["path"] != "/v1/files":
+            return settings.max_body_bytes, settings.read_seconds
+        most = settings.max_file_bytes + FORM_BYTES
+        return most, settings.read_seconds * max(1.0, most / settings.max_body_bytes)
 
     async def _record(self, call: Call) -> None:
         metrics = self.service.metrics

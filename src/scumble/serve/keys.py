@@ -102,6 +102,11 @@ class Keys:
                 found = key
         return found if found is not None and found.is_valid(time.time()) else None
 
+    def named(self, name: str) -> Key | None:
+        """The valid key of this name, or None."""
+        found = next((key for key in self.known() if key.name == name), None)
+        return found if found is not None and found.is_valid(time.time()) else None
+
     def create(
         self,
         name: str,

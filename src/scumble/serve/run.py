@@ -8,9 +8,10 @@ import signal
 import socket
 import sys
 import time
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from scumble.llm import LLM
@@ -75,9 +76,17 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self._warming = asyncio.create_task(self.service.start())
+            self._batching = asyncio.create_task(self._answer_batches())
             self._watching = asyncio.create_task(self.service.watch(self.service.settings.stall_seconds))
 
+    async def _answer_batches(self) -> None:
+        await asyncio.wait([self._warming])
+        if self.service.batches is not None:
+            await self.service.batches.run(cast("ASGIApp", self.config.app))
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.started:
+            self._batching.cancel()  # what it was at is asked again by the next server
         ends = time.monotonic() + self.service.settings.drain_seconds
         await super().shutdown(sockets)
         await self.service.finish(max(0.0, ends - time.monotonic()))

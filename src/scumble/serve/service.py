@@ -14,6 +14,7 @@ from fastapi import Request
 from scumble.events import Committed, Finished, StreamEvent
 from scumble.serve.access import Access
 from scumble.serve.backend import Backend, Job
+from scumble.serve.batch_runs import Batches
 from scumble.serve.call import Call
 from scumble.serve.errors import ApiError, translated
 from scumble.serve.fields import NOT_APPLIED
@@ -33,6 +34,7 @@ class Service:
     backend: Backend
     metrics: Metrics
     access: Access
+    batches: Batches | None = None  # None: no folder to keep them in
     ready: bool = False
     draining: bool = False
     fault: str | None = None  # why the server cannot answer at all, in words for the operator

@@ -17,6 +17,7 @@ class ServeSettings:
     names: what clients may call the model; the first is the one that answers carry. Empty: the folder's name.
     max_running: canvases that are denoised at the same time; max_waiting: requests that may wait for a place.
     max_choices: answers (`n` times prompts) that one request may ask for.
+    max_file_bytes, max_files_bytes: of an uploaded file, and of all that are kept.
     queue_seconds: how long a request may wait for a place before it is refused.
     read_seconds: for the head of a request, and again for its body. write_seconds: for a reader to take one piece.
     stall_seconds: an engine that has work and takes no step for so long is replaced; a single pass takes less.
@@ -36,6 +37,8 @@ class ServeSettings:
     max_waiting: int = 64
     max_choices: int = 128
     max_body_bytes: int = 8 * 2**20
+    max_file_bytes: int = 100 * 2**20
+    max_files_bytes: int = 4 * 2**30
     max_depth: int = 64
     queue_seconds: float = 120.0
     read_seconds: float = 20.0
@@ -59,7 +62,8 @@ class ServeSettings:
     def __post_init__(self) -> None:
         for name, low, high in (
             ("port", 0, 65535), ("max_running", 1, 4096), ("max_waiting", 0, 100_000), ("max_choices", 1, 4096),
-            ("max_body_bytes", 1024, 2**31), ("max_depth", 4, 128), ("queue_seconds", 0.1, 86400),
+            ("max_body_bytes", 1024, 2**31), ("max_file_bytes", 1024, 2**31), ("max_files_bytes", 1024, 2**50),
+            ("max_depth", 4, 128), ("queue_seconds", 0.1, 86400),
             ("read_seconds", 0.1, 3600), ("write_seconds", 0.1, 3600), ("drain_seconds", 0, 3600),
             ("stall_seconds", 0.1, 86400),
         ):  # fmt: skip

@@ -24,7 +24,7 @@ import torch
 from scumble.bench.shapes import EMBEDDED, random_model, random_prompt, shape
 from scumble.checkpoint.gguf.reader import read_gguf
 from scumble.checkpoint.gguf.tokenizer import tokenizer_backend
-from scumble.decode.request import make_request
+from scumble.decode.make import make_request
 from scumble.decode.structured import Structured
 from scumble.engine.engine import Engine
 from scumble.engine.row import Event, Failed

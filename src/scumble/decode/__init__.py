@@ -2,7 +2,8 @@
 
 from scumble.decode.canvases import canvases
 from scumble.decode.constraint import Constraint, Forbidden, OneOf, Pins
-from scumble.decode.request import Request, make_request
+from scumble.decode.make import make_request
+from scumble.decode.request import Request
 from scumble.decode.steps import Answer, Life, PassDone, TokensCommitted
 from scumble.decode.tokens import tokens
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from scumble.decode.choosing import Place
 from scumble.decode.constraint import Constraint
 from scumble.decode.request import Request
-from scumble.decode.select import Place
 from scumble.decode.steps import Answer, Denoise, Ids, Life, Prefill, Start, TokensCommitted
 from scumble.diffusion import start_canvas
 

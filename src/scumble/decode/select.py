@@ -15,60 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor
-
-from scumble.decode.constraint import Constraint
-from scumble.decode.steps import Ids, Read, Reading
+from scumble.decode.choosing import Choosing, Draft, Place, Text
+from scumble.decode.request import Request
+from scumble.decode.steps import Read, Reading
 from scumble.events import TokenLogprobs
 
-if TYPE_CHECKING:
-    from scumble.decode.request import Request
-
 PLACES = 2  # of a text, at a time: those where the causal model's own token is likelier by most
-
-
-@dataclass(frozen=True)
-class Draft:
-    """Ids [n ≥ 1] that might be committed, and whether they came to their end."""
-
-    ids: Ids
-    ended: bool
-
-
-@dataclass(frozen=True)
-class Text:
-    """What is committed. logprobs: one a token, if asked for; last [1, D]: hidden state of the last token, if read;
-    reads: how often was read."""
-
-    ids: Ids
-    ended: bool
-    logprobs: tuple[TokenLogprobs, ...] | None = None
-    last: Tensor | None = None
-    reads: int = 0
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where in an answer a canvas stands. behind [1, D]: hidden state of the token before it, if texts are read.
-    given: the part of the request's draft that lies on the canvas. room: tokens that a text may have."""
-
-    behind: Tensor | None
-    given: Ids
-    room: int
-    constraint: Constraint
-
-
-Choosing = Generator[Read, tuple[Reading, ...], Text]
-
-
-class Selector(Protocol):
-    reads: bool  # whether texts are read, which needs the hidden state of the token before them
-
-    def choose(self, request: Request, place: Place, drafts: Sequence[Draft]) -> Choosing:
-        """What to commit of a canvas whose candidates became these drafts."""
-        ...
 
 
 class AsDenoised:

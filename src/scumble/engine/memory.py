@@ -32,8 +32,7 @@ def cache_memory(device: torch.device) -> int:
 
 def prefix_memory(model: Transformer) -> int:
     """Bytes for beginnings that requests may share (engine/prefix.py): little beside the weights."""
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    return max(LEAST_PREFIXES, weights // 16)
+    return max(LEAST_PREFIXES, model.nbytes // 16)
 
 
 class CacheSize:

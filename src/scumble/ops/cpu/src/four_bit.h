@@ -99,86 +99,171 @@ struct FourRows {
   int64_t k, groups;
 };
 
-// A few rows (R ≤ 6) times 16 columns, straight from the weight. out [R][step], 16 of every row written.
+// A few rows (R ≤ 6) times 16 columns, straight from the weight. PER: dwords of a group, 0 for any number of them.
+// out [R][step], 16 of every row written.
+template <int R, bool ZEROS, int TABLE, int PER>
+struct FewBy16 {
+  const FourRows& a;
+  const int zero_point;
+  const float *scale, *zero;
+  const int64_t step;
+  __m512i acc[R];
+  __m512 total[R];
+  int64_t g = 0;
+
+  inline __attribute__((always_inline)) void begin() {
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++)
+      acc[r] = ZEROS ? _mm512_setzero_si512() : _mm512_set1_epi32(-zero_point * a.sums[r * a.groups + g]);
+  }
+
+  inline __attribute__((always_inline)) void add(__m512i v, const int8_t* q) {  // eight numbers of each column
+    const __m512i low = _mm512_set1_epi8(15);
+    const __m512i first = looked_up(_mm512_and_si512(v, low), TABLE);
+    const __m512i second = looked_up(_mm512_and_si512(_mm512_srli_epi32(v, 4), low), TABLE);
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++) {
+      dot4(acc[r], first, _mm512_set1_epi32(*(const int32_t*)(q + r * a.k)));
+      dot4(acc[r], second, _mm512_set1_epi32(*(const int32_t*)(q + r * a.k + 4)));
+    }
+  }
+
+  inline __attribute__((always_inline)) void end() {  // of a group
+    const __m512 s = _mm512_loadu_ps(scale + g * step);
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++) {
+      total[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r]), s, total[r]);
+      if (ZEROS)
+        total[r] = _mm512_fnmadd_ps(_mm512_loadu_ps(zero + g * step), _mm512_set1_ps((float)a.sums[r * a.groups + g]),
+                                    total[r]);
+    }
+    g++;
+  }
+
+  // Rows of 16 columns lie one after another, so what is needed 48 rows later is asked for line by line.
+  inline __attribute__((always_inline)) void run(const uint8_t* rows, int count, float* out, int64_t group) {
+    const int64_t bytes = a.k / 2, per_group = group / 8;
+    int64_t left = per_group;
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++) total[r] = _mm512_setzero_ps();
+    if (!PER) begin();
+    for (int64_t at = 0; at < bytes; at += 64) {
+      __m512i v[16];
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; i++) _mm_prefetch((const char*)(rows + 48 * bytes + 16 * at + LINE * i), _MM_HINT_T1);
+      sixteen(rows, count, bytes, at, bytes, v);
+      const int8_t* q = a.q + 2 * at;
+      if (PER && bytes - at >= 64) {
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) {
+          if (PER && i % PER == 0) begin();
+          add(v[i], q + 8 * i);
+          if (PER && i % PER == PER - 1) end();
+        }
+      } else if (PER) {
+        for (int64_t i = 0; i < (bytes - at) / 4; i++) {
+          if (i % PER == 0) begin();
+          add(v[i], q + 8 * i);
+          if (i % PER == PER - 1) end();
+        }
+      } else {
+        const int64_t steps = bytes - at >= 64 ? 16 : (bytes - at) / 4;
+        for (int64_t i = 0; i < steps; i++) {
+          add(v[i], q + 8 * i);
+          if (--left) continue;
+          end(), left = per_group;
+          if (g < a.groups) begin();
+        }
+      }
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++) _mm512_storeu_ps(out + r * step, total[r]);
+  }
+};
+
 template <int R, bool ZEROS>
 __attribute__((noinline)) static void few_by_16(const FourRows& a, const FourBits& w, const FourKind& kind, int64_t column, int count,
                              const float* scale, const float* zero, float* out, int64_t step) {
-  const int64_t bytes = a.k / 2, per_group = kind.group / 8;
-  const uint8_t* rows = w.packed + column * bytes;
-  const __m512i low = _mm512_set1_epi8(15);
-  __m512i acc[R];
-  __m512 total[R];
-  int64_t g = 0, left = per_group;
-#pragma GCC unroll 6
-  for (int r = 0; r < R; r++) {
-    total[r] = _mm512_setzero_ps();
-    acc[r] = ZEROS ? _mm512_setzero_si512() : _mm512_set1_epi32(-kind.zero * a.sums[r * a.groups]);
-  }
-  for (int64_t at = 0; at < bytes; at += 64) {
-    __m512i v[16];
-    sixteen(rows, count, bytes, at, bytes, v);
-    const int64_t steps = bytes - at >= 64 ? 16 : (bytes - at) / 4;
-    for (int64_t i = 0; i < steps; i++) {
-      __m512i first = looked_up(_mm512_and_si512(v[i], low), kind.table);
-      __m512i second = looked_up(_mm512_and_si512(_mm512_srli_epi32(v[i], 4), low), kind.table);
-#pragma GCC unroll 6
-      for (int r = 0; r < R; r++) {
-        const int8_t* q = a.q + r * a.k + 2 * at + 8 * i;
-        dot4(acc[r], first, _mm512_set1_epi32(*(const int32_t*)q));
-        dot4(acc[r], second, _mm512_set1_epi32(*(const int32_t*)(q + 4)));
-      }
-      if (--left == 0) {
-        __m512 s = _mm512_loadu_ps(scale + g * step);
-#pragma GCC unroll 6
-        for (int r = 0; r < R; r++) {
-          total[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r]), s, total[r]);
-          if (ZEROS)
-            total[r] = _mm512_fnmadd_ps(_mm512_loadu_ps(zero + g * step),
-                                        _mm512_set1_ps((float)a.sums[r * a.groups + g]), total[r]);
-        }
-        left = per_group;
-        if (++g < a.groups)
-#pragma GCC unroll 6
-          for (int r = 0; r < R; r++)
-            acc[r] = ZEROS ? _mm512_setzero_si512() : _mm512_set1_epi32(-kind.zero * a.sums[r * a.groups + g]);
-      }
-    }
-  }
-#pragma GCC unroll 6
-  for (int r = 0; r < R; r++) _mm512_storeu_ps(out + r * step, total[r]);
+  const uint8_t* rows = w.packed + column * (a.k / 2);
+#define RUN(TABLE, PER) FewBy16<R, ZEROS, TABLE, PER>{a, kind.zero, scale, zero, step, {}, {}}.run(rows, count, out, kind.group)
+  if (kind.group == 32 && kind.table == 0)
+    RUN(0, 4);
+  else if (kind.group == 128 && kind.table == 0)
+    RUN(0, 16);
+  else if (kind.table == 0)
+    RUN(0, 0);
+  else
+    RUN(1, 0);
+#undef RUN
 }
 
-// R rows times one group of 64 columns that lie unpacked in `panel` [2 · group / 8][64] dwords; added to out [R][64].
+// R rows times `count` groups of 64 columns that lie unpacked in `panel` [2 · group / 8 a group][64] dwords; added to out
+// [R][64]. R ≤ 3: integer sums, float sums and the panel's dwords then fit the registers.
 template <int R, bool ZEROS>
 __attribute__((noinline)) static void rows_by_64(const int8_t* q, int64_t k, const int32_t* sums, int64_t groups, const int32_t* panel,
-                              int64_t steps, int zero_point, const float* scale, const float* zero, float* out) {
-  __m512i acc[R][4];
-#pragma GCC unroll 6
-  for (int r = 0; r < R; r++) {
-    __m512i start = ZEROS ? _mm512_setzero_si512() : _mm512_set1_epi32(-zero_point * sums[r * groups]);
+                              int64_t steps, int64_t count, int zero_point, const float* scale, const float* zero,
+                              float* out) {
+  __m512 total[R][4];
+#pragma GCC unroll 3
+  for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-    for (int c = 0; c < 4; c++) acc[r][c] = start;
-  }
-  for (int64_t i = 0; i < steps; i++) {
-    __m512i b[4];
-#pragma GCC unroll 4
-    for (int c = 0; c < 4; c++) b[c] = _mm512_loadu_si512(panel + i * PANEL + 16 * c);
-#pragma GCC unroll 6
+    for (int c = 0; c < 4; c++) total[r][c] = _mm512_loadu_ps(out + r * PANEL + 16 * c);
+  for (int64_t g = 0; g < count; g++) {
+    __m512i acc[R][4];
+#pragma GCC unroll 3
     for (int r = 0; r < R; r++) {
-      __m512i x = _mm512_set1_epi32(*(const int32_t*)(q + r * k + 4 * i));
+      const __m512i start = ZEROS ? _mm512_setzero_si512() : _mm512_set1_epi32(-zero_point * sums[r * groups + g]);
 #pragma GCC unroll 4
-      for (int c = 0; c < 4; c++) dot4(acc[r][c], b[c], x);
+      for (int c = 0; c < 4; c++) acc[r][c] = start;
+    }
+    for (int64_t i = 0; i < steps; i++, panel += PANEL, q += 4) {
+      __m512i b[4];
+#pragma GCC unroll 4
+      for (int c = 0; c < 4; c++) {
+        b[c] = _mm512_loadu_si512(panel + 16 * c);
+        asm("" : "+v"(b[c]));  // keeps it in its register: GCC would load it again for every row
+      }
+#pragma GCC unroll 3
+      for (int r = 0; r < R; r++) {
+        const __m512i x = _mm512_set1_epi32(*(const int32_t*)(q + r * k));
+#pragma GCC unroll 4
+        for (int c = 0; c < 4; c++) dot4(acc[r][c], b[c], x);
+      }
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; c++) {
+      const __m512 s = _mm512_loadu_ps(scale + g * PANEL + 16 * c);
+#pragma GCC unroll 3
+      for (int r = 0; r < R; r++) {
+        total[r][c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][c]), s, total[r][c]);
+        if (ZEROS)
+          total[r][c] = _mm512_fnmadd_ps(_mm512_loadu_ps(zero + g * PANEL + 16 * c),
+                                         _mm512_set1_ps((float)sums[r * groups + g]), total[r][c]);
+      }
     }
   }
+#pragma GCC unroll 3
+  for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-  for (int c = 0; c < 4; c++) {
-    __m512 s = _mm512_loadu_ps(scale + 16 * c);
-#pragma GCC unroll 6
-    for (int r = 0; r < R; r++) {
-      __m512 t = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][c]), s, _mm512_loadu_ps(out + r * PANEL + 16 * c));
-      if (ZEROS) t = _mm512_fnmadd_ps(_mm512_loadu_ps(zero + 16 * c), _mm512_set1_ps((float)sums[r * groups]), t);
-      _mm512_storeu_ps(out + r * PANEL + 16 * c, t);
-    }
+    for (int c = 0; c < 4; c++) _mm512_storeu_ps(out + r * PANEL + 16 * c, total[r][c]);
+}
+
+// Bytes `at` … to - 1 of up to 16 rows of nibbles -> dwords of 16 columns of a panel, two an input dword.
+template <int TABLE>
+static inline void unpack_16(const uint8_t* rows, int count, int64_t bytes, int64_t at, int64_t to, int32_t* panel) {
+  const __m512i low = _mm512_set1_epi8(15);
+  const auto two = [&](__m512i v, int32_t* p) {
+    _mm512_storeu_si512(p, looked_up(_mm512_and_si512(v, low), TABLE));
+    _mm512_storeu_si512(p + PANEL, looked_up(_mm512_and_si512(_mm512_srli_epi32(v, 4), low), TABLE));
+  };
+  for (; at < to; at += 64, panel += 32 * PANEL) {
+    __m512i v[16];
+    sixteen(rows, count, bytes, at, to, v);
+    if (to - at >= 64)
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; i++) two(v[i], panel + 2 * i * PANEL);
+    else
+      for (int64_t i = 0; i < (to - at) / 4; i++) two(v[i], panel + 2 * i * PANEL);
   }
 }
 
@@ -186,6 +271,10 @@ __attribute__((noinline)) static void rows_by_64(const int8_t* q, int64_t k, con
 struct FourRoom {
   std::vector<float> scale, zero;
   std::vector<int32_t> panel;
+  int32_t* of_panel(int64_t size) {
+    if ((int64_t)panel.size() < size) panel.resize(size);
+    return panel.data();
+  }
 };
 
 // `rows` rows times columns column … column + 63 (or up to `columns`): out float32 [rows][64], without x's scales.
@@ -223,51 +312,38 @@ static void four_panel(const FourRows& a, int64_t rows, const FourBits& w, const
     }
     return;
   }
-  const int64_t blocks = (rows + ROWS - 1) / ROWS, step = (rows + blocks - 1) / blocks, per_group = kind.group / 8;
-  // As many whole groups at a time as keep the unpacked panel in the first cache, in multiples of 16 dwords where groups
-  // are that small.
-  int64_t at_once = 256 / kind.group > 0 ? 256 / kind.group : 1;
-  if ((int64_t)room.panel.size() < 2 * at_once * per_group * PANEL) room.panel.resize(2 * at_once * per_group * PANEL);
-  int32_t* panel = room.panel.data();
-  const __m512i low = _mm512_set1_epi8(15);
+  const int64_t per_group = kind.group / 8;
+  // As many whole groups at a time as keep the unpacked panel in the first cache.
+  const int64_t at_once = 256 / kind.group > 0 ? 256 / kind.group : 1;
+  int32_t* panel = room.of_panel(2 * at_once * per_group * PANEL);
   std::memset(out, 0, rows * PANEL * sizeof(float));
   for (int64_t g = 0; g < groups; g += at_once) {
     const int64_t several = groups - g < at_once ? groups - g : at_once;
     const int64_t from = g * kind.group / 2, to = from + several * kind.group / 2;
+    // The next panel of columns follows in memory; its share of this turn is asked for while this one is worked on.
+    const char* ahead = (const char*)(w.packed + (column + PANEL) * bytes + from * PANEL);
+    for (int64_t i = 0; i < (to - from) * PANEL; i += LINE) _mm_prefetch(ahead + i, _MM_HINT_T1);
     for (int c = 0; c < PANEL; c += LANES) {
-      int count = width - c < LANES ? (width > c ? (int)(width - c) : 0) : LANES;
+      const int count = width - c < LANES ? (width > c ? (int)(width - c) : 0) : LANES;
       const uint8_t* first = w.packed + (column + c) * bytes;
-      for (int64_t at = from; at < to; at += 64) {
-        __m512i v[16];
-        sixteen(first, count, bytes, at, to, v);
-        const int64_t steps = to - at >= 64 ? 16 : (to - at) / 4;
-        int32_t* p = panel + 2 * (at - from) / 4 * PANEL + c;
-        for (int64_t i = 0; i < steps; i++) {
-          _mm512_storeu_si512(p + 2 * i * PANEL, looked_up(_mm512_and_si512(v[i], low), kind.table));
-          _mm512_storeu_si512(p + (2 * i + 1) * PANEL,
-                              looked_up(_mm512_and_si512(_mm512_srli_epi32(v[i], 4), low), kind.table));
-        }
-      }
+      if (kind.table)
+        unpack_16<1>(first, count, bytes, from, to, panel + c);
+      else
+        unpack_16<0>(first, count, bytes, from, to, panel + c);
     }
-    for (int64_t r = 0; r < rows; r += step) {
-      int here = rows - r < step ? (int)(rows - r) : (int)step;
-      for (int64_t i = 0; i < several; i++) {
-        const int8_t* q = a.q + r * a.k + (g + i) * kind.group;
-        const int32_t* sums = a.sums + r * groups + g + i;
-        const int32_t* p = panel + 2 * i * per_group * PANEL;
-        const float *s = scale + (g + i) * PANEL, *z = zero + (g + i) * PANEL;
-        float* o = out + r * PANEL;
-#define BY(R) rows_by_64<R, ZEROS>(q, a.k, sums, groups, p, 2 * per_group, kind.zero, s, z, o)
-        switch (here) {
-          case 6: BY(6); break;
-          case 5: BY(5); break;
-          case 4: BY(4); break;
-          case 3: BY(3); break;
-          case 2: BY(2); break;
-          default: BY(1);
-        }
+    const float *s = scale + g * PANEL, *z = zero + g * PANEL;
+    for (int64_t r = 0; r < rows; r += 3) {
+      const int8_t* q = a.q + r * a.k + g * kind.group;
+      const int32_t* sums = a.sums + r * groups + g;
+      float* o = out + r * PANEL;
+#define BY(R) rows_by_64<R, ZEROS>(q, a.k, sums, groups, panel, 2 * per_group, several, kind.zero, s, z, o)
+      if (rows - r >= 3)
+        BY(3);
+      else if (rows - r == 2)
+        BY(2);
+      else
+        BY(1);
 #undef BY
-      }
     }
   }
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,8 +16,11 @@ from scumble.structure.tree import Node, StructureError
 
 def compile_tree(node: Node, budget: Budget | None = None) -> Automaton:
     """The smallest automaton of a language. Raises StructureError where it is beyond the limits."""
-    budget = budget or Budget()
-    nfa = _Nfa(budget)
+    return _compiled(node, budget or Budget(), {})
+
+
+def _compiled(node: Node, budget: Budget, parts: Parts) -> Automaton:
+    nfa = _Nfa(budget, parts)
     try:
         nfa.final = nfa.build(node, nfa.state())
     except RecursionError:
@@ -24,16 +28,43 @@ def compile_tree(node: Node, budget: Budget | None = None) -> Automaton:
     return minimised(trimmed(_determinised(nfa, budget)))
 
 
+Edge = tuple[int, int, int, int]  # state, low symbol, high symbol, next state
+
+
+class _Part(NamedTuple):
+    """An automaton that stands in a tree, by its edges. node: held, so that no other has its id."""
+
+    node: Node
+    states: int
+    edges: list[Edge]
+    ends: list[int]
+
+
+Parts = dict[int, _Part]  # by id of the node: a tree that stands in many places is compiled once
+
+
+def edges_of(machine: Automaton) -> list[Edge]:
+    """Every way from state to state, neighbouring bytes joined; special tokens are symbols 256 + k."""
+    rows = machine.step[:, machine.column]
+    found = []
+    for source, row in enumerate(rows[START:], START):
+        borders = [0, *(np.flatnonzero(row[1:BYTES] != row[: BYTES - 1]) + 1).tolist(), *range(BYTES, len(row) + 1)]
+        for low, beyond in itertools.pairwise(borders):
+            if row[low] != DEAD:
+                found.append((source, low, beyond - 1, int(row[low])))
+    return found
+
+
 @dataclass
 class _Nfa:
     """Thompson's construction. A fragment begins in a state that exists and never leads back into it."""
 
     budget: Budget
+    parts: Parts
     edges: list[list[tuple[int, int, int]]] = field(default_factory=list)  # low symbol, high symbol, target
     free: list[list[int]] = field(default_factory=list)  # targets without reading anything
     symbols: dict[int, int] = field(default_factory=dict)  # special token id -> symbol
     fragments: dict[tree.Chars, tuple[int, list[tuple[int, int, int, int]]]] = field(default_factory=dict)
-    parts: dict[int, tuple[Node, Automaton]] = field(default_factory=dict)
     final: int = 0
 
     def state(self) -> int:
@@ -183,30 +214,25 @@ class _Nfa:
             self.edges[ids[source]].append((low, high, ids[target]))
         return end
 
-    def _joined(self, node: tree.Both | tree.Except) -> Automaton:
+    def _joined(self, node: tree.Both | tree.Except) -> _Part:
         if id(node) not in self.parts:
             operands = node.parts if isinstance(node, tree.Both) else (node.whole, node.without)
-            machines = [compile_tree(part, self.budget) for part in operands]
+            machines = [_compiled(part, self.budget, self.parts) for part in operands]
             joined = machines[0]
             for machine in machines[1:]:
                 joined = product(joined, machine, wanted=isinstance(node, tree.Both), budget=self.budget)
-            self.parts[id(node)] = node, joined
-        return self.parts[id(node)][1]
+            self.parts[id(node)] = _Part(node, joined.states, edges_of(joined), np.flatnonzero(joined.ends).tolist())
+        return self.parts[id(node)]
 
-    def _embed(self, machine: Automaton, start: int) -> int:
+    def _embed(self, part: _Part, start: int) -> int:
         """Copy an automaton's states; its start is copied too, because it may lead back into it."""
         end = self.state()
-        ids = [-1, *(self.state() for _ in range(machine.states - 1))]
+        ids = [-1, *(self.state() for _ in range(part.states - 1))]
         self.free[start].append(ids[START])
-        rows = machine.step[:, machine.column[:BYTES]]
-        for source in range(1, machine.states):
-            row = rows[source]
-            borders = [0, *(np.flatnonzero(row[1:] != row[:-1]) + 1).tolist(), BYTES]
-            for low, beyond in itertools.pairwise(borders):
-                if row[low] != DEAD:
-                    self.edges[ids[source]].append((low, beyond - 1, ids[row[low]]))
-            if machine.ends[source]:
-                self.free[ids[source]].append(end)
+        for source, low, high, target in part.edges:
+            self.edges[ids[source]].append((low, high, ids[target]))
+        for state in part.ends:
+            self.free[ids[state]].append(end)
         return end
 
 

@@ -12,6 +12,7 @@ from scumble.structure.style import Style
 from scumble.structure.tree import Node, both, repeat, without
 
 
+@lru_cache(maxsize=1024)  # equal rules are one tree, so that build.py makes one automaton of it
 def strings_tree(rules: Strings, style: Style, longest: int | None = None) -> Node:
     """The texts, as spelled inside quotes. longest: a higher `most` is treated as this."""
     most = rules.most

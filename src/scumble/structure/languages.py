@@ -3,7 +3,6 @@ be compared, named by a digest, and compiled."""
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +12,8 @@ import numpy as np
 
 from scumble.errors import shown
 from scumble.structure import tree
-from scumble.structure.automaton import BYTES, DEAD, START, Automaton, Budget
-from scumble.structure.build import compile_tree
+from scumble.structure.automaton import START, Automaton, Budget
+from scumble.structure.build import compile_tree, edges_of
 from scumble.structure.grammar import compile_grammar
 from scumble.structure.lower import compile_schema
 from scumble.structure.pattern import parse_pattern
@@ -237,16 +236,8 @@ class Template:
 
 def as_tree(machine: Automaton) -> Node:
     """An automaton as a leaf of a tree."""
-    rows = machine.step[:, machine.column]  # [S, 256 bytes and then special tokens]
-    symbols = range(BYTES, rows.shape[1])
-    edges: list[tuple[int, int, int, int]] = []
-    for source, row in enumerate(rows[START:]):
-        borders = [0, *(np.flatnonzero(row[1:BYTES] != row[: BYTES - 1]) + 1).tolist(), BYTES]
-        ranges = [(low, beyond - 1) for low, beyond in itertools.pairwise(borders)]
-        for low, high in [*ranges, *((symbol, symbol) for symbol in symbols)]:
-            if row[low] != DEAD:
-                edges.append((source, low, high, int(row[low]) - START))
-    return tree.Table(tuple(edges), frozenset((np.flatnonzero(machine.ends) - START).tolist()), machine.symbols)
+    edges = tuple((source - START, low, high, target - START) for source, low, high, target in edges_of(machine))
+    return tree.Table(edges, frozenset((np.flatnonzero(machine.ends) - START).tolist()), machine.symbols)
 
 
 def _checked(node: Node, budget: Budget, empty: str) -> Automaton:

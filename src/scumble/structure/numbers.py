@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
+from functools import lru_cache
 
 from scumble.structure import tree
 from scumble.structure.tree import EPSILON, Node, StructureError, alt, both, optional, repeat, seq, text, without
@@ -64,6 +65,7 @@ class Numbers:
             return False
         return all((Fraction(value) / Fraction(multiple)).denominator == 1 for multiple in self.multiples)
 
+    @lru_cache(maxsize=1024)  # noqa: B019  equal sets are one tree, so that build.py makes one automaton of it
     def tree(self) -> Node:
         """All spellings of the numbers of this set."""
         parts: list[Node] = [self._written()]

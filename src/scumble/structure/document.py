@@ -116,7 +116,9 @@ class Document:
                 self.fail(f"{located.path}/{keyword}", f"{keyword} ({REFUSED[keyword]}) is not supported")
             if keyword not in self._keywords and keyword not in SILENT and keyword not in REFUSED:
                 near = get_close_matches(keyword, self._keywords, 1, 0.85)
-                if near and not keyword.startswith(("x-", "_", "$")):  # those are extensions, which limit nothing
+                if (
+                    near and keyword[0].isalpha() and not keyword.startswith("x-")
+                ):  # those are extensions, which limit nothing
                     self.fail(f"{located.path}/{keyword}", f"the keyword {keyword} is not known; is {near[0]} meant?")
         return schema
 

@@ -36,7 +36,11 @@ def bench(
     ] = None,
     layers: Annotated[int | None, typer.Option(help="Cut a shape to so many layers.", rich_help_panel=WHAT)] = None,
     dtype: Annotated[
-        str, typer.Option(help="auto, float32, bfloat16, int8 or int4. Shapes: bfloat16.", rich_help_panel=WHAT)
+        str,
+        typer.Option(
+            help="auto, float32, bfloat16, int8, int4, on a card also fp8, nvfp4. Shapes: bfloat16.",
+            rich_help_panel=WHAT,
+        ),
     ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=WHAT)] = "auto",
     mode: Annotated[

@@ -22,7 +22,9 @@ Model = Annotated[
     Path | None,
     typer.Option("--model", "-m", help="Checkpoint folder; the embedded model when left out.", rich_help_panel=MODEL),
 ]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, int8 or int4.", rich_help_panel=MODEL)]
+Dtype = Annotated[
+    str, typer.Option(help="auto, float32, bfloat16, int8, int4; on a card also fp8, nvfp4.", rich_help_panel=MODEL)
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MODEL)]
 NoLive = Annotated[bool, typer.Option("--no-live", help="Do not draw the canvas.", rich_help_panel=SCREEN)]
 Delay = Annotated[

@@ -6,7 +6,15 @@ from __future__ import annotations
 import torch
 
 from ops.triton import release
+from scumble import GenerationConfig
 from scumble.bench.shapes import RELEASE
+from scumble.decode import make_request
+from scumble.decode.constraint import Restriction
+from scumble.decode.steps import Start
+from scumble.diffusion import SeededNoise, start_canvas
+from scumble.engine.row import Row
+from scumble.engine.slots import Slot, Slots
+from scumble.engine.static_pass import Arena, StaticPass
 from scumble.model import Segment, Transformer
 from scumble.ops import VocabQuery
 from scumble.ops.triton.launch import TABLE, recorded
@@ -39,6 +47,29 @@ def test_a_pass_waits_for_nothing_and_rows_share_their_launches() -> None:
         assert one.count(name) == four.count(name) == layers
     assert one.count("vocab") == four.count("vocab")
     assert sum(name.startswith("attend") for name in four) == 4 * layers
+
+
+def replayed(rows: int) -> list[str]:
+    """The same of a pass that is captured: with noise, sampler and stopping rule, contexts in pages."""
+    with META:
+        model = Transformer(RELEASE).to(torch.bfloat16).use(TritonOps())
+    config = GenerationConfig(max_denoising_steps=16, seed=1)
+    row = Row(make_request([5, 6, 7], config, {}, RELEASE), lambda event: None)
+    noise = SeededNoise(1)
+    start = Start(start_canvas(noise, 0, RELEASE.canvas_length, RELEASE.vocab_size), noise, Restriction())
+    slots = Slots.starting([Slot(row, 0, 0, start) for _ in range(rows)], RELEASE.vocab_size, META)
+    static = StaticPass(model, Arena(model, rows, 1024, RELEASE.canvas_length), slots, True, 16)
+    with recorded(90) as launches:
+        done = static.compute()
+    assert done.flags.shape == (3, rows)
+    return [launch.name for launch in launches]
+
+
+def test_a_replayed_pass_waits_for_nothing_either_and_rows_share_its_attention() -> None:
+    one, four = replayed(1), replayed(4)
+    assert len(one) == len(four)
+    assert sum(name.startswith("attend") for name in four) == len(RELEASE.layers)
+    assert set(four) <= {launch.name for launch in release.launches(90, TABLE)}
 
 
 def test_what_it_launches_is_what_the_compile_check_compiles() -> None:

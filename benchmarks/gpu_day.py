@@ -152,7 +152,7 @@ def generations(day: Day, form: Format) -> dict[str, Any]:
     row["same tokens"] = all(one.ids == plain[0].ids for one in replayed)
     row["first draft ms, short prompt"] = 1e3 * (run(short).first_draft or 0.0)
     steps = workloads.run_steps(llm, short, 4 if day.toy else 48, 1, now)
-    row["ms a step, eager"] = 1e3 * figure(steps.steps).median
+    row["ms a step"] = 1e3 * figure(steps.steps).median
     if not day.toy:
         row["peak GB"] = torch.cuda.max_memory_allocated(day.device) / 1e9
         torch.cuda.reset_peak_memory_stats(day.device)

@@ -1,19 +1,20 @@
-"""Passes over canvases alone, as captured CUDA graphs: one launch in the place of some hundred.
+"""Passes over canvases alone, and single steps, as captured CUDA graphs: one launch in the place of some hundred.
 
 A graph is captured for a number of rows, a length of canvas and a bucket of context (static_pass.py), when such a pass
-comes for the second time. What needs the host in the middle of a pass is not captured and runs as ever: prompts, texts
-to read, laws, masks of ids, noise that is handed in, canvases of unequal lengths. Results are the same, bit for bit.
+comes for the second time. Of a step the forward is captured, up to its hidden states. What needs the host in the middle
+of a pass is not captured and runs as ever: prompts, texts to read, laws, masks of ids, noise that is handed in,
+canvases of unequal lengths. Results are the same, bit for bit.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,8 +22,8 @@ from torch import Tensor
 from scumble.diffusion import Canvas, EntropyBound, Proposal, SeededNoise, StableAndConfident
 from scumble.engine.denoise import Pass
 from scumble.engine.slots import Slots
-from scumble.engine.static_pass import Arena, StaticPass
-from scumble.model import Transformer
+from scumble.engine.static_pass import Arena, StaticPass, StaticStep
+from scumble.model import Cache, Transformer
 
 log = logging.getLogger("scumble")
 _eager: ContextVar[bool] = ContextVar("eager", default=False)
@@ -44,13 +45,24 @@ def eager() -> Iterator[None]:
         _eager.reset(token)
 
 
+Key = tuple[Any, ...]
+
+
+class Static(Protocol):
+    """Something that is computed in the same memory every time (static_pass.py)."""
+
+    def take(self, inputs: Any) -> None: ...
+
+    def compute(self) -> Any: ...
+
+
 class Replays:
     """The captured passes of a model."""
 
     def __init__(self, model: Transformer):
         self.model = model
-        self.passes: dict[tuple[int, ...], tuple[StaticPass, Callable[[], Pass]]] = {}
-        self.seen: Counter[tuple[int, ...]] = Counter()
+        self.passes: dict[Key, tuple[Static, Callable[[], Any]]] = {}
+        self.seen: Counter[Key] = Counter()
         self.arena: Arena | None = None
         self.pool: Any = None  # memory that all graphs work in, one after another
         self.is_off = not model.ops.attends_pages
@@ -59,51 +71,81 @@ class Replays:
         """What a pass makes of these canvases; None: it is none that is replayed."""
         if self.is_off or _eager.get() or not fits(slots):
             return None
-        context = max(slot.row.cache.length for slot in slots.slots if slot.row.cache is not None)
-        bucket = next((size for size in BUCKETS if context <= size), None)
-        if bucket is None:
-            return None
-        if self.arena is not None:  # a larger one serves as well, and graphs hold its addresses
-            bucket = max(bucket, self.arena.bucket)
+        bucket = self._bucket([slot.row.cache for slot in slots.slots])
         steps = -(-max(slot.row.request.schedule.passes for slot in slots.slots) // STEPS) * STEPS
         want_soft = not all(slot.is_last_pass for slot in slots.slots)
-        key = (*slots.canvas.ids.shape, bucket, steps, want_soft)
-        self.seen[key] += 1
-        if key not in self.passes and self.seen[key] < 2:
+
+        def make(arena: Arena) -> StaticPass:
+            return StaticPass(self.model, arena, slots, want_soft, steps)
+
+        key = ("pass", *slots.canvas.ids.shape, bucket, steps, want_soft)
+        done = self._replayed(key, len(slots), bucket, make, slots)
+        return None if done is None else copied(done)
+
+    def step(self, tokens: Sequence[Tensor], caches: Sequence[Cache]) -> Tensor | None:
+        """One token [1] of each row, encoded; the caches take it up. Hidden states [S, D]; None: not replayed."""
+        if self.is_off or _eager.get() or len(tokens) > ROWS:
             return None
-        try:
-            return self._replayed(key, slots)
-        except torch.OutOfMemoryError:
-            log.warning("no memory for captured passes of %d rows and %d tokens of context", len(slots), bucket)
-        except Exception:  # whatever a driver says: the pass runs as ever
-            log.exception("passes are not captured any more")
-        self.forget()
-        self.is_off = True
-        return None
+        bucket = self._bucket(caches)
+        key = ("step", len(tokens), bucket)
+        found = self._replayed(
+            key, len(tokens), bucket, lambda arena: StaticStep(self.model, arena, len(tokens)), (tokens, caches)
+        )
+        if found is None:
+            return None
+        hidden, appended = found
+        arena = self.arena
+        assert arena is not None
+        for place, cache in enumerate(caches):
+            for layer, (keys, values) in zip(cache.layers, appended, strict=True):
+                layer.append(keys[place : place + 1], values[place : place + 1])
+            cache.length += 1
+            arena.holds(place, cache)
+        return hidden.clone()
+
+    def _bucket(self, caches: Sequence[Cache | None]) -> int:
+        """Tokens of context that room is needed for; 0: more than there are buckets for."""
+        context = max(cache.length for cache in caches if cache is not None)
+        bucket = next((size for size in BUCKETS if context < size), 0)
+        if bucket and self.arena is not None:  # a larger one serves as well, and graphs hold its addresses
+            bucket = max(bucket, self.arena.bucket)
+        return bucket
 
     def forget(self) -> None:
         """Let go of all memory."""
         self.passes.clear()
         self.arena = self.pool = None
 
-    def _replayed(self, key: tuple[int, ...], slots: Slots) -> Pass | None:
-        rows, _, bucket, steps, want_soft = key
-        arena = self._room(rows, bucket)
-        if arena is None:
+    def _replayed(self, key: Key, rows: int, bucket: int, make: Callable[[Arena], Static], inputs: Any) -> Any | None:
+        """What the pass of this key makes of its inputs; None where it is not replayed: it comes for the first time, or
+        there is no memory for it. An error of a card or its driver ends all replaying."""
+        self.seen[key] += 1
+        if not bucket or (key not in self.passes and self.seen[key] < 2):
             return None
-        if key in self.passes:
-            static, replay = self.passes[key]
-            static.take(slots)
-        else:
-            if len(self.passes) == KEPT:
-                del self.passes[next(iter(self.passes))]
-            static = StaticPass(self.model, arena, slots, bool(want_soft), steps)
-            static.take(slots)
-            if self.pool is None and self.model.device.type == "cuda":
-                self.pool = torch.cuda.graph_pool_handle()
-            replay = captured(static, self.pool)
-            self.passes[key] = static, replay
-        return copied(replay())
+        try:
+            arena = self._room(rows, bucket)
+            if arena is None:
+                return None
+            if key in self.passes:
+                static, replay = self.passes[key]
+                static.take(inputs)
+            else:
+                if len(self.passes) == KEPT:
+                    del self.passes[next(iter(self.passes))]
+                static = make(arena)
+                static.take(inputs)
+                if self.pool is None and self.model.device.type == "cuda":
+                    self.pool = torch.cuda.graph_pool_handle()
+                replay = captured(static, self.model.device, self.pool)
+                self.passes[key] = static, replay
+            return replay()
+        except torch.OutOfMemoryError:
+            log.warning("no memory for captured passes of %d rows and %d tokens of context", rows, bucket)
+        except Exception:  # whatever a driver says: the pass runs as ever
+            log.exception("passes are not captured any more")
+        self.forget()
+        self.is_off = True
+        return None
 
     def _room(self, rows: int, bucket: int) -> Arena | None:
         """The arena, for so many rows of such a context; None: there is no memory for it."""
@@ -134,16 +176,15 @@ def fits(slots: Slots) -> bool:
     )
 
 
-def captured(static: StaticPass, pool: Any) -> Callable[[], Pass]:
+def captured(static: Static, device: torch.device, pool: Any) -> Callable[[], Any]:
     """A call that runs the pass again. Without a card: by itself, operation by operation."""
-    device = static.model.device
     if device.type != "cuda":
         return static.compute
     with torch.cuda.device(device):
         return _graph(static, pool)
 
 
-def _graph(static: StaticPass, pool: Any) -> Callable[[], Pass]:
+def _graph(static: Static, pool: Any) -> Callable[[], Any]:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # kernels are compiled and libraries make their workspaces
@@ -153,7 +194,7 @@ def _graph(static: StaticPass, pool: Any) -> Callable[[], Pass]:
     with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         result = static.compute()
 
-    def replay() -> Pass:
+    def replay() -> Any:
         graph.replay()
         return result
 

@@ -1,4 +1,5 @@
-"""A pass over canvases that reads and writes the same memory every time, so that it can be captured once and replayed.
+"""A pass over canvases, or a step of rows that decode token by token, that reads and writes the same memory every time,
+so that it can be captured once and replayed.
 
 Everything in which two passes differ lies in tensors here: ids, soft embeddings, lengths of contexts, which pass it is,
 seeds, temperatures, settings of rules. `take` copies them in; `compute` is the pass; its results are good until it runs
@@ -7,7 +8,7 @@ again. The context of every row is copied into pages of an arena, once a canvas;
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 from weakref import ref
@@ -64,19 +65,28 @@ class Arena:
             slots = (place * each + positions // PAGE % each) * PAGE + positions % PAGE
             keys.index_copy_(0, slots, kept.keys[:, live].transpose(0, 1))
             values.index_copy_(0, slots, kept.values[:, live].transpose(0, 1))
+        self.holds(place, cache)
+
+    def holds(self, place: int, cache: Cache) -> None:
+        """All of a cache's context lies at that place."""
         self.held[place] = (ref(cache), cache.length)
 
 
 class PagedAttention:
-    """Attend over an arena (model/attention.py: Attend). Canvases' keys go behind their contexts."""
+    """Attend over an arena (model/attention.py: Attend). New keys and values go behind the contexts.
+
+    appended: those of every layer.
+    """
 
     def __init__(self, model: Transformer, arena: Arena, pages: dict[bool, Pages], slots: dict[bool, Tensor]):
         self.ops, self.config, self.arena, self.pages, self.slots = model.ops, model.config, arena, pages, slots
+        self.appended: list[tuple[Tensor, Tensor]] = []
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         is_sliding, pool = self.config.layers[layer].is_sliding, self.arena.layers[layer]
         for there, new in zip(pool, (keys, values), strict=True):
             there.index_copy_(0, self.slots[is_sliding], new)
+        self.appended.append((keys, values))
         return self.ops.attend_pages(queries, *pool, self.pages[is_sliding])
 
 
@@ -100,8 +110,9 @@ class StaticPass:
         self.denoise = torch.ones(count * length, 1, dtype=torch.bool, device=device)
         self.tables = {kind: arena.tables(kind)[:count].contiguous() for kind in (False, True)}
 
-    def take(self, slots: Slots) -> None:
-        """What the next `compute` is about; contexts come into the arena."""
+    def take(self, inputs: Slots) -> None:
+        """The canvases that the next `compute` is about; their contexts come into the arena."""
+        slots = inputs
         for place, slot in enumerate(slots.slots):
             assert slot.row.cache is not None
             self.arena.load(place, slot.row.cache, self.model.config)
@@ -129,7 +140,8 @@ class StaticPass:
         slots, (count, length) = self.slots, self.slots.canvas.ids.shape
         positions = self.lengths[:, None] + torch.arange(length, device=self.model.device)  # [S, L]
         x = self.model.condition(slots.canvas.ids.flatten(), self.soft)
-        hidden = self.model.body(x, positions.flatten(), self.denoise, self.attention(positions))
+        attend = paged(self.model, self.arena, self.tables, self.lengths, positions)
+        hidden = self.model.body(x, positions.flatten(), self.denoise, attend)
 
         uniforms, fresh = slots.rules.noise()
         warm = self.heat.gather(1, slots.pass_index.clamp_max(self.heat.shape[1] - 1)[:, None])
@@ -138,19 +150,48 @@ class StaticPass:
         )
         return decide(slots, self.model.vocab_head(hidden, query), uniforms, fresh)
 
-    def attention(self, positions: Tensor) -> PagedAttention:
-        """positions [S, L] of the canvases' tokens."""
-        window, length = self.model.config.sliding_window, positions.shape[1]
-        pages, places = {}, {}
-        high = (self.lengths[:, None] + length).expand_as(positions).flatten().int()
-        for is_sliding, table in self.tables.items():
-            first = (self.lengths - (window - 1)).clamp_min(0) if is_sliding else torch.zeros_like(self.lengths)
-            low = first[:, None].expand_as(positions).flatten().int()
-            longest = min(window - 1, self.arena.bucket) if is_sliding else self.arena.bucket
-            pages[is_sliding] = Pages(table, low, high, length, longest + length)
-            page = table.gather(1, positions // PAGE).long()
-            places[is_sliding] = (page * PAGE + positions % PAGE).flatten()
-        return PagedAttention(self.model, self.arena, pages, places)
+
+class StaticStep:
+    """One encoded token of each of some rows. `appended`: the keys and values of every layer [S, G, K], which the rows'
+    own caches are to take up."""
+
+    def __init__(self, model: Transformer, arena: Arena, rows: int):
+        self.model, self.arena = model, arena
+        self.ids = torch.zeros(rows, dtype=torch.int64, device=model.device)
+        self.lengths = torch.zeros_like(self.ids)
+        self.denoise = torch.zeros(rows, 1, dtype=torch.bool, device=model.device)
+        self.tables = {kind: arena.tables(kind)[:rows].contiguous() for kind in (False, True)}
+
+    def take(self, inputs: tuple[Sequence[Tensor], Sequence[Cache]]) -> None:
+        """The tokens [1], and the caches of their contexts."""
+        tokens, caches = inputs
+        for place, cache in enumerate(caches):
+            self.arena.load(place, cache, self.model.config)
+        self.ids.copy_(torch.cat(list(tokens)))
+        self.lengths.copy_(torch.tensor([cache.length for cache in caches]))
+
+    def compute(self) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Hidden states [S, D], and what is appended."""
+        attend = paged(self.model, self.arena, self.tables, self.lengths, self.lengths[:, None])
+        hidden = self.model.body(self.model.embed(self.ids), self.lengths, self.denoise, attend)
+        return hidden, attend.appended
+
+
+def paged(
+    model: Transformer, arena: Arena, tables: dict[bool, Tensor], lengths: Tensor, positions: Tensor
+) -> PagedAttention:
+    """Attention of tokens at positions [S, n] that see each other and, in a window, the context before them."""
+    window, tokens = model.config.sliding_window, positions.shape[1]
+    pages, places = {}, {}
+    high = (lengths[:, None] + tokens).expand_as(positions).flatten().int()
+    for is_sliding, table in tables.items():
+        first = (lengths - (window - 1)).clamp_min(0) if is_sliding else torch.zeros_like(lengths)
+        low = first[:, None].expand_as(positions).flatten().int()
+        longest = min(window - 1, arena.bucket) if is_sliding else arena.bucket
+        pages[is_sliding] = Pages(table, low, high, tokens, longest + tokens)
+        page = table.gather(1, positions // PAGE).long()
+        places[is_sliding] = (page * PAGE + positions % PAGE).flatten()
+    return PagedAttention(model, arena, pages, places)
 
 
 def template(slot: Slot) -> Slot:

@@ -6,6 +6,8 @@ that pass is checked on a card (benchmarks/gpu_day.py, and ops/triton/selfcheck.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -109,6 +111,26 @@ def test_a_pass_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         made.step()
     assert watched
     assert not made.runner.replays.is_off
+
+
+def test_replayed_steps_are_the_eager_ones() -> None:
+    """Token by token, from contexts of unequal lengths, beyond the window; the caches take up what they would have."""
+    config = GenerationConfig(decoder="autoregressive", max_new_tokens=4, ignore_eos=True, seed=3)
+    made, plain = engine(), engine(is_off=True)
+    replayed, eager = (run(one, asked(config, config)) for one in (made, plain))
+    assert [row["ids"] for row in replayed] == [row["ids"] for row in eager]
+    assert any(key[:2] == ("step", 2) for key in made.runner.replays.passes)
+    caches = []
+    for one in (engine(), engine(is_off=True)):
+        (row,) = [one.add(request, not_failed) for request in asked(replace(config, max_new_tokens=9))]
+        for _ in range(5):
+            one.step()
+        caches.append(row.cache)
+    assert caches[0].length == caches[1].length > 7
+    for here, there in zip(caches[0].layers, caches[1].layers, strict=True):
+        assert here.first == there.first
+        for one, two in ((here.keys, there.keys), (here.values, there.values)):
+            assert torch.equal(one[:, here.start : here.end], two[:, there.start : there.end])
 
 
 def test_what_needs_the_host_is_not_replayed() -> None:

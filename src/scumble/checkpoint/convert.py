@@ -41,6 +41,7 @@ from scumble.errors import CheckpointError, InvalidRequest, shown
 from scumble.formats.compensate import compensated
 
 FORMS = ("int4", "int8", "fp8", "nvfp4")
+PLAIN = "bfloat16"  # what is in few bits becomes plain numbers again, in the layout of the release
 CALIBRATED = ("int4", "int8")  # formats that calibration serves
 LOOK = 4  # a layer's share of the progress while samples only look at it: one part in so many
 KEPT = ("embed", "router", "self_conditioning", "vision_tower")  # parts of names that stay as they are
@@ -97,9 +98,9 @@ def convert(
             raise InvalidRequest(
                 f"keep: no weight of {source} has {shown(name)} in its name; try self_attn, mlp, experts or layers.0."
             )
-    how, kept = packing(form, group), (*KEPT, *keep)
+    how, kept = None if form == PLAIN else packing(form, group), (*KEPT, *keep)
     parts, left = plan_files(found, how, kept)
-    settings = how.settings(ignored(kept, left))
+    settings = {} if how is None else how.settings(ignored(kept, left))
     work = out.with_name(out.name + ".converting")
     files = {part: work / f"model-{i + 1:05d}-of-{len(parts):05d}.safetensors" for i, part in enumerate(parts)}
     state = _state(source, form, group, kept)
@@ -127,7 +128,7 @@ def _is_layer(part: str) -> bool:
 
 
 def _write_files(
-    parts: dict[str, list[Piece]], files: dict[str, Path], how: Packing, calibration: Calibration | None
+    parts: dict[str, list[Piece]], files: dict[str, Path], how: Packing | None, calibration: Calibration | None
 ) -> Iterator[Progress]:
     counts = {part: sum(map(piece_count, pieces)) for part, pieces in parts.items()}
     done, total = 0, sum(counts.values())
@@ -157,8 +158,8 @@ def _unreached(file: Path) -> tuple[int, ...]:
 
 
 def _check(source: Path, out: Path, form: str, group: int) -> None:
-    if form not in FORMS:
-        raise InvalidRequest(f"format must be one of {', '.join(FORMS)}; found {shown(form)}")
+    if form not in (*FORMS, PLAIN):
+        raise InvalidRequest(f"format must be one of {', '.join((*FORMS, PLAIN))}; found {shown(form)}")
     if not 8 <= group <= 4096 or group % 8:
         raise InvalidRequest(f"group size must be a multiple of 8 in 8 … 4096, found {group}")
     if out.resolve() == source.resolve():
@@ -171,7 +172,7 @@ def _check(source: Path, out: Path, form: str, group: int) -> None:
         raise InvalidRequest(f"{out.parent}: no such folder, so {out.name} cannot be made in it")
 
 
-def plan_files(found: Contents, how: Packing, kept: Sequence[str]) -> tuple[dict[str, list[Piece]], list[str]]:
+def plan_files(found: Contents, how: Packing | None, kept: Sequence[str]) -> tuple[dict[str, list[Piece]], list[str]]:
     """What each file holds: a file a layer, one for what is outside the layers, one for the vision tower.
 
     Second: modules that stay as they are because their columns are not whole groups.
@@ -180,7 +181,11 @@ def plan_files(found: Contents, how: Packing, kept: Sequence[str]) -> tuple[dict
     left: list[str] = []
     for name, entry in found.plan.items():
         part = ".".join(name.split(".")[:2]) if name.startswith("layers.") else "the rest"
-        parts.setdefault(part, []).extend(_pieces(name, entry, how, kept, left))
+        if how is None:
+            pieces = [Piece([Slot(checkpoint_key(name), "BF16", entry.shape)], entry)]
+        else:
+            pieces = list(_pieces(name, entry, how, kept, left))
+        parts.setdefault(part, []).extend(pieces)
     vision = [stored for key, stored in found.tensors.items() if key.startswith(VISION)]
     if vision:
         parts["vision"] = [Piece([Slot(one.key, one.dtype, one.shape)], one) for one in vision]
@@ -232,7 +237,7 @@ def piece_count(piece: Piece) -> int:
     return out
 
 
-def _write(path: Path, pieces: list[Piece], how: Packing, inputs: LayerInputs | None = None) -> None:
+def _write(path: Path, pieces: list[Piece], how: Packing | None, inputs: LayerInputs | None = None) -> None:
     """inputs: what the layer's modules are given, which their rounding then goes by."""
     metadata = {UNREACHED: ",".join(map(str, inputs.unreached))} if inputs is not None and inputs.unreached else {}
 
@@ -247,6 +252,7 @@ def _write(path: Path, pieces: list[Piece], how: Packing, inputs: LayerInputs | 
                 for piece in together:
                     _write_piece(file, piece, how)
                 continue
+            assert how is not None
             assert how.grid is not None
             assert how.store is not None
             weights = [_finite_matrix(piece) for piece in together]
@@ -257,12 +263,14 @@ def _write(path: Path, pieces: list[Piece], how: Packing, inputs: LayerInputs | 
                     file.write(tensor)
 
 
-def _write_piece(file: StreamedFile, piece: Piece, how: Packing) -> None:
+def _write_piece(file: StreamedFile, piece: Piece, how: Packing | None) -> None:
     entry = piece.entry
     if isinstance(entry, Stored) and entry.key == piece.slots[0].key and entry.dtype == piece.slots[0].dtype:
         file.write(read_stored(entry))  # as it is
-    elif piece.module is None:
-        file.write(_matrix(piece).to(DTYPES[piece.slots[0].dtype]).view(piece.slots[0].shape))
+    elif piece.module is None or how is None:
+        dtype = DTYPES[piece.slots[0].dtype]
+        whole = read_entry(entry, dtype, CPU) if piece.rows is None else _matrix(piece).to(dtype)
+        file.write(whole.view(piece.slots[0].shape))
     else:
         for tensor in how.pack(_finite_matrix(piece)):
             file.write(tensor)
@@ -347,12 +355,17 @@ def finish(
     raw = dict(found.config.source) if not is_gguf(source) else write_model_config(found.config, "bfloat16")
     for name in ("quantization_config", "compression_config", "quantization"):
         raw.pop(name, None)
-    _json(work / "config.json", raw | {"quantization_config": settings})
+    if settings:
+        raw["quantization_config"] = settings
+    else:
+        raw["dtype"] = "bfloat16"
+    _json(work / "config.json", raw)
     if is_gguf(source):
         gguf = read_gguf(source)
         for name, text in tokenizer_files(gguf).items():
             (work / name).write_text(text, encoding="utf-8")
-        _json(work / "generation_config.json", generation_json(gguf))
+        ids = {"eos_token_id": list(found.config.eos_token_ids), "bos_token_id": found.config.bos_token_id}
+        _json(work / "generation_config.json", generation_json(gguf) | ids)
     else:
         for name in COPIED:
             if (source / name).is_file():

@@ -17,14 +17,14 @@ Examples:
 
   scumble convert path/to/release path/to/int4 --format int4 --calibrate texts.jsonl
 
-  scumble convert path/to/release path/to/fp8 --format fp8
+  scumble convert path/to/model.gguf path/to/folder --format bfloat16
 """
 
 
 def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Checkpoint folder or GGUF file.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; it may not exist yet.")],
-    form: Annotated[str, typer.Option("--format", help="int4, int8, fp8 or nvfp4.")] = "int4",
+    form: Annotated[str, typer.Option("--format", help="int4, int8, fp8, nvfp4; bfloat16: plain again.")] = "int4",
     group_size: Annotated[int, typer.Option(help="int4: how many numbers share a scale.")] = 32,
     keep: Annotated[str, typer.Option(help="Parts of module names that stay as they are, with commas between.")] = "",
     calibrate: Annotated[
@@ -39,7 +39,7 @@ def convert(
     ] = None,
     calibration_tokens: Annotated[int, typer.Option(help="How many tokens of it are used at most.")] = 32_768,
 ) -> None:
-    """Write a checkpoint in few bits, in the layout of compressed-tensors.
+    """Write a checkpoint in few bits, in the layout of compressed-tensors; or in bfloat16, in the release's.
 
     Needs little memory, whatever the model's size. After an interruption the same command goes on where it stopped.
     """

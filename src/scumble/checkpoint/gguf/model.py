@@ -145,7 +145,7 @@ def generation_json(gguf: GGUF) -> dict[str, Any]:
     found = {ours: gguf.metadata.get(f"diffusion.eb_{theirs}") for theirs, ours in names.items()}
     out: dict[str, Any] = {name: _rounded(value) for name, value in found.items() if value is not None}
     if (bound := gguf.metadata.get("diffusion.eb_entropy_bound")) is not None:
-        out["sampler_config"] = {"entropy_bound": _rounded(bound)}
+        out["sampler_config"] = {"entropy_bound": _rounded(bound), "_cls_name": "EntropyBoundSamplerConfig"}
     return out
 
 

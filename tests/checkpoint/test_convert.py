@@ -166,7 +166,7 @@ def test_numbers_that_are_not_finite_are_refused(source, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"form": "int3"}, "format must be one of int4, int8, fp8, nvfp4; found 'int3'"),
+        ({"form": "int3"}, "format must be one of int4, int8, fp8, nvfp4, bfloat16; found 'int3'"),
         ({"keep": ["embed", "atention"]}, "no weight of .* has 'atention' in its name"),
         ({"group": 7}, "group size must be a multiple of 8"),
         ({"out": "source"}, "is the folder to convert"),

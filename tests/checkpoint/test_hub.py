@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -28,6 +29,7 @@ class Hub:
         self.status: dict[str, int] = {}  # answers to questions about a repository
         self.headers: dict[str, str] = {}
         self.break_after: int | None = None  # bytes of a large file, once
+        self.changed: bytes | None = None  # what that file holds afterwards
         self.lie = False  # about the digest of a large file
         self.asked: list[tuple[str, str | None]] = []  # file, Range
         self.tokens: set[str | None] = set()
@@ -95,6 +97,7 @@ class Hub:
         cut = self.break_after if large and with_body else None
         if cut is not None:
             self.break_after = None
+            self.files[name] = self.changed or self.files[name]
         self.send(request, code, data, headers, with_body, cut)
 
     def send(
@@ -120,13 +123,18 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     made.server.shutdown()
 
 
-def scumble(hub: Hub | None, home: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own: huggingface-hub reads its settings when it is imported."""
+def scumble(
+    hub: Hub | None, home: Path, *arguments: str, largest: int | None = None, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own: huggingface-hub reads its settings when it is imported.
+
+    largest: bytes that a file may have; writing more fails, as on a full disk."""
+    limit = None if largest is None else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     settings = {"HF_HOME": str(home), "HF_ENDPOINT": hub.url if hub else "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0",
                 "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}  # fmt: skip
     return subprocess.run(
         [sys.executable, "-m", "scumble.cli", *arguments], capture_output=True, text=True, timeout=120,
-        env={**os.environ, **settings, **env},
+        env={**os.environ, **settings, **env}, preexec_fn=limit,
     )  # fmt: skip
 
 
@@ -161,6 +169,31 @@ def test_a_download_that_broke_off_goes_on(hub, tmp_path):
     assert result.returncode == 0, result.stderr
     assert [asked or "" for name, asked in hub.asked if name == "big.safetensors"][-1].startswith(f"bytes={chunk}-")
     assert (Path(result.stdout.strip()) / "big.safetensors").read_bytes() == hub.files["big.safetensors"]
+
+
+def test_a_disk_that_is_full_in_the_middle_is_said_and_the_same_command_goes_on(hub, tmp_path):
+    hub.files = {"config.json": hub.files["config.json"], "big.safetensors": bytes(range(256)) * (12 * 2**20 // 256)}
+    result = scumble(hub, tmp_path / "home", "pull", "owner/model", largest=11 * 2**20)
+    assert result.returncode == 1
+    said = "owner/model: cannot be stored: File too large; the same command goes on where it stopped"
+    assert said in last_line(result)
+    assert not list((tmp_path / "home").rglob("snapshots/*/big.safetensors"))
+    result = scumble(hub, tmp_path / "home", "pull", "owner/model")
+    assert result.returncode == 0, result.stderr
+    assert (Path(result.stdout.strip()) / "big.safetensors").read_bytes() == hub.files["big.safetensors"]
+
+
+def test_a_file_that_changes_while_a_download_goes_on_is_not_taken_for_whole(hub, tmp_path):
+    chunk = 10 * 2**20
+    config, old = hub.files["config.json"], bytes(range(256)) * (2 * chunk // 256)
+    hub.files, hub.break_after = {"config.json": config, "big.safetensors": old}, chunk + 2**20
+    hub.changed = old[::-1]
+    result = scumble(hub, tmp_path / "home", "pull", "owner/model")
+    assert result.returncode == 1
+    assert "big.safetensors is damaged" in last_line(result)
+    result = scumble(hub, tmp_path / "home", "pull", "owner/model")
+    assert result.returncode == 0, result.stderr
+    assert (Path(result.stdout.strip()) / "big.safetensors").read_bytes() == old[::-1]
 
 
 def test_a_file_with_another_digest_is_removed(hub, tmp_path):

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from foreign import foreign_model, write_gguf
 from scumble import LLM, CheckpointError
 from scumble.checkpoint import load_checkpoint, memory, read_contents
-from scumble.checkpoint.memory import Available, available_here, needed
+from scumble.checkpoint.convert import convert
+from scumble.checkpoint.memory import Available, available_here, needed, needed_as_stored, weights_as_stored
 from scumble.cli.main import main
 from tiny import save_folder, tiny_model
 
@@ -118,6 +120,26 @@ def test_quantizing_needs_one_layer_in_bfloat16_as_well(tmp_path, form):
     assert model.quantized == form
     smallest = needed(found.config, found.shapes, form)
     assert 2 * layer < smallest < needed(found.config, found.shapes, "bfloat16") + 2 * layer + 100_000
+
+
+@pytest.mark.parametrize("form", ["int4", "int8", "fp8", "nvfp4", "Q4_0", "Q4_K", "Q8_0"])
+def test_a_folder_in_few_bits_needs_what_it_takes_as_it_is_stored(tmp_path, form):
+    if form.startswith("Q"):
+        folder = write_gguf(tmp_path / "tiny.gguf", form).folder
+    else:
+        source = save_folder(tmp_path / "source", foreign_model(vocab_size=300))
+        list(convert(source, folder := tmp_path / "out", form))
+    found, model = read_contents(folder), load_checkpoint(folder)
+    taken = model.nbytes
+    assert taken <= weights_as_stored(found.plan) * 1.04  # rows of so small matrices are padded
+    assert weights_as_stored(found.plan) < 1.12 * taken
+    assert needed_as_stored(found.config, found.plan) > taken
+
+
+def test_a_table_that_operations_pack_is_counted_twice(tmp_path):
+    found = read_contents(save_folder(tmp_path / "m", tiny_model(dtype=torch.bfloat16)))
+    once, twice = (needed(found.config, found.shapes, "bfloat16", packs=packs) for packs in (False, True))
+    assert twice - once == 2 * 97 * 32
 
 
 # --- the refusal ------------------------------------------------------------------------------------------------------

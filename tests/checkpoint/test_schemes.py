@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import foreign
@@ -25,6 +28,7 @@ from foreign import (
 from scumble import CheckpointError
 from scumble.checkpoint import load_checkpoint
 from scumble.checkpoint.schemes import bits
+from scumble.checkpoint.schemes.patterns import matcher
 
 OTHERS: dict[str, tuple[Callable[[], tuple[foreign.Packer, dict[str, Any]]], Callable[[str], bool]]] = {
     "ModelOpt NVFP4, experts only": (foreign.modelopt_nvfp4, experts_only),
@@ -230,6 +234,49 @@ def test_a_regular_expression_that_is_none_is_refused(compressed):
     raw = json.loads((folder / "config.json").read_text())["quantization_config"]
     change_json(folder / "config.json", quantization_config=raw | {"ignore": ["re:("]})
     assert "is not a regular expression" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(a+)+b",
+        "(a|a)*b",
+        "(?:.*x){30}",
+        "(.*)\\1",
+        "(?P<n>a)(?P=n)",
+        ".*.*.*.*.*.*.*.*z",
+        "a?" * 40 + "a" * 40,
+        "(a|a)" * 40,
+    ],
+)
+def test_patterns_that_may_take_for_ever_are_refused(compressed, pattern):
+    folder = compressed("int4 group 32").folder
+    raw = json.loads((folder / "config.json").read_text())["quantization_config"]
+    change_json(folder / "config.json", quantization_config=raw | {"ignore": [f"re:{pattern}"]})
+    assert "may take for ever" in (found := refusal(folder)) or "too many ways to match a name" in found
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matches"),
+    [
+        (".*self_attn.*", "model.decoder.layers.0.self_attn.q_proj"),
+        (r".*layers\.(0|1|[2-9][0-9]*)\.mlp\.(gate|up|down)_proj", "model.decoder.layers.20.mlp.up_proj"),
+        (r"model\.decoder\.layers\.[0-9]+\.experts\.[0-9]+\..*_proj$", "model.decoder.layers.3.experts.17.up_proj"),
+        (r"(?!.*vision).*\.experts\..*", "model.decoder.layers.3.experts.17.up_proj"),
+        (r".*[]()*+]?q_proj", "model.decoder.layers.0.self_attn.q_proj"),
+    ],
+)
+def test_patterns_as_tools_write_them_are_matched(pattern, matches, tmp_path):
+    found = matcher([pattern], tmp_path)
+    assert found(matches)
+    assert not found("model.encoder.vision_tower.patch")
+
+
+@given(st.text(alphabet="ab().*+?|[]^{}2,\\$:=!<P>", max_size=24))
+@settings(deadline=2000)
+def test_no_pattern_takes_long(pattern):
+    with suppress(CheckpointError):
+        matcher([pattern], Path("config.json"))("ab" * 40)
 
 
 def test_modules_left_as_they_are_may_not_be_in_few_bits(compressed):

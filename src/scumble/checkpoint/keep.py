@@ -45,6 +45,11 @@ def is_in_few_bits(entry: Entry) -> bool:
     return True
 
 
+def in_four_bits(entry: Entry) -> bool:
+    """Of what is in few bits: whether it runs in four, by what it is stored as."""
+    return "4" in entry.dtype.split(",")[0]
+
+
 @dataclass(frozen=True)
 class Keeper:
     """How stored weights become a model's. form: only what is in this format exactly; None: everything.

@@ -20,7 +20,7 @@ from scumble.checkpoint.files import DTYPES, Stored, as_folder, check_folder, fi
 from scumble.checkpoint.gguf.blocks import BY_NAME
 from scumble.checkpoint.gguf.model import config_json, generation_json, is_gguf, weight_entries
 from scumble.checkpoint.gguf.reader import read_gguf
-from scumble.checkpoint.keep import CPU, Keeper, is_in_few_bits
+from scumble.checkpoint.keep import CPU, Keeper, in_four_bits, is_in_few_bits
 from scumble.checkpoint.memory import check_memory
 from scumble.checkpoint.names import VISION, candidates
 from scumble.checkpoint.quantized import declared_scheme, refuse_parts
@@ -179,7 +179,8 @@ def load_checkpoint(
     form = form_of(plan) if as_stored else dtype if isinstance(dtype, str) else None
     if not as_stored:
         build.check(form, choice.ops, device)
-    check_memory(found.config, found.shapes, form or whole, device, folder, choice.ops.formats)
+    stored = plan if as_stored else None
+    check_memory(found.config, found.shapes, form or whole, device, folder, choice.ops, stored)
     check_copies(found.copies, whole, folder)
     with torch.device("meta"):
         model = Transformer(found.config)
@@ -203,7 +204,7 @@ def load_checkpoint(
 def form_of(plan: Mapping[str, Entry]) -> Format:
     """The format that a model's weights run in where they stay as they are stored: of most bytes in few bits."""
     narrow = [entry for entry in plan.values() if is_in_few_bits(entry)]
-    four = sum(entry.nbytes for entry in narrow if "4" in entry.dtype.split(",")[0])
+    four = sum(entry.nbytes for entry in narrow if in_four_bits(entry))
     return "int4" if 2 * four >= sum(entry.nbytes for entry in narrow) else "int8"
 
 

@@ -9,18 +9,22 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from scumble.checkpoint.keep import in_four_bits, is_in_few_bits
+from scumble.checkpoint.schemes import Entry
 from scumble.config import LayerConfig, ModelConfig
 from scumble.errors import CheckpointError, size
 from scumble.formats.sizes import FORMATS, PLAIN_BYTES, weight_bytes
+from scumble.ops import Ops
 
 SWITCH = "SCUMBLE_MEMORY_CHECK"  # this environment variable set to 0: load in spite of everything
 CONTEXT = 1000  # tokens
+WITH_OFFSETS = ("Q4_1", "Q4_K")  # run with 6 bits a number instead of 4.5 (gguf/four_bits.py)
 UNLIMITED = 2**60  # cgroup v1 says "no limit" with a number near 2**63
 
 
@@ -33,15 +37,44 @@ class Available:
 
 
 def needed(
-    config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], form: str | torch.dtype, on_card: bool = False
-) -> int:
-    """Bytes for a model of these weights in a format, ready to work on CONTEXT tokens."""
+    config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], form: str | torch.dtype, on_card: bool = False,
+    packs: bool = False,
+) -> int:  # fmt: skip
+    """Bytes for a model of these weights in a format, ready to work on CONTEXT tokens.
+
+    packs: the operations lay weights out anew; of those in bfloat16 only the table is then there twice."""
     name = str(form).removeprefix("torch.")
     if isinstance(form, torch.dtype) and name not in PLAIN_BYTES:
         bytes_each = torch.zeros(0, dtype=getattr(torch, name)).element_size()
         return sum(math.prod(shape) for shape in shapes.values()) * bytes_each + kv_bytes(config, CONTEXT, bytes_each)
     staging = 0 if name in PLAIN_BYTES else _largest_layer(shapes) * PLAIN_BYTES["bfloat16"]
-    return weight_bytes(shapes, name, on_card) + staging + kv_bytes(config, CONTEXT, PLAIN_BYTES.get(name, 2))
+    head = 2 * math.prod(shapes["embed_tokens.weight"]) if packs and name == "bfloat16" else 0
+    return weight_bytes(shapes, name, on_card) + head + staging + kv_bytes(config, CONTEXT, PLAIN_BYTES.get(name, 2))
+
+
+def needed_as_stored(config: ModelConfig, plan: Mapping[str, Entry]) -> int:
+    """The same of a folder in few bits whose weights run as they are stored (keep.py), on a CPU."""
+    anew = [entry for name, entry in plan.items() if _is_kept(name, entry) and not in_four_bits(entry)]
+    staging = 2 * max((math.prod(entry.shape) for entry in anew), default=0)  # one of them in bfloat16
+    return weights_as_stored(plan) + staging + kv_bytes(config, CONTEXT, 2)
+
+
+def weights_as_stored(plan: Mapping[str, Entry]) -> int:
+    """Bytes of the weights of such a folder, once it is loaded."""
+    return sum(_bytes_as_stored(name, entry) for name, entry in plan.items())
+
+
+def _is_kept(name: str, entry: Entry) -> bool:
+    return "_proj" in name and is_in_few_bits(entry)
+
+
+def _bytes_as_stored(name: str, entry: Entry) -> int:
+    """Four bits as they are in the file, or with scales and offsets in float32; others in int8. The table is there in
+    bfloat16 and has its copies in int8; what is stored in float becomes bfloat16."""
+    if _is_kept(name, entry) and in_four_bits(entry):
+        return entry.nbytes * 4 // 3 if entry.dtype in WITH_OFFSETS else entry.nbytes
+    in_int8 = _is_kept(name, entry) or "embed_tokens" in name
+    return weight_bytes({name: entry.shape}, "int8" if in_int8 else "bfloat16")
 
 
 def _largest_layer(shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -68,20 +101,23 @@ def check_memory(
     form: str | torch.dtype,
     device: torch.device,
     folder: Path,
-    formats: Collection[str] = (),
+    ops: Ops,
+    as_stored: Mapping[str, Entry] | None = None,
 ) -> None:
     """Raises CheckpointError where a model does not fit: what it needs, what there is, and which format would fit.
 
-    formats: those in few bits that a graphics card's operations take."""
+    ops: what will serve. as_stored: the folder's weights, where they run as they are stored."""
     if os.environ.get(SWITCH) == "0":
         return
     room = available(device)
     on_card = device.type != "cpu"
-    wanted = needed(config, shapes, form, on_card)
+    wanted = needed(config, shapes, form, on_card, ops.packs)
+    if as_stored is not None and not on_card:
+        wanted, form = needed_as_stored(config, as_stored), "the formats that it is stored in"
     if room is None or wanted <= room.bytes:
         return
-    forms = (*PLAIN_BYTES, *sorted(formats)) if on_card else FORMATS
-    sizes = {name: needed(config, shapes, name, on_card) for name in forms}
+    forms = (*PLAIN_BYTES, *sorted(ops.formats)) if on_card else FORMATS
+    sizes = {name: needed(config, shapes, name, on_card, ops.packs) for name in forms}
     fitting = [f"{name} ({size(count)})" for name, count in sizes.items() if count <= room.bytes]
     if fitting:
         advice = f"would fit: dtype {' or '.join(fitting)}"

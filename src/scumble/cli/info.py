@@ -72,7 +72,10 @@ def gather(path: Path | None) -> dict[str, Any]:
         "generation": read_generation_config(folder),
         "parameters": parameters(config, shapes),
         "memory": {name: weight_bytes(shapes, name, on_card) for name in forms},
-        "fits": {name: room is None or needed(config, shapes, name, on_card) <= room.bytes for name in forms},
+        "fits": {
+            name: room is None or needed(config, shapes, name, on_card, choice.ops.packs) <= room.bytes
+            for name in forms
+        },
         "memory_available": None if room is None else {"bytes": room.bytes, "limit": room.limit},
         "kv_cache": {name: kv_cache(config, each) for name, each in CACHE_BYTES.items()},
         "files": stored(tensors),
@@ -94,15 +97,19 @@ def loads_as(found: Contents, device: torch.device) -> dict[str, Any]:
     whether there is as much (None: the system does not say)."""
     from scumble.checkpoint.keep import is_in_few_bits
     from scumble.checkpoint.load import form_of, main_dtype
-    from scumble.checkpoint.memory import available, needed
+    from scumble.checkpoint.memory import available, needed, needed_as_stored
     from scumble.placement import choose_dtype
 
-    chosen = choose_dtype("auto", device)
-    if any(is_in_few_bits(entry) for entry in found.plan.values()):
+    chosen, on_card = choose_dtype("auto", device), device.type != "cpu"
+    in_few_bits = any(is_in_few_bits(entry) for entry in found.plan.values())
+    form = str(main_dtype(found.plan) if chosen is None else chosen).removeprefix("torch.")
+    if in_few_bits:
         form = form_of(found.plan)
+    if in_few_bits and not on_card:
+        wanted = needed_as_stored(found.config, found.plan)
     else:
-        form = str(main_dtype(found.plan) if chosen is None else chosen).removeprefix("torch.")
-    room, wanted = available(device), needed(found.config, found.shapes, form, device.type != "cpu")
+        wanted = needed(found.config, found.shapes, form, on_card, operations(found, device).ops.packs)
+    room = available(device)
     return {"format": form, "needed": wanted, "fits": None if room is None else wanted <= room.bytes}
 
 

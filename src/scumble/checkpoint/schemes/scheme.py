@@ -7,13 +7,13 @@ name, because weights read by another rule than they were written by are noise.
 from __future__ import annotations
 
 import fnmatch
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from scumble.checkpoint.quantized import Scheme as Declared
+from scumble.checkpoint.schemes.patterns import matcher
 from scumble.errors import CheckpointError, shown
 
 Layout = Literal["packed", "int8", "fp8", "nvfp4", "modelopt-nvfp4", "gptq", "awq"]
@@ -174,17 +174,8 @@ def _group_scheme(group: Mapping[str, Any], top_format: Any, where: str) -> Sche
 def _names(patterns: list[str], file: Path) -> Callable[[str], bool]:
     """Matches a module whose name is in the list, or that a `re:` pattern matches from its beginning."""
     exact = {pattern for pattern in patterns if not pattern.startswith("re:")}
-    try:
-        compiled = [re.compile(pattern[3:]) for pattern in patterns if pattern.startswith("re:")]
-    except re.error as error:
-        raise CheckpointError(
-            f"{file}: a pattern among targets or ignore is not a regular expression: {error}"
-        ) from None
-
-    def matches(module: str) -> bool:
-        return module in exact or any(one.match(module) for one in compiled)
-
-    return matches
+    fits = matcher([pattern[3:] for pattern in patterns if pattern.startswith("re:")], file)
+    return lambda module: module in exact or fits(module)
 
 
 # --- ModelOpt -------------------------------------------------------------------------------------------------------

@@ -131,7 +131,7 @@ def test_an_autoregressive_answer_says_what_it_ran_with(capfd: pytest.CaptureFix
     [
         (("--decoder", "autoregressive", "--steps", 3), "--steps: for canvases, without effect"),
         (("--decoder", "autoregressive", "--canvas-length", 8, "--best-of", 2), "--canvas-length, --best-of: "),
-        (("--logprobs", 2), "--json alone"),
+        (("--logprobs", 2), "with --json, or as colours"),
     ],
 )
 def test_an_option_without_effect_is_refused(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scumble.cli import options as o
+from scumble.cli.confidence import LEGEND, coloured
 from scumble.cli.loading import load_llm
 from scumble.cli.prompt import read_prompt
 from scumble.cli.terminal import can_draw, error_console, quiet_keyboard, stdout_is_terminal, visible
@@ -77,8 +78,8 @@ def generate(
     """
     if echo and as_json:
         raise InvalidRequest("--echo is for text, and --json prints one object without the prompt; leave one out")
-    if "logprobs" in settings and not as_json:
-        raise InvalidRequest("--logprobs is printed with --json alone; add --json, or leave it out")
+    if "logprobs" in settings and not as_json and not can_draw(error_console()):
+        raise InvalidRequest("--logprobs is printed with --json, or as colours on a terminal; add --json")
     text = read_prompt(prompt, file)
     console = error_console()
     config = o.generation_config(settings)
@@ -112,8 +113,18 @@ def _run(
     sys.stdout.flush()
     if live or (can_draw(console) and not as_json):
         print_summary(console, outcome, request.decoder)
+        _print_confidence(console, outcome, llm)
     if outcome.generation is None:
         raise typer.Exit(INTERRUPTED)
+
+
+def _print_confidence(console: Console, outcome: Outcome, llm: LLM) -> None:
+    """The answer's tokens in colours, where --logprobs was given."""
+    done = outcome.generation
+    if done is not None and done.logprobs is not None and llm.tokenizer is not None:
+        tokens = ((llm.tokenizer.decode([one.token_id]), one.logprob) for one in done.logprobs)
+        console.print(coloured(tokens))
+        console.print(LEGEND, style="dim")
 
 
 def _screen(llm: LLM, request: Request, console: Console, prompt: str, *, live: bool, as_json: bool) -> Screen:

@@ -6,8 +6,9 @@ import json
 from typing import TYPE_CHECKING
 
 from scumble.cli import options as o
+from scumble.cli.confidence import coloured
 from scumble.cli.loading import load_llm
-from scumble.cli.terminal import error_console, stdout_is_terminal, visible
+from scumble.cli.terminal import error_console, stdout_is_terminal
 from scumble.cli.texts import File, Json, print_text, text_of
 
 if TYPE_CHECKING:
@@ -35,13 +36,8 @@ def score(
         return
     if stdout_is_terminal():
         from rich.console import Console
-        from rich.text import Text
 
-        shown = Text()
-        for token, _, value in _aligned(found):
-            style = "" if value is None else "red" if value < -6 else "yellow" if value < -3 else "green"
-            shown.append(visible(token), style)
-        Console().print(shown)
+        Console().print(coloured((token, value) for token, _, value in _aligned(found)))
     else:
         for token, _, value in _aligned(found):
             print_text(f"{'' if value is None else f'{value:.4f}'}\t{json.dumps(token, ensure_ascii=False)}\n")

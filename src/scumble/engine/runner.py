@@ -74,6 +74,8 @@ class Runner:
 
     def replayed(self, batch: Sequence[Work]) -> list[Outcome] | None:
         """Where there is nothing but canvases, and the operations can replay a pass over them; else None."""
+        if self.replays.is_off:
+            return None
         slots = self.denoiser.slots
         alone = all(work.slots and work.piece is None for work in batch)
         if not alone or sum(len(work.slots) for work in batch) != len(slots):
@@ -95,6 +97,8 @@ class Runner:
 
     def stepped(self, works: Sequence[Work]) -> bool:
         """The same where there is nothing but single steps, and the operations can replay them; else False."""
+        if self.replays.is_off:
+            return False
         tokens, caches = [], []
         for work in works:
             piece, cache = work.piece, work.row.cache

@@ -14,7 +14,7 @@ from scumble.decode.steps import Start
 from scumble.diffusion import SeededNoise, start_canvas
 from scumble.engine.row import Row
 from scumble.engine.slots import Slot, Slots
-from scumble.engine.static_pass import Arena, StaticPass
+from scumble.engine.static_pass import Arena, StaticPass, StaticStep
 from scumble.model import Segment, Transformer
 from scumble.ops import VocabQuery
 from scumble.ops.triton.launch import TABLE, recorded
@@ -70,6 +70,19 @@ def test_a_replayed_pass_waits_for_nothing_either_and_rows_share_its_attention()
     assert len(one) == len(four)
     assert sum(name.startswith("attend") for name in four) == len(RELEASE.layers)
     assert set(four) <= {launch.name for launch in release.launches(90, TABLE)}
+
+
+def test_neither_does_a_replayed_step() -> None:
+    with META:
+        model = Transformer(RELEASE).to(torch.bfloat16).use(TritonOps())
+    static = StaticStep(model, Arena(model, 8, 1024, RELEASE.canvas_length), 8)
+    with recorded(90) as launches:
+        hidden, appended = static.compute()
+    assert hidden.shape == (8, RELEASE.hidden_size)
+    assert len(appended) == len(RELEASE.layers)
+    names = [launch.name for launch in launches]
+    assert sum(name.startswith("step attend") for name in names) == len(RELEASE.layers)
+    assert set(names) <= {launch.name for launch in release.launches(90, TABLE)}
 
 
 def test_what_it_launches_is_what_the_compile_check_compiles() -> None:

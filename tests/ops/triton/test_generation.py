@@ -64,4 +64,7 @@ def test_every_operation_can_be_refused_by_itself() -> None:
     assert ops.experts != REFERENCE.experts
     assert TritonOps().batch_invariant
     assert not ops.batch_invariant
+    unpaged = TritonOps(refused=("attend_pages",))
+    assert unpaged.batch_invariant
+    assert not unpaged.attends_pages
     assert all(callable(getattr(ops, name)) for name in OPERATIONS)

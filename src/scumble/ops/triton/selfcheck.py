@@ -27,6 +27,7 @@ import triton
 from torch import Tensor
 
 from scumble.config import ModelConfig
+from scumble.ops.pages import PAGE, Pages
 from scumble.ops.query import VocabQuery
 from scumble.ops.reference import REFERENCE, ReferenceOps
 from scumble.ops.triton.layouts import FP4_GROUP, Int4, Layout
@@ -265,7 +266,7 @@ def _routes(x: Tensor, k: int, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _heads(name: str, device: torch.device, dtype: torch.dtype, config: ModelConfig) -> Iterator[tuple[Tensor, Case]]:
-    """norm_rope and both ways to attend, for every kind of layer."""
+    """norm_rope and all ways to attend, for every kind of layer."""
     for layer in dict.fromkeys(config.layers):
         heads, groups, dim = config.num_attention_heads, layer.num_key_value_heads, layer.head_dim
 
@@ -284,6 +285,10 @@ def _heads(name: str, device: torch.device, dtype: torch.dtype, config: ModelCon
         k, v = numbers(groups, KEYS, dim), numbers(groups, KEYS, dim)
         window = config.sliding_window if layer.is_sliding else None
 
+        if name == "attend_pages":
+            yield q / dim**0.5, partial(_paged, k, v)
+            continue
+
         def attend(
             ops: ReferenceOps, x: Tensor, cast: Cast, k: Tensor = k, v: Tensor = v, window: int | None = window
         ) -> tuple[Tensor, ...]:
@@ -292,6 +297,23 @@ def _heads(name: str, device: torch.device, dtype: torch.dtype, config: ModelCon
             return (ops.attend_causal(x, cast(k), cast(v), window),)
 
         yield q / dim**0.5, attend
+
+
+def _paged(keys: Tensor, values: Tensor, ops: ReferenceOps, x: Tensor, cast: Cast) -> tuple[Tensor, ...]:
+    """A row's keys and values [G, S, K] in pages that lie in reverse order."""
+    if not isinstance(ops, TritonOps):
+        return (ops.attend_all(x, cast(keys), cast(values)),)
+    seen = keys.shape[1]
+    count, position = -(-seen // PAGE), torch.arange(seen, device=x.device)
+    slots = (count - 1 - position // PAGE) * PAGE + position % PAGE
+    pools = []
+    for part in (keys, values):
+        pool = torch.empty(count * PAGE, part.shape[0], part.shape[2], dtype=part.dtype, device=x.device)
+        pools.append(pool.index_copy_(0, slots, part.transpose(0, 1)))
+    tables = torch.arange(count - 1, -1, -1, dtype=torch.int32, device=x.device)[None]
+    low = torch.zeros(x.shape[0], dtype=torch.int32, device=x.device)
+    pages = Pages(tables, low, torch.full_like(low, seen), x.shape[0], seen)
+    return (ops.attend_pages(x.contiguous(), pools[0], pools[1], pages),)
 
 
 def _vocabulary(device: torch.device, dtype: torch.dtype, config: ModelConfig) -> tuple[Tensor, Case]:

@@ -20,7 +20,7 @@ from scumble.serve.extension import draft_extension, generation_extension, tool_
 from scumble.serve.fields import Body, OpenAISampling, TextPart
 from scumble.serve.gate import ScopedRoute, scope
 from scumble.serve.service import Service, service_of
-from scumble.serve.stream import DONE, ClientGone, EventStream, data_event, while_connected
+from scumble.serve.stream import DONE, STREAMED, ClientGone, EventStream, data_event, while_connected
 from scumble.serve.tools import ResponseFormat, Tool, ToolChoice, chosen, constraint, tool_options
 
 router = APIRouter(route_class=ScopedRoute)
@@ -134,7 +134,7 @@ async def chat_jobs(body: ChatRequest, backend: Backend) -> list[Job]:
     return [with_choice_seed(job, index) for index in range(body.n)]
 
 
-@router.post("/v1/chat/completions", summary="Answer a conversation")
+@router.post("/v1/chat/completions", summary="Answer a conversation", responses=STREAMED)
 @scope("generate")
 async def create_chat(body: ChatRequest, request: Request) -> Response:
     service, call = service_of(request), call_of(request)

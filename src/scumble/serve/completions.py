@@ -20,7 +20,7 @@ from scumble.serve.extension import draft_extension, generation_extension, usage
 from scumble.serve.fields import OpenAISampling
 from scumble.serve.gate import ScopedRoute, scope
 from scumble.serve.service import Service, service_of
-from scumble.serve.stream import DONE, ClientGone, EventStream, data_event, while_connected
+from scumble.serve.stream import DONE, STREAMED, ClientGone, EventStream, data_event, while_connected
 
 router = APIRouter(route_class=ScopedRoute)
 MAX_PROMPTS = 128
@@ -72,7 +72,7 @@ def _job(prompt: str | list[int], suffix: str | None, config: Any, backend: Back
     return backend.text(prompt, config)
 
 
-@router.post("/v1/completions", summary="Continue a text, or fill one in")
+@router.post("/v1/completions", summary="Continue a text, or fill one in", responses=STREAMED)
 @scope("generate")
 async def create_completion(body: CompletionRequest, request: Request) -> Response:
     service, call = service_of(request), call_of(request)

@@ -88,7 +88,7 @@ async def get_file(file_id: str, request: Request) -> dict[str, Any]:
     return files_of(service_of(request)).get(file_id, call_of(request).key_name).public()
 
 
-@router.get("/v1/files/{file_id}/content", summary="What is in a file")
+@router.get("/v1/files/{file_id}/content", summary="What is in a file", response_class=FileResponse)
 @scope("generate")
 async def get_content(file_id: str, request: Request) -> Response:
     files = files_of(service_of(request))

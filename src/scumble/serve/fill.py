@@ -24,7 +24,7 @@ from scumble.serve.extension import generation_extension, usage_of
 from scumble.serve.fields import OpenAISampling
 from scumble.serve.gate import ScopedRoute, scope
 from scumble.serve.service import Service, service_of
-from scumble.serve.stream import EventStream, while_connected
+from scumble.serve.stream import STREAMED, EventStream, while_connected
 
 router = APIRouter(route_class=ScopedRoute)
 
@@ -38,7 +38,7 @@ class FimRequest(OpenAISampling):
     random_seed: int | None = None
 
 
-@router.post("/v1/fim/completions", summary="Fill in what stands between prompt and suffix")
+@router.post("/v1/fim/completions", summary="Fill in what stands between prompt and suffix", responses=STREAMED)
 @scope("generate")
 async def create_fim(body: FimRequest, request: Request) -> Response:
     service, call = service_of(request), call_of(request)

@@ -29,6 +29,15 @@ from scumble.serve.log import log_call, log_failure
 from scumble.serve.service import Service, service_of
 from scumble.serve.stream import CANCELLED, ClientGone
 
+# For the OpenAPI schema: an error has one of two forms, OpenAI's or Anthropic's (errors.py).
+REFUSED: dict[str, Any] = {
+    "description": "Refused; the body says what, and what to do instead",
+    "content": {
+        "application/json": {
+            "schema": {"type": "object", "required": ["error"], "properties": {"error": {"type": "object"}}}
+        }
+    },
+}
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 FORM_BYTES = 4096  # of an upload's form around the file itself
 PUBLIC = "public"  # needs no key: liveness, readiness and the web page's own files
@@ -51,6 +60,7 @@ class ScopedRoute(APIRoute):
         self.scope_needed: str = getattr(endpoint, "scope", "")
         if self.scope_needed not in (*SCOPES, PUBLIC):
             raise TypeError(f"the route {path} has no scope; mark its handler with @scope(…)")
+        options["responses"] = {"4XX": REFUSED, **(options.get("responses") or {})}
         super().__init__(path, endpoint, **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

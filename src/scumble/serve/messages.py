@@ -21,7 +21,7 @@ from scumble.serve.extension import cached_tokens, draft_extension, generation_e
 from scumble.serve.fields import Body, Sampler, checked_stops, unsupported
 from scumble.serve.gate import ScopedRoute, scope
 from scumble.serve.service import Service, service_of
-from scumble.serve.stream import ClientGone, EventStream, named_event, while_connected
+from scumble.serve.stream import STREAMED, ClientGone, EventStream, named_event, while_connected
 from scumble.serve.tools import TOOL_NAME, FunctionSpec, tool_options
 from scumble.settings import GenerationConfig
 
@@ -234,7 +234,7 @@ async def message_job(body: MessageRequest, backend: Backend) -> Job:
     return replace(job, notes=(*body.not_applied(), *job.notes))
 
 
-@router.post("/v1/messages", summary="Answer a conversation, in Anthropic's form")
+@router.post("/v1/messages", summary="Answer a conversation, in Anthropic's form", responses=STREAMED)
 @scope("generate")
 async def create_message(body: MessageRequest, request: Request) -> Response:
     service, call = service_of(request), call_of(request)

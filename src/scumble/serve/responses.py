@@ -23,7 +23,7 @@ from scumble.serve.fields import Body, Sampler, TextPart, unsupported
 from scumble.serve.gate import ScopedRoute, scope
 from scumble.serve.response_run import Kept, KeptResponses, ResponseRun
 from scumble.serve.service import Service, service_of
-from scumble.serve.stream import EventStream, named_event, while_connected
+from scumble.serve.stream import STREAMED, EventStream, named_event, while_connected
 from scumble.serve.tools import TOOL_NAME, FunctionSpec, JsonSchema, ResponseFormat, constraint, tool_options
 from scumble.settings import GenerationConfig
 
@@ -241,7 +241,7 @@ def _head(body: ResponseRequest, model: str) -> dict[str, Any]:
     }
 
 
-@router.post("/v1/responses", summary="Make a response")
+@router.post("/v1/responses", summary="Make a response", responses=STREAMED)
 @scope("generate")
 async def create_response(body: ResponseRequest, request: Request) -> Response:
     service, call = service_of(request), call_of(request)
@@ -288,7 +288,7 @@ def _kept(request: Request, response_id: str) -> Kept:
     return kept
 
 
-@router.get("/v1/responses/{response_id}", summary="A kept response; with stream, its events")
+@router.get("/v1/responses/{response_id}", summary="A kept response; with stream, its events", responses=STREAMED)
 @scope("generate")
 async def get_response(
     response_id: str, request: Request, stream: bool = False, starting_after: int | None = None

@@ -15,6 +15,10 @@ from starlette.types import Message, Receive, Scope, Send
 T = TypeVar("T")
 KEEP_ALIVE_SECONDS = 15.0  # a comment is sent after so long a silence: proxies close quiet connections
 CANCELLED = "cancelled"  # the outcome of a call whose client has left
+# For the OpenAPI schema: with "stream" a route answers in events.
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/json": {"schema": {}}, "text/event-stream": {"schema": {"type": "string"}}}}
+}
 DONE = b"data: [DONE]\n\n"
 
 

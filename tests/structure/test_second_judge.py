@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import llguidance
 import pytest
@@ -10,7 +11,8 @@ from scumble.structure import StructureError
 from structure.test_schema import compile_
 from structure.walks import random_schema, walk
 
-BOM = "\ufeff".encode()
+# What is valid, and not accepted there: zeros at the end of a fraction; U+007F; and U+FEFF, which is \s in ECMA 262.
+UNUSUAL = re.compile(rb"\.[0-9]*0(?![0-9])|\x7f|\xef\xbb\xbf")
 BYTES = llguidance.LLTokenizer("byte")
 
 
@@ -34,11 +36,9 @@ def judged(seed: int) -> int:
         return 0
     source = json.dumps(schema)
     grammar = llguidance.LLMatcher.grammar_from_json_schema(source)
-    # llguidance has keywords that it does not know (it says so), and writes no zeros behind a multiple of something.
     if llguidance.LLMatcher(BYTES, grammar).get_error() or "multipleOf" in source:
-        return 0
-    # Nor does it write U+007F, and its \s lacks U+FEFF, which that of ECMA 262 has.
-    texts = [text for text in (walk(machine, rng) for _ in range(6)) if b"\x7f" not in text and BOM not in text]
+        return 0  # keywords that it says it does not know, and multiples, of which it accepts some only
+    texts = [text for text in (walk(machine, rng) for _ in range(6)) if not UNUSUAL.search(text)]
     for text in texts:
         matcher = llguidance.LLMatcher(BYTES, grammar)
         ids = BYTES.tokenize_bytes(text)

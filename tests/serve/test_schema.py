@@ -34,6 +34,6 @@ def test_schemathesis(tmp_path_factory):
                 "--checks", ",".join(CHECKS), "--request-timeout", "60", "--exclude-path-regex", "/admin",
                 "--header", "Accept: application/json",
             ],
-            capture_output=True, text=True, timeout=800,
+            capture_output=True, text=True, timeout=800, cwd=tmp_path_factory.mktemp("cases"),
         )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:]

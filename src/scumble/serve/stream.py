@@ -17,7 +17,7 @@ KEEP_ALIVE_SECONDS = 15.0  # a comment is sent after so long a silence: proxies 
 CANCELLED = "cancelled"  # the outcome of a call whose client has left
 # For the OpenAPI schema: with "stream" a route answers in events.
 STREAMED: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"application/json": {"schema": {}}, "text/event-stream": {"schema": {"type": "string"}}}}
+    200: {"content": {"application/json": {"schema": {}}, "text/event-stream": {"schema": {}}}}
 }
 DONE = b"data: [DONE]\n\n"
 

@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/cpu_pass.py                      # bf16, ours and transformers, interleaved
     OMP_NUM_THREADS=1 python benchmarks/cpu_pass.py --dtype int8
+    OMP_NUM_THREADS=1 python benchmarks/cpu_pass.py --dtype int4 --beside int8   # one of our formats beside another
     OMP_NUM_THREADS=1 python benchmarks/cpu_pass.py --ours --profile     # ours alone, with a table of operators
 
 The shape is "small-315m": hidden 768, 12 layers (five sliding, then one full), 8 heads, kv 4 x 128 and 2 x 256, MLP
@@ -54,7 +55,7 @@ def random_model(dtype: torch.dtype, seed: int = 0) -> Transformer:
 def ours(dtype: str) -> dict[str, Task]:
     model = random_model(torch.float32 if dtype == "float32" else torch.bfloat16)
     if model.ops.packs:
-        model.convert("int8" if dtype == "int8" else None)
+        model.convert(dtype if dtype in ("int8", "int4") else None)
     generator = torch.Generator().manual_seed(1)
     prompt = torch.randint(0, CONFIG.vocab_size, (CONTEXT,), generator=generator)
     canvas = torch.randint(0, CONFIG.vocab_size, (CONFIG.canvas_length,), generator=generator)
@@ -164,20 +165,18 @@ def compare(sides: dict[str, dict[str, Task]], names: list[str], runs: int) -> d
         for side, values in times.items():
             low, middle, high = statistics.quantiles(values, n=4)
             row[side] = {"median_ms": middle, "quartiles_ms": [low, high], "best_ms": min(values)}
-        if "transformers" in times:
-            ratios = [theirs / mine for mine, theirs in zip(times["ours"], times["transformers"], strict=True)]
-            row["ratio"] = statistics.median(ratios)
-            row["ratio_of_best"] = min(times["transformers"]) / min(times["ours"])
+        if len(times) == 2:
+            mine, theirs = times.values()
+            row["ratio"] = statistics.median(other / own for own, other in zip(mine, theirs, strict=True))
+            row["ratio_of_best"] = min(theirs) / min(mine)
         report[name] = row
     return report
 
 
 def show(report: dict[str, dict[str, object]]) -> None:
     for name, row in report.items():
-        for side in ("ours", "transformers"):
-            if side in row:
-                figures = row[side]
-                assert isinstance(figures, dict)
+        for side, figures in row.items():
+            if isinstance(figures, dict):
                 low, high = figures["quartiles_ms"]
                 print(f"{name:8} {side:13} {figures['median_ms']:8.1f} ms  ({low:.1f} … {high:.1f})", end="")
                 print(f"  best {figures['best_ms']:.1f}")
@@ -187,17 +186,20 @@ def show(report: dict[str, dict[str, object]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "int8"), default="bfloat16")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "int8", "int4"), default="bfloat16")
     parser.add_argument("--tasks", nargs="+", default=["pass", "prefill", "step"])
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--ours", action="store_true", help="without transformers")
+    parser.add_argument("--beside", choices=("bfloat16", "int8", "int4"), help="our own in another format, as the peer")
     parser.add_argument("--profile", action="store_true", help="operators of one run of each task")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     sides = {"ours": ours(args.dtype)}
-    if not args.ours:
+    if args.beside:
+        sides[args.beside] = ours(args.beside)
+    elif not args.ours:
         sides["transformers"] = peer(torch.float32 if args.dtype == "float32" else torch.bfloat16)
     report = compare(sides, args.tasks, args.runs)
     print(json.dumps(report)) if args.json else show(report)

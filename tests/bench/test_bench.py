@@ -105,7 +105,8 @@ def test_the_projection(capfd: pytest.CaptureFixture[str]) -> None:
     ("arguments", "said"),
     [
         (["--shape", "small"], "--shape must be one of small-315m"),
-        (["--shape", "tiny", "--dtype", "fp8"], "--dtype must be one of auto, float32"),
+        (["--shape", "tiny", "--dtype", "float8"], "--dtype must be one of auto, float32"),
+        (["--shape", "tiny", "--dtype", "fp8"], "dtype fp8 cannot run on cpu"),
         (["--shape", "tiny", "--passes", "1"], "--passes must be in 2 …"),
         (["--shape", "tiny", "--mode", "fast"], "--mode must be fixed, adaptive or both"),
         (["--shape", "tiny", "--mode", "adaptive"], "needs a trained model"),

@@ -22,10 +22,10 @@ def extra_megabytes(dtype: str, *sizes: str, **environment: str) -> float:
 def test_the_logits_of_a_canvas_never_exist_at_once():
     """n = 256, V = 65,536: one [n, V] float32 tensor takes 67 MB, and so would tiles that the heap cannot reuse.
 
-    The least of three runs: a kernel that hands out huge pages makes any one of them 20 to 30 MB more.
+    The least of up to nine runs: a kernel that hands out huge pages makes any one of them 20 to 30 MB more.
     """
     sizes = ("--rows", "256", "--vocab", "65536", "--hidden", "64")
-    assert min(extra_megabytes("float32", *sizes, OMP_NUM_THREADS="1") for _ in range(3)) < 40
+    assert any(extra_megabytes("float32", *sizes, OMP_NUM_THREADS="1") < 40 for _ in range(9))
 
 
 @pytest.mark.slow

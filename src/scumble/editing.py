@@ -28,7 +28,7 @@ from scumble.text.infill import can_infill, can_repair
 from scumble.text.tokenizer import require_unicode
 
 if TYPE_CHECKING:
-    from scumble.llm import LLM
+    from scumble.asking import Asking
 
 _WHOLE = "{instruction}\n\nDo this to the text below. Answer with the changed text and nothing else.\n\n{text}"
 _PART = (
@@ -51,7 +51,7 @@ class Edit:
 
 
 def edit(
-    llm: LLM,
+    llm: Asking,
     text: str,
     instruction: str | None = None,
     *,
@@ -85,7 +85,7 @@ def edit(
 
 
 def _rewritten(
-    llm: LLM, parts: tuple[str, str, str], instruction: str | None, strength: float, config: GenerationConfig
+    llm: Asking, parts: tuple[str, str, str], instruction: str | None, strength: float, config: GenerationConfig
 ) -> tuple[str, tuple[int, ...]]:
     """The new region, and the passes that it took. parts: before, the region, behind."""
     before, old, after = parts
@@ -106,7 +106,7 @@ def _rewritten(
     return language.parse(answer.text)[0], answer.passes
 
 
-def has_own_chat(llm: LLM) -> bool:
+def has_own_chat(llm: Asking) -> bool:
     """Whether the checkpoint came with a chat template, so that it has learnt to follow instructions."""
     return llm.folder is not None and not llm.chat_template.is_built_in
 
@@ -123,11 +123,11 @@ def message(instruction: str, parts: tuple[str, str, str]) -> str:
     return _PART.format(instruction=instruction, opening=f"<{name}>", closing=f"</{name}>", text=text)
 
 
-def encoded(llm: LLM, text: str) -> list[int]:
+def encoded(llm: Asking, text: str) -> list[int]:
     return llm.tokenizer.encode(text) if llm.tokenizer is not None and text else []
 
 
-def noisy(llm: LLM, text: str, strength: float, seed: int, behind: str = "") -> list[int]:
+def noisy(llm: Asking, text: str, strength: float, seed: int, behind: str = "") -> list[int]:
     """A text as a draft, with what stands behind it, an end and pads; of the text's ids a share of about `strength` is
     random."""
     ids = encoded(llm, text)

@@ -22,7 +22,7 @@ from scumble.text.infill import can_infill
 from scumble.text.tokenizer import require_unicode
 
 if TYPE_CHECKING:
-    from scumble.llm import LLM
+    from scumble.asking import Asking
 
 _VALUE = r"(?:\"(?:[^\"\\]|\\.)*\"|\S+?)"
 _HOLE = re.compile(
@@ -112,7 +112,7 @@ def _language(options: Mapping[str, str]) -> Language | None:
     return JsonSchema.of(options["schema"]) if "schema" in options else None
 
 
-def fill(llm: LLM, template: str, config: GenerationConfig | None = None) -> Fill:
+def fill(llm: Asking, template: str, config: GenerationConfig | None = None) -> Fill:
     """Fill every hole of a template. Raises InvalidRequest."""
     texts, holes = parse_template(template)
     config = unstructured(config)
@@ -124,7 +124,7 @@ def fill(llm: LLM, template: str, config: GenerationConfig | None = None) -> Fil
     return Fill(whole, found)
 
 
-def _one_by_one(llm: LLM, texts: Sequence[str], holes: Sequence[Hole], config: GenerationConfig) -> dict[str, str]:
+def _one_by_one(llm: Asking, texts: Sequence[str], holes: Sequence[Hole], config: GenerationConfig) -> dict[str, str]:
     """Each hole by the model's infill form, from the first to the last."""
     found: dict[str, str] = {}
     before = texts[0]
@@ -140,7 +140,7 @@ def _one_by_one(llm: LLM, texts: Sequence[str], holes: Sequence[Hole], config: G
     return found
 
 
-def _all_at_once(llm: LLM, texts: Sequence[str], holes: Sequence[Hole], config: GenerationConfig) -> dict[str, str]:
+def _all_at_once(llm: Asking, texts: Sequence[str], holes: Sequence[Hole], config: GenerationConfig) -> dict[str, str]:
     """The text from the first hole on as one structure."""
     parts = tuple((text, hole.language, hole.most) for text, hole in zip(["", *texts[1:-1]], holes, strict=True))
     language = Template(parts, near(texts[-1]))
@@ -148,7 +148,7 @@ def _all_at_once(llm: LLM, texts: Sequence[str], holes: Sequence[Hole], config: 
     return dict(zip((hole.name for hole in holes), language.parse(answer.text), strict=True))
 
 
-def begin_with(llm: LLM, text: str) -> list[int]:
+def begin_with(llm: Asking, text: str) -> list[int]:
     """Prompt ids of a text, or of none. Raises InvalidRequest where nothing begins a text."""
     if text:
         return llm.encode_prompt(text)
@@ -169,7 +169,7 @@ def near(text: str) -> str:
 
 
 def write_between(
-    llm: LLM, prompt: Sequence[int], language: Template, config: GenerationConfig, draft: Sequence[int] | None = None
+    llm: Asking, prompt: Sequence[int], language: Template, config: GenerationConfig, draft: Sequence[int] | None = None
 ) -> Generation:
     """What the model writes where holes lie between fixed texts.
 

@@ -20,7 +20,7 @@ from scumble.ops import VocabQuery
 from scumble.text.tokenizer import require_unicode
 
 if TYPE_CHECKING:
-    from scumble.llm import LLM
+    from scumble.asking import Asking
 
 CHUNK = 512  # tokens that are encoded at a time
 MOST_TOKENS = 2048  # of a forward
@@ -74,7 +74,7 @@ class Look:
     place: int
 
 
-def score(llm: LLM, text: str) -> Score:
+def score(llm: Asking, text: str) -> Score:
     """How probable the causal model finds a text, token by token. Raises InvalidRequest, PromptTooLong."""
     ids = llm.encode_prompt(text)
     model, tokenizer = llm.model, llm.tokenizer
@@ -88,7 +88,7 @@ def score(llm: LLM, text: str) -> Score:
     return Score(own, tuple(tokenizer.decode([id], skip_special=False) for id in own), found)
 
 
-def score_ids(llm: LLM, ids: Sequence[int], top: int = 0) -> list[TokenLogprobs]:
+def score_ids(llm: Asking, ids: Sequence[int], top: int = 0) -> list[TokenLogprobs]:
     """How probable the causal model finds ids[1:], each behind what stands before it; with the `top` likeliest ids in
     the place of each. Other requests have their turns between chunks."""
     model = llm.model
@@ -114,7 +114,7 @@ def score_ids(llm: LLM, ids: Sequence[int], top: int = 0) -> list[TokenLogprobs]
 
 
 def read(
-    llm: LLM,
+    llm: Asking,
     templates: Sequence[str],
     slots: Mapping[str, Sequence[str]],
     *,
@@ -161,7 +161,7 @@ def read(
 class Templates:
     """Makes questions and their canvases for one call: what several of them share is encoded, and drawn, once."""
 
-    def __init__(self, llm: LLM, seed: int) -> None:
+    def __init__(self, llm: Asking, seed: int) -> None:
         if llm.tokenizer is None:
             raise TokenizerError("reads need a tokenizer, and this model has none")
         self._shape, self._bos = llm.model.config, llm.tokenizer.bos_id
@@ -233,7 +233,7 @@ class Templates:
         return looks
 
 
-def run(llm: LLM, questions: Sequence[Question], looks: Sequence[Look]) -> list[list[float]]:
+def run(llm: Asking, questions: Sequence[Question], looks: Sequence[Look]) -> list[list[float]]:
     """Log-probability of every label of every look. Each context is encoded once and shared by its canvases.
 
     Where operations are batch-invariant, contexts and canvases share forwards of up to MOST_TOKENS tokens. Elsewhere
@@ -275,7 +275,9 @@ def run(llm: LLM, questions: Sequence[Question], looks: Sequence[Look]) -> list[
     return [found[place] for place in range(len(looks))]
 
 
-def label_logprobs(llm: LLM, questions: Sequence[Question], looks: Sequence[Look], hidden: Tensor) -> list[list[float]]:
+def label_logprobs(
+    llm: Asking, questions: Sequence[Question], looks: Sequence[Look], hidden: Tensor
+) -> list[list[float]]:
     """hidden [N, D] of the looks' canvases, one after another -> one number a label of each."""
     rows: list[int] = []
     targets: list[int] = []

@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from scumble import GenerationConfig, RequestsFailed, ScumbleError
-from scumble.decode import Answer, Constraint, TokensCommitted, make_request
+from scumble.decode import Answer, Constraint, make_request
 from scumble.decode.constraint import Restriction
 from scumble.diffusion import EntropyBound
 from scumble.engine import Engine, Failed
 from scumble.llm import LLM
 from scumble.model import Segment
-from scumble.ops import choose
 from tiny import prompt, tiny_model
+
+from .ways import WAYS, ids, model_for
 
 FREE = {"ignore_eos": True, "max_denoising_steps": 3}
 SETTINGS = [
@@ -28,24 +29,14 @@ SETTINGS = [
 ]
 
 
-@pytest.fixture(scope="module", params=["forwards of their own", "a shared forward"])
+@pytest.fixture(scope="module", params=WAYS)
 def model(request):
-    if request.param == "forwards of their own":
-        return tiny_model(sliding_window=12)
-    model = tiny_model(dtype=torch.bfloat16, sliding_window=12)
-    model.use(choose("cpu", torch.bfloat16, model.config).ops)
-    if not model.ops.batch_invariant:
-        pytest.skip("no batch-invariant operations on this machine")
-    return model
+    return model_for(request.param, sliding_window=12)
 
 
 def request_of(model, number, **inputs):
     config = GenerationConfig(seed=number, **FREE, **SETTINGS[number % len(SETTINGS)])
     return make_request(prompt(3 + number % 17, number), config, {}, model.config, **inputs)
-
-
-def ids(events):
-    return [token for event in events if isinstance(event, TokensCommitted) for token in event.ids]
 
 
 def run(engine):

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from scumble import GenerationConfig
 from scumble.checkpoint.memory import Available
-from scumble.decode import Answer, PassDone, TokensCommitted, make_request
+from scumble.decode import Answer, PassDone, make_request
 from scumble.decode.constraint import Forbidden
 from scumble.engine import Engine, Failed, memory
 from scumble.engine.memory import CHUNK, CacheSize
-from scumble.ops import choose
-from tiny import prompt, tiny_model
+from tiny import prompt
+
+from .ways import WAYS, ids, model_for
 
 FREE = {"ignore_eos": True, "max_denoising_steps": 3}
 SETTINGS = [
@@ -28,15 +29,9 @@ SETTINGS = [
 LENGTHS = [3, 17, 30, CHUNK - 4, CHUNK + 30]
 
 
-@pytest.fixture(scope="module", params=["forwards of their own", "a shared forward"])
+@pytest.fixture(scope="module", params=WAYS)
 def model(request):
-    if request.param == "forwards of their own":
-        return tiny_model(sliding_window=24)
-    model = tiny_model(dtype=torch.bfloat16, sliding_window=24)
-    model.use(choose("cpu", torch.bfloat16, model.config).ops)
-    if not model.ops.batch_invariant:
-        pytest.skip("no batch-invariant operations on this machine")
-    return model
+    return model_for(request.param, sliding_window=24)
 
 
 def request_of(model, number):
@@ -53,10 +48,6 @@ def need(model, number):
     request = request_of(model, number)
     longest = len(request.prompt) + request.max_new_tokens + 2 * model.config.canvas_length
     return CacheSize(model.config, model.dtype)(longest)
-
-
-def ids(events):
-    return [token for event in events if isinstance(event, TokensCommitted) for token in event.ids]
 
 
 def check_memory(engine):

@@ -7,20 +7,18 @@ module, with the same results. The weights stay where they are; what goes along 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from scumble.config import ModelConfig
 from scumble.model.attention import Attend, SegmentAttention
+from scumble.model.layer import Layer
 from scumble.model.segment import Segment
 from scumble.ops import Ops
 
-if TYPE_CHECKING:
-    from scumble.model.transformer import Layer
-
 Rope = tuple[Tensor, Tensor]
-Step = Callable[[Tensor, int, "Layer", Rope], Tensor | None]
+Step = Callable[[Tensor, int, Layer, Rope], Tensor | None]
 
 
 def stepper(x: Tensor, attend: Attend, config: ModelConfig, ops: Ops) -> Step | None:

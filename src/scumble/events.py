@@ -40,6 +40,7 @@ class Generation:
     passes: denoising passes, one number a canvas; of the autoregressive decoder: forward passes, one number in all.
     evaluations: how often a canvas went through the model: sum(passes), but each candidate counts for itself.
     reads: how often the causal model read finished texts to choose or to correct one, all of a canvas's at once.
+    cached_tokens: how many of the prompt's tokens another request had left encoded, so they cost nothing here.
     seconds: wall time from request to end; first_text_seconds: to the first committed token.
     thinking: what the model wrote in its thought channel, wherever that was opened, in the answer or at the prompt's
         end; None where there was no such channel. thinking_tokens: how many of token_ids it took, its name included.
@@ -67,6 +68,7 @@ class Generation:
     tool_calls: tuple[ToolCall, ...] = ()
     malformed_tool_calls: tuple[str, ...] = ()
     parsed: Any = None
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)

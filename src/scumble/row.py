@@ -79,6 +79,7 @@ class Row:
             passes=end.passes,
             evaluations=end.evaluations,
             reads=self.reads,
+            cached_tokens=end.cached_tokens,
             seconds=seconds,
             first_text_seconds=self._first if self._first is not None else seconds,
             logprobs=tuple(self._logprobs[: len(ids)]) if wanted else None,

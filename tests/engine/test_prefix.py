@@ -49,6 +49,19 @@ def test_whole_chunks_are_shared_bit_for_bit(decoder):
     assert engine.stats.reused == 4 * 2 * CHUNK
 
 
+@pytest.mark.parametrize("decoder", ["diffusion", "autoregressive"])
+def test_an_answer_says_how_much_of_its_prompt_was_there(decoder):
+    engine, found = Engine(tiny_model()), []
+    for length in (CHUNK + 9, CHUNK + 30, 20):
+        events = []
+        config = GenerationConfig(**FREE, decoder=decoder)
+        engine.add(make_request(prompt(length), config, {}, engine.model.config), events.append)
+        while engine.has_work:
+            engine.step()
+        found.append(events[-1].cached_tokens)
+    assert found == [0, CHUNK, 0]
+
+
 def test_short_blocks_share_nearly_all_of_a_beginning():
     """200 requests with 2,000 tokens in common, all at once: hardly more work than for one of them."""
     model = tiny_model(sliding_window=24).use(ClaimsInvariance())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import subprocess
@@ -13,6 +14,9 @@ import pytest
 from serving import SHORT, running, until
 from test_batch import request
 
+from scumble.serve import kept_files
+from scumble.serve.errors import ApiError
+from scumble.serve.kept_files import FileStore
 from scumble.serve.keys import Keys
 from scumble.serve.store import open_store
 
@@ -228,3 +232,14 @@ def _is_ready(port: int) -> bool:
         return httpx.get(f"http://127.0.0.1:{port}/ready").status_code == 200
     except httpx.TransportError:
         return False
+
+
+def test_an_upload_that_cannot_be_described_leaves_nothing(tmp_path, monkeypatch):
+    def full(path, value):
+        raise OSError(28, "No space left on device")
+
+    store = FileStore(tmp_path / "files", 1000, 5000)
+    monkeypatch.setattr(kept_files, "write_json", full)
+    with pytest.raises(ApiError, match="could not be stored"):
+        store.upload(io.BytesIO(b"x" * 10), "me", "one", "batch")
+    assert list(store.folder.iterdir()) == []

@@ -11,7 +11,9 @@ import typer
 
 from scumble.errors import InvalidRequest
 
-PACKAGES = ("fastapi", "uvicorn", "pydantic", "prometheus_client", "limits", "sqlalchemy", "cryptography")
+PACKAGES = (
+    "fastapi", "uvicorn", "python_multipart", "pydantic", "prometheus_client", "limits", "sqlalchemy", "cryptography",
+)  # fmt: skip
 State = Annotated[
     Path | None, typer.Option(help="Folder of keys and audit log; default: $SCUMBLE_STATE, else in your home.")
 ]
@@ -36,5 +38,5 @@ def need_serve() -> None:
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise InvalidRequest(
-            f"{' and '.join(missing)} must be installed for this: pip install 'scumble[serve]' brings all that it needs"
+            f"{', '.join(missing)} must be installed for this: pip install 'scumble[serve]' brings all that it needs"
         )

@@ -115,11 +115,13 @@ class TokensCommitted:
 
 @dataclass(frozen=True)
 class Answer:
-    """passes: by canvas, those of the candidate that took most. evaluations: of canvases, by all candidates."""
+    """passes: by canvas, those of the candidate that took most. evaluations: of canvases, by all candidates.
+    cached_tokens: of the prompt, those whose keys and values another request had left; the engine says."""
 
     finish_reason: FinishReason
     passes: tuple[int, ...]
     evaluations: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)

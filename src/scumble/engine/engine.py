@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from scumble.decode import Answer, Request
 from scumble.decode.steps import Denoise
@@ -143,7 +144,7 @@ class Engine:
         with self.answerable(row):
             answer = row.advance(result)
             if answer is not None:
-                self.end(row, answer)
+                self.end(row, replace(answer, cached_tokens=row.cached))
                 return
             self.scheduler.reserve(row)
             if isinstance(row.wants, Denoise):

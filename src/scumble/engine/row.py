@@ -55,6 +55,7 @@ class Row:
     encoded: what its cache holds. again: what it held when the row was preempted, and does not hold yet; until it does,
     the denoiser has set its canvases aside.
     denoised: the candidates of a canvas that are done. served: the step in which its ids last moved on.
+    cached: tokens of its prompt that it found encoded when it began.
     names, tail, is_findable, reused: of its context's blocks, see engine/prefix.py.
     """
 
@@ -71,6 +72,7 @@ class Row:
     again: list[Piece] = field(default_factory=list)
     served: int = 0
     committed: int = 0
+    cached: int = 0
     names: list[bytes] = field(default_factory=list)
     tail: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     is_findable: bool = True

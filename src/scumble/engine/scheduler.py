@@ -99,6 +99,7 @@ class Scheduler:
         if len(row.unread) > 1:
             taken = prefixes.take_up(row, row.unread[:-1])
             if taken:
+                row.cached += taken if row.committed == 0 else 0
                 row.encoded += [Piece(ids) for ids in row.unread[:taken].split(CHUNK)]
                 row.unread = row.unread[taken:]
             if not prefixes.claim(row, row.unread):

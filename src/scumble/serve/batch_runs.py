@@ -83,6 +83,7 @@ class Batches:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._slots = slots
         self._task: asyncio.Task[None] | None = None  # answers self._current
+        self._came = asyncio.Event()  # a batch, since the last look
         self._current = ""
         self._batches: dict[str, Batch] = {}
         oldest = time.time() - KEPT_DAYS * DAY
@@ -106,6 +107,7 @@ class Batches:
         )  # fmt: skip
         await asyncio.to_thread(self._save, batch)
         self._batches[batch.id] = batch
+        self._came.set()
         return batch
 
     def get(self, batch_id: str, owner: str) -> Batch:
@@ -136,9 +138,10 @@ class Batches:
     async def run(self, app: ASGIApp) -> None:
         """Answer batches, the oldest first, until this is cancelled."""
         while True:
+            self._came.clear()
             waiting = [one for one in self._batches.values() if not one.is_over]
             if not waiting:
-                await asyncio.sleep(0.1)
+                await self._came.wait()
                 continue
             batch = min(waiting, key=lambda one: (one.created_at, one.id))
             self._current, self._task = batch.id, asyncio.create_task(self._answer(app, batch))

@@ -45,15 +45,19 @@ def usage_of(backend: Backend, jobs: Sequence[Job], generations: Sequence[Genera
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": sum(cached_tokens(one) for one in generations)},
+        "prompt_tokens_details": {"cached_tokens": cached_tokens(jobs, generations)},
         "completion_tokens_details": {"reasoning_tokens": sum(backend.reasoning_tokens(one) for one in generations)},
         "scumble": {"passes": sum(sum(one.passes) for one in generations)},
     }
 
 
-def cached_tokens(generation: Generation) -> int:
-    """Prompt tokens that the engine had encoded before."""
-    return getattr(generation, "cached_tokens", 0)
+def cached_tokens(jobs: Sequence[Job], generations: Sequence[Generation]) -> int:
+    """Prompt tokens that the engine had encoded before the request came. Of several answers to one prompt the first
+    encodes what the others find."""
+    least: dict[tuple[int, ...], int] = {}
+    for job, one in zip(jobs, generations, strict=False):  # none, where nothing was to be generated
+        least[job.prompt] = min(one.cached_tokens, least.get(job.prompt, one.cached_tokens))
+    return sum(least.values())
 
 
 def tool_calls(generation: Generation) -> list[dict[str, Any]]:

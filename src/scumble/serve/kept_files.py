@@ -80,10 +80,11 @@ class FileStore:
                 target.flush()
                 os.fsync(target.fileno())
             part.rename(self.path(file_id))
+            return self.describe(file_id, owner, filename, purpose)
         except OSError:
             part.unlink(missing_ok=True)
+            self.delete(file_id)
             raise ApiError(507, "the file could not be stored; the server's disk may be full", code="disk") from None
-        return self.describe(file_id, owner, filename, purpose)
 
     def describe(self, file_id: str, owner: str, filename: str, purpose: str) -> KeptFile:
         """Make a content that is there a file that its owner sees."""

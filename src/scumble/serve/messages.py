@@ -17,7 +17,7 @@ from scumble.events import Committed, Draft, Finished, Generation, ToolCall
 from scumble.serve.backend import Backend, Job
 from scumble.serve.call import Call, call_of
 from scumble.serve.errors import ApiError
-from scumble.serve.extension import cached_tokens, draft_extension, generation_extension
+from scumble.serve.extension import draft_extension, generation_extension
 from scumble.serve.fields import Body, Sampler, checked_stops, unsupported
 from scumble.serve.gate import ScopedRoute, scope
 from scumble.serve.service import Service, service_of
@@ -341,7 +341,7 @@ class MessageWriter:
         return {"stop_reason": "tool_use" if generation.tool_calls else reason, "stop_sequence": None}
 
     def _usage(self, generation: Generation | None) -> dict[str, Any]:
-        cached = 0 if generation is None else cached_tokens(generation)
+        cached = 0 if generation is None else generation.cached_tokens
         return {
             "input_tokens": len(self.job.prompt) - cached,
             "cache_creation_input_tokens": 0,

@@ -16,7 +16,7 @@ from scumble.events import Committed, Finished, Generation, StreamEvent
 from scumble.serve.backend import Job
 from scumble.serve.call import Call
 from scumble.serve.errors import ApiError
-from scumble.serve.extension import cached_tokens, generation_extension
+from scumble.serve.extension import generation_extension
 from scumble.serve.service import Service
 
 KEPT_SECONDS = 3600.0
@@ -86,7 +86,7 @@ class ResponseRun:
             tokens = len(generation.token_ids)
             out["usage"] = {
                 "input_tokens": len(self.job.prompt),
-                "input_tokens_details": {"cached_tokens": cached_tokens(generation), "cache_write_tokens": 0},
+                "input_tokens_details": {"cached_tokens": generation.cached_tokens, "cache_write_tokens": 0},
                 "output_tokens": tokens,
                 "output_tokens_details": {"reasoning_tokens": generation.thinking_tokens},
                 "total_tokens": len(self.job.prompt) + tokens,

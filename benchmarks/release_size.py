@@ -26,13 +26,14 @@ from typing import Any
 import torch
 
 from scumble import LLM, GenerationConfig
-from scumble.checkpoint.convert import KEPT, convert, finish, ignored, plan_files
+from scumble.checkpoint.convert import KEPT, convert, finish, ignored
 from scumble.checkpoint.files import Stored
 from scumble.checkpoint.gguf.reader import read_gguf
 from scumble.checkpoint.gguf.tokenizer import tokenizer_files
 from scumble.checkpoint.load import Contents, read_contents
 from scumble.checkpoint.names import checkpoint_key
 from scumble.checkpoint.pack import packing
+from scumble.checkpoint.pieces import plan_files
 from scumble.checkpoint.schemes import Assembled, Entry
 from scumble.checkpoint.stream import Slot, StreamedFile
 from scumble.config import parse_model_config

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from foreign import compressed_tensors, foreign_model, unpacked, write_foreign, write_gguf
 from scumble import LLM, CheckpointError, GenerationConfig, InvalidRequest
-from scumble.checkpoint import convert as module
 from scumble.checkpoint import load_checkpoint
+from scumble.checkpoint import pieces as module
 from scumble.checkpoint.convert import FORMS, convert
 from scumble.checkpoint.pack import packing, round_fp4
 from scumble.formats.int4 import FP4

@@ -10,20 +10,24 @@ from scumble import LLM
 from scumble.errors import InvalidRequest
 from scumble.ops import REFERENCE, choose
 from scumble.ops.cpu import native
+from scumble.ops.cpu.binary import InstructionSet, choose_instructions
 from tiny import save_folder, tiny_config, tiny_model
 
-needs_kernels = pytest.mark.skipif(native.library() is None, reason="no compiler, or a processor without AVX-512 BF16")
+AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni")
+needs_kernels = pytest.mark.skipif(native.library() is None, reason="no compiler, or a processor without AVX2")
 
 
 @pytest.fixture(autouse=True)
 def nobody_names_one(monkeypatch):
     monkeypatch.delenv("SCUMBLE_OPS", raising=False)
+    monkeypatch.delenv("SCUMBLE_INSTRUCTIONS", raising=False)
 
 
 @needs_kernels
 def test_the_kernels_serve_bfloat16_on_a_cpu():
     choice = choose("cpu", torch.bfloat16, tiny_config())
-    assert (choice.ops.name, choice.forced, choice.line()) == ("cpu", False, "operations: cpu")
+    assert (choice.ops.name, choice.forced) == ("cpu", False)
+    assert choice.line() == f"operations: cpu, {native.instructions()}"
 
 
 @pytest.mark.parametrize(
@@ -61,15 +65,15 @@ def test_unknown_names_are_refused_with_those_there_are(monkeypatch):
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ("native.processor_features = lambda: frozenset()", "this processor lacks avx512f"),
+        ("native.processor_features = lambda: frozenset(['avx2', 'f16c'])", "this processor lacks fma"),
         ("native.shutil.which = lambda name: None", "found no C++ compiler"),
-        ("native.build = lambda compiler: native.Path('/nowhere.so')", "cannot be built or loaded"),
+        ("native.build = lambda compiler, instructions: '/nowhere.so'", "cannot be built or loaded"),
     ],
 )
 def test_without_kernels_torch_serves(change, word):
     code = (
         "from scumble.ops.cpu import native\n"
-        "native.processor_features = lambda: frozenset(native.NEEDED)\n"
+        "native.processor_features = lambda: frozenset(['avx2', 'fma', 'f16c'])\n"
         f"{change}\n"
         "import torch; from scumble.ops import choose; print(choose('cpu', torch.bfloat16).line())"
     )
@@ -77,6 +81,26 @@ def test_without_kernels_torch_serves(change, word):
     assert found.returncode == 0, found.stderr
     assert "operations: reference (not cpu: " in found.stdout
     assert word in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("asked", "more", "found"),
+    [("auto", (), "avx2"), ("auto", AVX512, "avx512"), ("avx2", AVX512, "avx2"), ("avx512", AVX512, "avx512")],
+)
+def test_the_best_instructions_of_the_processor_serve_or_the_named_ones(monkeypatch, asked, more, found):
+    monkeypatch.setenv("SCUMBLE_INSTRUCTIONS", asked)
+    chosen = choose_instructions(frozenset(["avx2", "fma", "f16c", *more]))
+    assert isinstance(chosen, InstructionSet)
+    assert chosen.name == found
+
+
+def test_instructions_that_the_processor_lacks_or_nobody_knows_are_said(monkeypatch):
+    monkeypatch.setenv("SCUMBLE_INSTRUCTIONS", "avx512")
+    why = choose_instructions(frozenset(["avx2", "fma", "f16c", *AVX512[:-1]]))
+    assert why == "SCUMBLE_INSTRUCTIONS is avx512, and this processor lacks avx512_vnni"
+    monkeypatch.setenv("SCUMBLE_INSTRUCTIONS", "sse")
+    with pytest.raises(InvalidRequest, match="SCUMBLE_INSTRUCTIONS must be one of auto, avx512, avx2; found 'sse'"):
+        choose_instructions(frozenset())
 
 
 def test_a_converted_model_gets_operations_that_fit():

@@ -84,6 +84,7 @@ def gather(path: Path | None) -> dict[str, Any]:
         "left_out": left_out(tensors),
         "operations": {
             "name": choice.ops.name,
+            "variant": choice.ops.variant,
             "asked_for": choice.forced,
             "passed_over": choice.passed_over,
             "batch_invariant": choice.ops.batch_invariant,

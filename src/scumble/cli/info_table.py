@@ -119,7 +119,8 @@ def _parts(parts: list[dict[str, Any]]) -> list[tuple[str, ...]]:
 def _operations(found: dict[str, Any]) -> list[tuple[str, ...]]:
     batch = "a row's tokens do not depend on its batch" if found["batch_invariant"] else "rows are kept apart"
     why = "asked for" if found["asked_for"] else "chosen"
-    rows: list[tuple[str, ...]] = [("serving", found["name"], f"{why}; {batch}")]
+    built = f", {found['variant']}" if found["variant"] else ""
+    rows: list[tuple[str, ...]] = [("serving", f"{found['name']}{built}", f"{why}; {batch}")]
     return rows + [(f"not {name}", why) for name, why in found["passed_over"].items()]
 
 

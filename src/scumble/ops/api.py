@@ -24,6 +24,7 @@ from scumble.structure.law import Graph, Masses, Solution
 
 class Ops(Protocol):
     """name: of the backend.
+    variant: which of its builds serves, where it has several (the CPU's instruction set); else empty.
     batch_invariant: a token's result is the same, bit for bit, whichever tokens stand beside it in a call; where it is
         False, only forwards of the same rows give the same bits.
     packs: float weights are laid out anew for it (`pack`).
@@ -34,6 +35,7 @@ class Ops(Protocol):
     """
 
     name: str
+    variant: str
     batch_invariant: bool
     packs: bool
     formats: frozenset[str]

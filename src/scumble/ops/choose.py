@@ -39,7 +39,8 @@ class Choice:
     def line(self) -> str:
         """One line for people."""
         why = "asked for" if self.forced else "; ".join(f"not {name}: {why}" for name, why in self.passed_over.items())
-        return f"operations: {self.ops.name}" + (f" ({why})" if why else "")
+        built = f", {self.ops.variant}" if self.ops.variant else ""
+        return f"operations: {self.ops.name}{built}" + (f" ({why})" if why else "")
 
 
 def choose(

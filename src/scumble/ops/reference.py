@@ -22,6 +22,7 @@ class ReferenceOps:
     """The methods of `Ops` (ops/api.py says what each computes), as formulas."""
 
     name = "reference"
+    variant = ""
     batch_invariant = False
     packs = False
     formats: frozenset[str] = frozenset()

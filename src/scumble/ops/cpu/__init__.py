@@ -1,4 +1,4 @@
-"""Native kernels for CPUs with AVX-512 BF16 and VNNI, as a backend of ops/choose.py."""
+"""Native kernels for CPUs with AVX2, or better AVX-512 BF16 and VNNI, as a backend of ops/choose.py."""
 
 from __future__ import annotations
 

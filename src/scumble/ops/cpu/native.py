@@ -1,35 +1,24 @@
-"""The native CPU kernels: built from ops/cpu/src/*.cpp at first use with the C++ compiler that is there, kept per user.
+"""The native CPU kernels: the loaded library, the arguments of its functions, and the structures that it shares.
 
-No compiler, or a processor without AVX-512 BF16 and VNNI: `library()` is None and `why_not()` says why. The binary's
-name carries a hash of sources, flags and compiler, it is written beside its place and moved there, and a lock keeps
-processes that start together from compiling the same thing.
+No compiler, or a processor without AVX2 and FMA: `library()` is None and `why_not()` says why.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import logging
 import os
-import platform
 import shutil
 import subprocess
-import tempfile
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-log = logging.getLogger("scumble")
+from scumble.ops.cpu.binary import InstructionSet, build, choose_instructions, processor_features
 
-SOURCES = Path(__file__).parent / "src"
-NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni", "fma")
-FLAGS = (
-    "-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC",
-    *(f"-m{feature.replace('avx512_', 'avx512')}" for feature in NEEDED),
-)  # fmt: skip
+log = logging.getLogger("scumble")
 
 # Arguments of every kernel: p pointer, l int64, f float, i int (the number of threads, last where there are several).
 # A "!" in front: it returns a code, 0 for done; anything else becomes a Python exception (see `_check`).
@@ -149,7 +138,13 @@ SHARED = {
 def library() -> ctypes.CDLL | None:
     """The loaded kernels, or None where torch has to serve. Decided once a process."""
     found = _found()
-    return None if isinstance(found, str) else found
+    return None if isinstance(found, str) else found[0]
+
+
+def instructions() -> str:
+    """The name of the instruction set that the loaded kernels are built for; empty where there are none."""
+    found = _found()
+    return "" if isinstance(found, str) else found[1].name
 
 
 def why_not() -> str | None:
@@ -159,7 +154,7 @@ def why_not() -> str | None:
 
 
 @cache
-def _found() -> ctypes.CDLL | str:
+def _found() -> tuple[ctypes.CDLL, InstructionSet] | str:
     try:
         return _load()
     except (OSError, subprocess.SubprocessError) as error:
@@ -168,15 +163,15 @@ def _found() -> ctypes.CDLL | str:
         return f"its kernels cannot be built or loaded: {reason.splitlines()[0] if reason else type(error).__name__}"
 
 
-def _load() -> ctypes.CDLL | str:
-    missing = [feature for feature in NEEDED if feature not in processor_features()]
-    if missing:
-        return f"this processor lacks {', '.join(missing)}"
+def _load() -> tuple[ctypes.CDLL, InstructionSet] | str:
+    chosen = choose_instructions(processor_features())
+    if isinstance(chosen, str):
+        return chosen
     names = (os.environ.get("CXX", ""), "g++", "clang++")
     compiler = next((path for name in names if (path := shutil.which(name))), None)
     if compiler is None:
         return "found no C++ compiler (g++ or clang++) to build its kernels with"
-    path = build(compiler)
+    path = build(compiler, chosen)
     loaded = ctypes.CDLL(str(path))
     for name, kinds in SIGNATURES.items():
         function = getattr(loaded, name)
@@ -185,7 +180,7 @@ def _load() -> ctypes.CDLL | str:
         if kinds.startswith("!"):
             function.errcheck = _check
     compare_layouts(loaded)
-    return loaded
+    return loaded, chosen
 
 
 def compare_layouts(loaded: ctypes.CDLL) -> None:
@@ -223,64 +218,3 @@ def address(x: Tensor | None) -> int | None:
             f"the kernels read contiguous bfloat16, found {x.dtype}, strides {x.stride()} of {tuple(x.shape)}"
         )
     return x.data_ptr()
-
-
-def processor_features() -> frozenset[str]:
-    """Instruction sets of this processor by their names in /proc/cpuinfo; none where there is no such file."""
-    if platform.machine() != "x86_64":
-        return frozenset()
-    try:
-        with open("/proc/cpuinfo") as stream:
-            flags = next((line for line in stream if line.startswith("flags")), "")
-    except OSError:
-        return frozenset()
-    return frozenset(flags.partition(":")[2].split())
-
-
-def build(compiler: str) -> Path:
-    """Compile what is not yet there; returns the binary's path."""
-    sources = sorted(SOURCES.glob("*.cpp"))
-    digest = hashlib.sha256(" ".join((compiler, *FLAGS)).encode())
-    for file in sorted(SOURCES.glob("*.[ch]*")):
-        digest.update(file.read_bytes())
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = folder / f"kernels-{digest.hexdigest()[:20]}.so"
-    if path.exists():
-        return path
-    with _locked(folder / "lock"):
-        if path.exists():  # another process was faster
-            return path
-        # A warning, so that it is seen without any set-up of logging: somebody waits and wonders.
-        log.warning("scumble: compiling the CPU kernels with %s, this once; it takes up to half a minute", compiler)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = Path(scratch) / "kernels.so"
-            command = [compiler, *FLAGS, *map(str, sources), "-o", str(made)]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
-            os.replace(made, path)
-    return path
-
-
-def cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "scumble" / "native"
-
-
-class _locked:
-    """Hold an exclusive lock on a file; where the system has none, hold nothing (the rename is safe without)."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.file: Any = None
-
-    def __enter__(self) -> None:
-        try:
-            import fcntl
-        except ImportError:
-            return
-        self.file = open(self.path, "w")  # closed on exit, which lets go of the lock
-        fcntl.flock(self.file, fcntl.LOCK_EX)
-
-    def __exit__(self, *_: object) -> None:
-        if self.file is not None:
-            self.file.close()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from scumble.ops.cpu import vocab
 from scumble.ops.cpu.law import solve
-from scumble.ops.cpu.native import LayerSizes, LayerWeights, address
+from scumble.ops.cpu.native import LayerSizes, LayerWeights, address, instructions
 from scumble.ops.cpu.packed import Packed, PackedExperts
 from scumble.ops.query import VocabQuery
 from scumble.ops.reference import ReferenceOps
@@ -37,7 +37,7 @@ class CpuOps(ReferenceOps):
     few_tokens = 4
 
     def __init__(self, lib: ctypes.CDLL):
-        self.lib = lib
+        self.lib, self.variant = lib, instructions()
 
     def __deepcopy__(self, memo: object) -> CpuOps:
         return self

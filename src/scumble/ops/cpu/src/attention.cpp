@@ -33,26 +33,26 @@ struct Shape {
 template <int R>
 void rows_times_pairs(const int32_t* w, int64_t stride, const bf16* values, int64_t k, int64_t c, int64_t low,
                       int64_t steps, int64_t odd, int64_t seen, float* out) {
-  __m512 acc[R][4];
-  __mmask16 m[4];
+  Floats acc[R][4];
+  Mask m[4];
   for (int j = 0; j < 4; j++) m[j] = c + 16 * j < k ? tail_mask(k - c - 16 * j) : 0;
 #pragma GCC unroll 6
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) acc[r][j] = _mm512_setzero_ps();
+    for (int j = 0; j < 4; j++) acc[r][j] = floats(0);
   for (int64_t g = low; g < low + steps; g++) {
     int64_t first = 2 * g - odd, second = first + 1;
-    __m512i b[4];
+    Ints b[4];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) {
-      __mmask16 one = first >= 0 ? m[j] : 0, two = second < seen ? m[j] : 0;
-      __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(two, values + second * k + c + 16 * j));
-      b[j] = _mm512_or_si512(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(one, values + first * k + c + 16 * j)),
-                             _mm512_slli_epi32(high, 16));
+      Mask one = first >= 0 ? m[j] : 0, two = second < seen ? m[j] : 0;
+      Ints high = load_words(values + second * k + c + 16 * j, two);
+      b[j] = either(load_words(values + first * k + c + 16 * j, one),
+                             shl(high, 16));
     }
 #pragma GCC unroll 6
     for (int r = 0; r < R; r++) {
-      __m512i x = _mm512_set1_epi32(w[r * stride + g]);
+      Ints x = ints(w[r * stride + g]);
 #pragma GCC unroll 4
       for (int j = 0; j < 4; j++) acc[r][j] = Bf16::dot(acc[r][j], x, b[j]);
     }
@@ -60,7 +60,7 @@ void rows_times_pairs(const int32_t* w, int64_t stride, const bf16* values, int6
 #pragma GCC unroll 6
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) _mm512_storeu_ps(out + r * PANEL + 16 * j, acc[r][j]);
+    for (int j = 0; j < 4; j++) store(out + r * PANEL + 16 * j, acc[r][j]);
 }
 
 void times_pairs(int rows, const int32_t* w, int64_t stride, const bf16* values, int64_t k, int64_t c, int64_t low,
@@ -101,10 +101,10 @@ struct Block {
         for (int i = 0; i < count; i++) std::memcpy(scores.data() + i * padded + at, t + i * PANEL, sizeof(t) / ROWS);
       }
     } else {
-      __m512 sums[ROWS];
+      Floats sums[ROWS];
       for (int64_t at = lowest / 16 * 16; at < highest; at += 16) {
         times_plain<Bf16>(count, asking, k / 2, (const int32_t*)(keys + at * k), s.seen - at, k / 2, sums);
-        for (int i = 0; i < count; i++) _mm512_storeu_ps(scores.data() + i * padded + at, sums[i]);
+        for (int i = 0; i < count; i++) store(scores.data() + i * padded + at, sums[i]);
       }
     }
     for (int i = 0; i < count; i++) {  // weights are 0 where a query sees nothing
@@ -123,7 +123,7 @@ struct Block {
       for (int i = 0; i < count; i++)
         for (int64_t j = 0; j < PANEL && c + j < k; j += 16)
           store(out + s.place(g, first + i) + c + j, tail_mask(k - c - j),
-                _mm512_div_ps(_mm512_loadu_ps(t + i * PANEL + j), _mm512_set1_ps(total[i])));
+                div(load(t + i * PANEL + j), floats(total[i])));
     }
   }
 };

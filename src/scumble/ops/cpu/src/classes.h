@@ -23,10 +23,10 @@ static inline void class_row(const ClassTile& c, int64_t row, const float* z, in
   const int64_t kept = c.begins[c.runs], runs = c.runs;
   float *own = scratch, *terms = scratch + kept + 16;
   float *top = c.tops + row * c.all_runs + c.from, *sum = c.sums + row * c.all_runs + c.from;
-  const __m512 zero = _mm512_setzero_ps(), lowest = _mm512_set1_ps(-INFINITY);
+  const Floats zero = floats(0), lowest = floats(-INFINITY);
   for (int64_t i = 0; i < kept; i += 16) {
-    const __mmask16 m = tail_mask(kept - i);
-    _mm512_storeu_ps(own + i, _mm512_mask_i32gather_ps(zero, m, _mm512_maskz_loadu_epi32(m, c.order + i), z, 4));
+    const Mask m = tail_mask(kept - i);
+    store(own + i, gather(z, m, load(c.order + i, m)));
   }
   for (int64_t r = 0; r < runs; r++) {
     const int64_t begin = c.begins[r], end = c.begins[r + 1];
@@ -34,46 +34,46 @@ static inline void class_row(const ClassTile& c, int64_t row, const float* z, in
       top[r] = own[begin], sum[r] = own[begin] > -INFINITY, terms[r] = 0;
       continue;
     }
-    __m512 high = lowest;
+    Floats high = lowest;
     for (int64_t i = begin; i < end; i += 16)
-      high = _mm512_mask_max_ps(high, tail_mask(end - i), high, _mm512_loadu_ps(own + i));
-    const float best = _mm512_reduce_max_ps(high);
-    const __m512 base = _mm512_set1_ps(best > -INFINITY ? best : 0.0f);  // nothing allowed: e^-inf = 0
-    __m512 mass = zero, work = zero;
+      high = max_where(tail_mask(end - i), high, load(own + i));
+    const float best = reduce_max(high);
+    const Floats base = floats(best > -INFINITY ? best : 0.0f);  // nothing allowed: e^-inf = 0
+    Floats mass = zero, work = zero;
     for (int64_t i = begin; i < end; i += 16) {
-      const __mmask16 m = tail_mask(end - i);
-      const __m512 shifted = _mm512_sub_ps(_mm512_maskz_loadu_ps(m, own + i), base);
-      const __m512 w = _mm512_maskz_mov_ps(m, exp16(shifted));
-      const __mmask16 some = _mm512_mask_cmp_ps_mask(m, w, zero, _CMP_NEQ_UQ);
-      mass = _mm512_add_ps(mass, w);
-      work = _mm512_mask3_fmadd_ps(w, shifted, work, some);
+      const Mask m = tail_mask(end - i);
+      const Floats shifted = sub(load(own + i, m), base);
+      const Floats w = keep(m, exp16(shifted));
+      const Mask some = differ(m, w, zero);
+      mass = add(mass, w);
+      work = fmadd_where(some, w, shifted, work);
     }
-    top[r] = best, sum[r] = _mm512_reduce_add_ps(mass), terms[r] = _mm512_reduce_add_ps(work);
+    top[r] = best, sum[r] = reduce_add(mass), terms[r] = reduce_add(work);
   }
   float *p = c.peak + row * c.count, *t = c.total + row * c.count, *e = c.energy + row * c.count;
   int32_t* ids = c.best + row * c.count;
   for (int64_t r = 0; r < runs; r += 16) {
-    const __mmask16 m = tail_mask(runs - r);
-    const __m512i kind = _mm512_maskz_loadu_epi32(m, c.kinds + r);
-    const __m512 here = _mm512_maskz_loadu_ps(m, top + r), mass = _mm512_maskz_loadu_ps(m, sum + r);
-    const __m512 old = _mm512_mask_i32gather_ps(zero, m, kind, p, 4);
-    const __m512 before = _mm512_mask_i32gather_ps(zero, m, kind, t, 4);
-    const __m512 earlier = _mm512_mask_i32gather_ps(zero, m, kind, e, 4);
-    const __m512 best = _mm512_max_ps(here, old);
+    const Mask m = tail_mask(runs - r);
+    const Ints kind = load(c.kinds + r, m);
+    const Floats here = load(top + r, m), mass = load(sum + r, m);
+    const Floats old = gather(p, m, kind);
+    const Floats before = gather(t, m, kind);
+    const Floats earlier = gather(e, m, kind);
+    const Floats best = max(here, old);
     // fall, rise ≤ 0: what lies before and here, moved to the new peak; of nothing: 0, for -∞ - best is no number
-    const __mmask16 some = _mm512_mask_cmp_ps_mask(m, before, zero, _CMP_NEQ_UQ);
-    const __mmask16 any = _mm512_mask_cmp_ps_mask(m, mass, zero, _CMP_NEQ_UQ);
-    const __m512 fall = _mm512_maskz_sub_ps(some, old, best), rise = _mm512_maskz_sub_ps(any, here, best);
-    const __m512 shrink = exp16(fall), grow = exp16(rise);
-    const __m512 left = _mm512_mul_ps(shrink, before), right = _mm512_mul_ps(grow, mass);
-    __m512 both = _mm512_mul_ps(shrink, earlier);
-    both = _mm512_fmadd_ps(fall, left, both);
-    both = _mm512_fmadd_ps(grow, _mm512_maskz_loadu_ps(m, terms + r), both);
-    both = _mm512_fmadd_ps(rise, right, both);
-    _mm512_mask_i32scatter_ps(p, m, kind, best, 4);
-    _mm512_mask_i32scatter_ps(t, m, kind, _mm512_add_ps(left, right), 4);
-    _mm512_mask_i32scatter_ps(e, m, kind, both, 4);
-    for (__mmask16 higher = _mm512_mask_cmp_ps_mask(m, here, old, _CMP_GT_OQ); higher; higher &= higher - 1) {
+    const Mask some = differ(m, before, zero);
+    const Mask any = differ(m, mass, zero);
+    const Floats fall = keep(some, sub(old, best)), rise = keep(any, sub(here, best));
+    const Floats shrink = exp16(fall), grow = exp16(rise);
+    const Floats left = mul(shrink, before), right = mul(grow, mass);
+    Floats both = mul(shrink, earlier);
+    both = fmadd(fall, left, both);
+    both = fmadd(grow, load(terms + r, m), both);
+    both = fmadd(rise, right, both);
+    scatter(p, m, kind, best);
+    scatter(t, m, kind, add(left, right));
+    scatter(e, m, kind, both);
+    for (Mask higher = greater(m, here, old); higher; higher &= higher - 1) {
       const int64_t at = r + __builtin_ctz(higher);
       int64_t i = c.begins[at];
       while (own[i] != top[at]) i++;

@@ -43,8 +43,8 @@ void bf16_tokens(const bf16* x, int64_t rows, const Bf16Weights& w, bf16* h, int
       times_panel<Bf16>(count, (const int32_t*)(x + r * d), d / 2, panel, d / 2, t, ahead_of(panel, w, d, r / step));
       for (int i = 0; i < count; i++)
         for (int64_t j = 0; j < HALF && c + j < f; j += 16) {
-          __m512 gate = rounded(_mm512_loadu_ps(t + i * PANEL + j)), up = _mm512_loadu_ps(t + i * PANEL + HALF + j);
-          store(h + (r + i) * f + c + j, tail_mask(f - c - j), _mm512_mul_ps(rounded(gelu16(gate)), rounded(up)));
+          Floats gate = rounded(load(t + i * PANEL + j)), up = load(t + i * PANEL + HALF + j);
+          store(h + (r + i) * f + c + j, tail_mask(f - c - j), mul(rounded(gelu16(gate)), rounded(up)));
         }
     }
   }
@@ -59,7 +59,7 @@ void bf16_tokens(const bf16* x, int64_t rows, const Bf16Weights& w, bf16* h, int
       times_panel<Bf16>(count, (const int32_t*)(h + r * f), f / 2, panel, f / 2, t, ahead_of(panel, w, f, r / step));
       for (int i = 0; i < count; i++)
         for (int64_t j = 0; j < PANEL && c + j < d; j += 16)
-          store(to[r + i] + c + j, tail_mask(d - c - j), _mm512_loadu_ps(t + i * PANEL + j));
+          store(to[r + i] + c + j, tail_mask(d - c - j), load(t + i * PANEL + j));
     }
   }
 }
@@ -81,11 +81,11 @@ void int8_tokens(const uint8_t* x, const float* x_scale, int64_t rows, Int8Weigh
       times_panel<Int8>(count, (const int32_t*)(x + r * d), groups, gate_up.panels + 2 * c * groups, groups, t);
       for (int i = 0; i < count; i++)
         for (int64_t j = 0; j < HALF && c + j < f; j += 16) {
-          __m512 own = _mm512_set1_ps(x_scale[r + i]);
+          Floats own = floats(x_scale[r + i]);
           int64_t at = 2 * c + j;
-          __m512 gate = dequantized(t + i * PANEL + j, gate_up.shift + at, gate_up.scale + at, own);
-          __m512 up = dequantized(t + i * PANEL + HALF + j, gate_up.shift + at + HALF, gate_up.scale + at + HALF, own);
-          _mm512_mask_storeu_ps(h + (r + i) * f + c + j, tail_mask(f - c - j), _mm512_mul_ps(gelu16(gate), up));
+          Floats gate = dequantized(t + i * PANEL + j, gate_up.shift + at, gate_up.scale + at, own);
+          Floats up = dequantized(t + i * PANEL + HALF + j, gate_up.shift + at + HALF, gate_up.scale + at + HALF, own);
+          store(h + (r + i) * f + c + j, tail_mask(f - c - j), mul(gelu16(gate), up));
         }
     }
   groups = f / 4;
@@ -100,7 +100,7 @@ void int8_tokens(const uint8_t* x, const float* x_scale, int64_t rows, Int8Weigh
       for (int i = 0; i < count; i++)
         for (int64_t j = 0; j < PANEL && c + j < d; j += 16)
           store(to[r + i] + c + j, tail_mask(d - c - j),
-                dequantized(t + i * PANEL + j, down.shift + c + j, down.scale + c + j, _mm512_set1_ps(h[(r + i) * f])));
+                dequantized(t + i * PANEL + j, down.shift + c + j, down.scale + c + j, floats(h[(r + i) * f])));
     }
 }
 }  // namespace

@@ -28,7 +28,7 @@ void scumble_linear_four(const bf16* x, const uint8_t* packed, const uint8_t* sc
     for (int64_t row = 0; row < n; row++)
       for (int64_t j = 0; j < PANEL && c + j < columns; j += 16)
         store(out + row * columns + c + j, tail_mask(columns - c - j),
-              _mm512_mul_ps(_mm512_loadu_ps(t + row * PANEL + j), _mm512_set1_ps(row_scale[row])));
+              mul(load(t + row * PANEL + j), floats(row_scale[row])));
   }
 }
 
@@ -72,10 +72,10 @@ void scumble_experts_four(const bf16* x, const float* weights, const int64_t* ch
       four_product(inputs, rows, up[e], kind, c, f, u, own);
       for (int64_t r = 0; r < rows; r++)
         for (int64_t j = 0; j < PANEL && c + j < f; j += 16) {
-          const __m512 x_scale = _mm512_set1_ps(s[r]);
-          const __m512 g = _mm512_mul_ps(_mm512_loadu_ps(t + r * PANEL + j), x_scale);
-          const __m512 v = _mm512_mul_ps(_mm512_loadu_ps(u + r * PANEL + j), x_scale);
-          _mm512_mask_storeu_ps(h + r * f_in + c + j, tail_mask(f - c - j), _mm512_mul_ps(gelu16(g), v));
+          const Floats x_scale = floats(s[r]);
+          const Floats g = mul(load(t + r * PANEL + j), x_scale);
+          const Floats v = mul(load(u + r * PANEL + j), x_scale);
+          store(h + r * f_in + c + j, tail_mask(f - c - j), mul(gelu16(g), v));
         }
     }
     for (int64_t r = 0; r < rows; r++) s[r] = four_quantize(h + r * f_in, f_in, down_group, b + r * f_in, bs + r * hs);
@@ -85,7 +85,7 @@ void scumble_experts_four(const bf16* x, const float* weights, const int64_t* ch
         bf16* to = slots + groups.slots[groups.begin[e] + r] * d_out;
         for (int64_t j = 0; j < PANEL && c + j < d_out; j += 16)
           store(to + c + j, tail_mask(d_out - c - j),
-                _mm512_mul_ps(_mm512_loadu_ps(t + r * PANEL + j), _mm512_set1_ps(s[r])));
+                mul(load(t + r * PANEL + j), floats(s[r])));
       }
     }
   }
@@ -96,17 +96,17 @@ void scumble_experts_four(const bf16* x, const float* weights, const int64_t* ch
 // -8 … 7 of its scale. packed [rows, columns / 2]; scale [rows, columns / group]. group: a multiple of 16 that divides columns.
 void scumble_quantize_four(const bf16* x, uint8_t* packed, bf16* scale, int64_t rows, int64_t columns, int64_t group,
                            int threads) {
-  const __m128i pairs = _mm_set1_epi16(0x1001);  // the odd number is sixteen times as much
+  const Bytes pairs = _mm_set1_epi16(0x1001);  // the odd number is sixteen times as much
 #pragma omp parallel for num_threads(threads) if (rows * columns > 65536)
   for (int64_t row = 0; row < rows; row++)
     for (int64_t g = 0; g < columns / group; g++) {
       const bf16* from = x + row * columns + g * group;
-      __m512 high = _mm512_setzero_ps();
-      for (int64_t i = 0; i < group; i += 16) high = _mm512_max_ps(high, _mm512_abs_ps(load(from + i, 0xFFFF)));
-      const __m512 most = _mm512_set1_ps(_mm512_reduce_max_ps(high));
+      Floats high = floats(0);
+      for (int64_t i = 0; i < group; i += 16) high = max(high, abs(load(from + i)));
+      const Floats most = floats(reduce_max(high));
       bf16 extreme = 0;
       for (int64_t i = 0; i < group; i += 16) {
-        __mmask16 there = _mm512_cmp_ps_mask(_mm512_abs_ps(load(from + i, 0xFFFF)), most, _CMP_EQ_OQ);
+        Mask there = equal(ALL, abs(load(from + i)), most);
         if (there) {
           extreme = from[i + __builtin_ctz(there)];
           break;
@@ -116,15 +116,14 @@ void scumble_quantize_four(const bf16* x, uint8_t* packed, bf16* scale, int64_t 
       float value;
       std::memcpy(&value, &bits, 4);
       value /= -8.0f;  // exact in bfloat16 but for the very smallest
-      __m256i narrowed = narrow(_mm512_set1_ps(value));
-      scale[row * (columns / group) + g] = (bf16)_mm256_extract_epi16(narrowed, 0);
-      __m512 step = widen(narrowed);
-      step = _mm512_mask_mov_ps(step, _mm512_cmp_ps_mask(step, _mm512_setzero_ps(), _CMP_EQ_OQ), _mm512_set1_ps(1.0f));
+      Floats step = rounded(floats(value));
+      store(scale + row * (columns / group) + g, 1, step);
+      step = select(equal(ALL, step, floats(0)), floats(1.0f), step);
       for (int64_t i = 0; i < group; i += 16) {
-        __m512i n = _mm512_cvtps_epi32(_mm512_div_ps(load(from + i, 0xFFFF), step));
-        n = _mm512_min_epi32(_mm512_max_epi32(n, _mm512_set1_epi32(-8)), _mm512_set1_epi32(7));
-        __m128i bytes = _mm512_cvtepi32_epi8(_mm512_add_epi32(n, _mm512_set1_epi32(8)));
-        __m128i words = _mm_maddubs_epi16(bytes, pairs);
+        Ints n = to_ints(div(load(from + i), step));
+        n = min(max(n, ints(-8)), ints(7));
+        Bytes bytes = low_bytes(add(n, ints(8)));
+        Bytes words = _mm_maddubs_epi16(bytes, pairs);
         _mm_storel_epi64((__m128i*)(packed + (row * columns + g * group + i) / 2), _mm_packus_epi16(words, words));
       }
     }

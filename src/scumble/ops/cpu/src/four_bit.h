@@ -32,28 +32,22 @@ struct FourKind {
 
 constexpr int LANES = 16;
 
-// sum += u · s by fours, u unsigned, s signed. As an instruction: from the intrinsic GCC makes copies of all sums at every
-// step where they are used again behind the loop.
-static inline void dot4(__m512i& sum, __m512i u, __m512i s) { asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u), "v"(s)); }
-
-static inline __m512i fp8_bits(__m512i bytes) {  // E4M3 in the low byte of every dword -> float32, exactly
-  __m512i magnitude = _mm512_slli_epi32(_mm512_and_si512(bytes, _mm512_set1_epi32(0x7F)), 20);
-  __m512 value = _mm512_mul_ps(_mm512_castsi512_ps(magnitude), _mm512_set1_ps(0x1p120f));
-  __m512i sign = _mm512_slli_epi32(_mm512_and_si512(bytes, _mm512_set1_epi32(0x80)), 24);
-  return _mm512_or_si512(_mm512_castps_si512(value), sign);
+static inline Ints fp8_bits(Ints bytes) {  // E4M3 in the low byte of every dword -> float32, exactly
+  Ints magnitude = shl(both(bytes, ints(0x7F)), 20);
+  Floats value = mul(as_floats(magnitude), floats(0x1p120f));
+  Ints sign = shl(both(bytes, ints(0x80)), 24);
+  return either(as_ints(value), sign);
 }
 
 // Up to 16 rows of `bytes` bytes, `stride` apart, from byte `at` on: 64 bytes of each, transposed into 16 vectors.
-static inline void sixteen(const uint8_t* rows, int count, int64_t stride, int64_t at, int64_t bytes, __m512i v[16]) {
+static inline void sixteen(const uint8_t* rows, int count, int64_t stride, int64_t at, int64_t bytes, Ints v[16]) {
   int64_t left = bytes - at;
   if (left >= 64) {
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; i++) v[i] = i < count ? _mm512_loadu_si512(rows + i * stride + at) : _mm512_setzero_si512();
+    for (int i = 0; i < 16; i++) v[i] = i < count ? load((const int32_t*)(rows + i * stride + at)) : ints(0);
   } else {
-    __mmask64 m = ((__mmask64)1 << left) - 1;
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; i++)
-      v[i] = i < count ? _mm512_maskz_loadu_epi8(m, rows + i * stride + at) : _mm512_setzero_si512();
+    for (int i = 0; i < 16; i++) v[i] = i < count ? load_bytes(rows + i * stride + at, left) : ints(0);
   }
   transpose16(v);
 }
@@ -62,34 +56,32 @@ static inline void sixteen(const uint8_t* rows, int count, int64_t stride, int64
 static inline void spread_scales(const uint8_t* scale, int count, int64_t groups, int kind, float unit, float* out,
                                  int64_t step) {
   const int64_t size = kind == 2 ? 4 : kind == 3 ? 1 : 2, each = 4 / size;
-  const __m512 u = _mm512_set1_ps(unit);
+  const Floats u = floats(unit);
   for (int64_t at = 0; at < groups * size; at += 64) {
-    __m512i v[16];
+    Ints v[16];
     sixteen(scale, count, groups * size, at, groups * size, v);
     for (int i = 0; i < 16; i++)
       for (int64_t j = 0; j < each; j++) {
         int64_t g = (at / 4 + i) * each + j;
         if (g >= groups) return;
-        __m512i x = v[i];
-        __m512 f;
+        Ints x = v[i];
+        Floats f;
         if (kind == 0)
-          f = _mm512_castsi512_ps(j ? _mm512_and_si512(x, _mm512_set1_epi32(0xFFFF0000)) : _mm512_slli_epi32(x, 16));
+          f = as_floats(j ? both(x, ints(0xFFFF0000)) : shl(x, 16));
         else if (kind == 1)
-          f = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(j ? _mm512_srli_epi32(x, 16) : x));
+          f = half_floats(j ? shr(x, 16) : x);
         else if (kind == 2)
-          f = _mm512_castsi512_ps(x);
+          f = as_floats(x);
         else
-          f = _mm512_castsi512_ps(fp8_bits(_mm512_srlv_epi32(x, _mm512_set1_epi32(8 * (int)j))));
-        _mm512_storeu_ps(out + g * step, _mm512_mul_ps(f, u));
+          f = as_floats(fp8_bits(shr(x, 8 * (int)j)));
+        store(out + g * step, mul(f, u));
       }
   }
 }
 
-static inline __m512i looked_up(__m512i nibbles, int table) {
+static inline Ints looked_up(Ints nibbles, int table) {
   if (!table) return nibbles;
-  const __m512i values = _mm512_broadcast_i32x4(
-      _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
-  return _mm512_shuffle_epi8(values, nibbles);
+  return looked_up(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0), nibbles);
 }
 
 // Activations of `rows` rows: q int8 [rows, K] in their order, sums [rows, G] of every group.
@@ -107,34 +99,34 @@ struct FewBy16 {
   const int zero_point;
   const float *scale, *zero;
   const int64_t step;
-  __m512i acc[R];
-  __m512 total[R];
+  Ints acc[R];
+  Floats total[R];
   int64_t g = 0;
 
   inline __attribute__((always_inline)) void begin() {
 #pragma GCC unroll 6
     for (int r = 0; r < R; r++)
-      acc[r] = ZEROS ? _mm512_setzero_si512() : _mm512_set1_epi32(-zero_point * a.sums[r * a.groups + g]);
+      acc[r] = ZEROS ? ints(0) : ints(-zero_point * a.sums[r * a.groups + g]);
   }
 
-  inline __attribute__((always_inline)) void add(__m512i v, const int8_t* q) {  // eight numbers of each column
-    const __m512i low = _mm512_set1_epi8(15);
-    const __m512i first = looked_up(_mm512_and_si512(v, low), TABLE);
-    const __m512i second = looked_up(_mm512_and_si512(_mm512_srli_epi32(v, 4), low), TABLE);
+  inline __attribute__((always_inline)) void add(Ints v, const int8_t* q) {  // eight numbers of each column
+    const Ints low = ints(0x0F0F0F0F);
+    const Ints first = looked_up(both(v, low), TABLE);
+    const Ints second = looked_up(both(shr(v, 4), low), TABLE);
 #pragma GCC unroll 6
     for (int r = 0; r < R; r++) {
-      dot4(acc[r], first, _mm512_set1_epi32(*(const int32_t*)(q + r * a.k)));
-      dot4(acc[r], second, _mm512_set1_epi32(*(const int32_t*)(q + r * a.k + 4)));
+      add_dot4(acc[r], first, ints(*(const int32_t*)(q + r * a.k)));
+      add_dot4(acc[r], second, ints(*(const int32_t*)(q + r * a.k + 4)));
     }
   }
 
   inline __attribute__((always_inline)) void end() {  // of a group
-    const __m512 s = _mm512_loadu_ps(scale + g * step);
+    const Floats s = load(scale + g * step);
 #pragma GCC unroll 6
     for (int r = 0; r < R; r++) {
-      total[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r]), s, total[r]);
+      total[r] = fmadd(to_floats(acc[r]), s, total[r]);
       if (ZEROS)
-        total[r] = _mm512_fnmadd_ps(_mm512_loadu_ps(zero + g * step), _mm512_set1_ps((float)a.sums[r * a.groups + g]),
+        total[r] = fnmadd(load(zero + g * step), floats((float)a.sums[r * a.groups + g]),
                                     total[r]);
     }
     g++;
@@ -145,10 +137,10 @@ struct FewBy16 {
     const int64_t bytes = a.k / 2, per_group = group / 8;
     int64_t left = per_group;
 #pragma GCC unroll 6
-    for (int r = 0; r < R; r++) total[r] = _mm512_setzero_ps();
+    for (int r = 0; r < R; r++) total[r] = floats(0);
     if (!PER) begin();
     for (int64_t at = 0; at < bytes; at += 64) {
-      __m512i v[16];
+      Ints v[16];
 #pragma GCC unroll 16
       for (int i = 0; i < 16; i++) _mm_prefetch((const char*)(rows + 48 * bytes + 16 * at + LINE * i), _MM_HINT_T1);
       sixteen(rows, count, bytes, at, bytes, v);
@@ -177,7 +169,7 @@ struct FewBy16 {
       }
     }
 #pragma GCC unroll 6
-    for (int r = 0; r < R; r++) _mm512_storeu_ps(out + r * step, total[r]);
+    for (int r = 0; r < R; r++) store(out + r * step, total[r]);
   }
 };
 
@@ -203,61 +195,61 @@ template <int R, bool ZEROS>
 __attribute__((noinline)) static void rows_by_64(const int8_t* q, int64_t k, const int32_t* sums, int64_t groups, const int32_t* panel,
                               int64_t steps, int64_t count, int zero_point, const float* scale, const float* zero,
                               float* out) {
-  __m512 total[R][4];
+  Floats total[R][4];
 #pragma GCC unroll 3
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-    for (int c = 0; c < 4; c++) total[r][c] = _mm512_loadu_ps(out + r * PANEL + 16 * c);
+    for (int c = 0; c < 4; c++) total[r][c] = load(out + r * PANEL + 16 * c);
   for (int64_t g = 0; g < count; g++) {
-    __m512i acc[R][4];
+    Ints acc[R][4];
 #pragma GCC unroll 3
     for (int r = 0; r < R; r++) {
-      const __m512i start = ZEROS ? _mm512_setzero_si512() : _mm512_set1_epi32(-zero_point * sums[r * groups + g]);
+      const Ints start = ZEROS ? ints(0) : ints(-zero_point * sums[r * groups + g]);
 #pragma GCC unroll 4
       for (int c = 0; c < 4; c++) acc[r][c] = start;
     }
     for (int64_t i = 0; i < steps; i++, panel += PANEL, q += 4) {
-      __m512i b[4];
+      Ints b[4];
 #pragma GCC unroll 4
       for (int c = 0; c < 4; c++) {
-        b[c] = _mm512_loadu_si512(panel + 16 * c);
-        asm("" : "+v"(b[c]));  // keeps it in its register: GCC would load it again for every row
+        b[c] = load(panel + 16 * c);
+        kept(b[c]);  // GCC would load it again for every row
       }
 #pragma GCC unroll 3
       for (int r = 0; r < R; r++) {
-        const __m512i x = _mm512_set1_epi32(*(const int32_t*)(q + r * k));
+        const Ints x = ints(*(const int32_t*)(q + r * k));
 #pragma GCC unroll 4
-        for (int c = 0; c < 4; c++) dot4(acc[r][c], b[c], x);
+        for (int c = 0; c < 4; c++) add_dot4(acc[r][c], b[c], x);
       }
     }
 #pragma GCC unroll 4
     for (int c = 0; c < 4; c++) {
-      const __m512 s = _mm512_loadu_ps(scale + g * PANEL + 16 * c);
+      const Floats s = load(scale + g * PANEL + 16 * c);
 #pragma GCC unroll 3
       for (int r = 0; r < R; r++) {
-        total[r][c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][c]), s, total[r][c]);
+        total[r][c] = fmadd(to_floats(acc[r][c]), s, total[r][c]);
         if (ZEROS)
-          total[r][c] = _mm512_fnmadd_ps(_mm512_loadu_ps(zero + g * PANEL + 16 * c),
-                                         _mm512_set1_ps((float)sums[r * groups + g]), total[r][c]);
+          total[r][c] = fnmadd(load(zero + g * PANEL + 16 * c),
+                                         floats((float)sums[r * groups + g]), total[r][c]);
       }
     }
   }
 #pragma GCC unroll 3
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-    for (int c = 0; c < 4; c++) _mm512_storeu_ps(out + r * PANEL + 16 * c, total[r][c]);
+    for (int c = 0; c < 4; c++) store(out + r * PANEL + 16 * c, total[r][c]);
 }
 
 // Bytes `at` … to - 1 of up to 16 rows of nibbles -> dwords of 16 columns of a panel, two an input dword.
 template <int TABLE>
 static inline void unpack_16(const uint8_t* rows, int count, int64_t bytes, int64_t at, int64_t to, int32_t* panel) {
-  const __m512i low = _mm512_set1_epi8(15);
-  const auto two = [&](__m512i v, int32_t* p) {
-    _mm512_storeu_si512(p, looked_up(_mm512_and_si512(v, low), TABLE));
-    _mm512_storeu_si512(p + PANEL, looked_up(_mm512_and_si512(_mm512_srli_epi32(v, 4), low), TABLE));
+  const Ints low = ints(0x0F0F0F0F);
+  const auto two = [&](Ints v, int32_t* p) {
+    store(p, looked_up(both(v, low), TABLE));
+    store(p + PANEL, looked_up(both(shr(v, 4), low), TABLE));
   };
   for (; at < to; at += 64, panel += 32 * PANEL) {
-    __m512i v[16];
+    Ints v[16];
     sixteen(rows, count, bytes, at, to, v);
     if (to - at >= 64)
 #pragma GCC unroll 16
@@ -294,8 +286,8 @@ static void four_panel(const FourRows& a, int64_t rows, const FourBits& w, const
     if (ZEROS) {  // zero · scale: what a group's sum of activations is multiplied by
       spread_scales((const uint8_t*)(w.zero + (column + c) * groups), count, groups, 2, 1.0f, zero + c, PANEL);
       for (int64_t g = 0; g < groups; g++)
-        _mm512_storeu_ps(zero + g * PANEL + c, _mm512_mul_ps(_mm512_loadu_ps(zero + g * PANEL + c),
-                                                             _mm512_loadu_ps(scale + g * PANEL + c)));
+        store(zero + g * PANEL + c, mul(load(zero + g * PANEL + c),
+                                                             load(scale + g * PANEL + c)));
     }
   }
   if (rows <= 6) {
@@ -359,16 +351,16 @@ static inline void four_product(const FourRows& a, int64_t rows, const FourBits&
 // One row in int8, in the order of the products, with the sums of its groups; returns its scale.
 template <class X>
 static inline float four_quantize(const X* x, int64_t k, int64_t group, int8_t* q, int32_t* sums) {
-  __m512 high = _mm512_setzero_ps();
-  for (int64_t i = 0; i < k; i += 16) high = _mm512_max_ps(high, _mm512_abs_ps(load(x + i, tail_mask(k - i))));
-  float most = _mm512_reduce_max_ps(high), scale = most > 0 ? most / 127.0f : 1.0f;
-  const __m512 inverse = _mm512_set1_ps(1.0f / scale);
-  const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+  Floats high = floats(0);
+  for (int64_t i = 0; i < k; i += 16) high = max(high, abs(load(x + i, tail_mask(k - i))));
+  float most = reduce_max(high), scale = most > 0 ? most / 127.0f : 1.0f;
+  const Floats inverse = floats(1.0f / scale);
+  const Bytes order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
   for (int64_t i = 0; i < k; i += 16) {
-    __mmask16 m = tail_mask(k - i);
-    __m512i n = _mm512_cvtps_epi32(_mm512_mul_ps(load(x + i, m), inverse));
-    n = _mm512_min_epi32(_mm512_max_epi32(n, _mm512_set1_epi32(-127)), _mm512_set1_epi32(127));
-    _mm_mask_storeu_epi8(q + i, m, _mm_shuffle_epi8(_mm512_cvtepi32_epi8(n), order));
+    Mask m = tail_mask(k - i);
+    Ints n = to_ints(mul(load(x + i, m), inverse));
+    n = min(max(n, ints(-127)), ints(127));
+    store((uint8_t*)q + i, m, _mm_shuffle_epi8(low_bytes(n), order));
   }
   for (int64_t g = 0; g < k / group; g++) {
     int32_t sum = 0;

@@ -7,19 +7,19 @@
 #include "simd.h"
 
 struct Bf16 {
-  using Acc = __m512;
+  using Acc = Floats;
   static constexpr int G = 2;
-  static inline Acc zero() { return _mm512_setzero_ps(); }
-  static inline Acc dot(Acc c, __m512i a, __m512i b) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
-  static inline void save(void* p, Acc c) { _mm512_storeu_ps(p, c); }
+  static inline Acc zero() { return floats(0); }
+  static inline Acc dot(Acc c, Ints a, Ints b) { return dot2(c, a, b); }
+  static inline void save(int32_t* p, Acc c) { store((float*)p, c); }
 };
 
 struct Int8 {  // activations unsigned (shifted by 128), weights signed
-  using Acc = __m512i;
+  using Acc = Ints;
   static constexpr int G = 4;
-  static inline Acc zero() { return _mm512_setzero_si512(); }
-  static inline Acc dot(Acc c, __m512i a, __m512i b) { return _mm512_dpbusd_epi32(c, a, b); }
-  static inline void save(void* p, Acc c) { _mm512_storeu_si512(p, c); }
+  static inline Acc zero() { return ints(0); }
+  static inline Acc dot(Acc c, Ints a, Ints b) { return dot4(c, a, b); }
+  static inline void save(int32_t* p, Acc c) { store(p, c); }
 };
 
 constexpr int PANEL = 64, ROWS = 6, LINE = 64;
@@ -35,14 +35,14 @@ static inline void rows_times_panel(const int32_t* a, int64_t stride, const int3
 #pragma GCC unroll 4
     for (int c = 0; c < 4; c++) acc[r][c] = T::zero();
   for (int64_t g = 0; g < groups; g++) {
-    __m512i b[4];
+    Ints b[4];
     _mm_prefetch(ahead + 2 * LINE * g, _MM_HINT_T1);
     _mm_prefetch(ahead + 2 * LINE * g + LINE, _MM_HINT_T1);
 #pragma GCC unroll 4
-    for (int c = 0; c < 4; c++) b[c] = _mm512_loadu_si512(panel + g * PANEL + 16 * c);
+    for (int c = 0; c < 4; c++) b[c] = load(panel + g * PANEL + 16 * c);
 #pragma GCC unroll 6
     for (int r = 0; r < R; r++) {
-      __m512i x = _mm512_set1_epi32(a[r * stride + g]);
+      Ints x = ints(a[r * stride + g]);
 #pragma GCC unroll 4
       for (int c = 0; c < 4; c++) acc[r][c] = T::dot(acc[r][c], x, b[c]);
     }
@@ -67,48 +67,17 @@ static inline void times_panel(int rows, const int32_t* a, int64_t stride, const
   }
 }
 
-// 16 vectors of 16 dwords, transposed in place.
-static inline void transpose16(__m512i r[16]) {
-  __m512i t[16];
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; i++) {
-    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) {
-    r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-    r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-    r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-    r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) {
-    t[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
-    t[4 + i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
-    t[8 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
-    t[12 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) {
-    r[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
-    r[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
-    r[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
-    r[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
-  }
-}
-
 // Up to 16 rows of `groups` dwords -> column block `block` (16 columns) of a panel; missing rows become zeros.
 static inline void pack_block(const int32_t* weight, int64_t rows, int64_t groups, int32_t* panel, int block) {
   for (int64_t g = 0; g < groups; g += 16) {
-    __mmask16 m = tail_mask(groups - g);
+    Mask m = tail_mask(groups - g);
     int64_t count = groups - g < 16 ? groups - g : 16;
-    __m512i v[16];
+    Ints v[16];
 #pragma GCC unroll 16
     for (int i = 0; i < 16; i++)
-      v[i] = i < rows ? _mm512_maskz_loadu_epi32(m, weight + i * groups + g) : _mm512_setzero_si512();
+      v[i] = i < rows ? load(weight + i * groups + g, m) : ints(0);
     transpose16(v);
-    for (int64_t i = 0; i < count; i++) _mm512_storeu_si512(panel + (g + i) * PANEL + 16 * block, v[i]);
+    for (int64_t i = 0; i < count; i++) store(panel + (g + i) * PANEL + 16 * block, v[i]);
   }
 }
 
@@ -127,29 +96,29 @@ static inline void rows_times_plain(const int32_t* a, int64_t stride, const int3
 #pragma GCC unroll 6
   for (int r = 0; r < R; r++) acc[r] = T::zero();
   for (int64_t g = 0; g < groups; g += 16) {
-    __mmask16 m = tail_mask(groups - g);
+    Mask m = tail_mask(groups - g);
     int64_t count = groups - g < 16 ? groups - g : 16;
-    __m512i v[16];
+    Ints v[16];
     if (rows >= 16) {
 #pragma GCC unroll 16
       for (int i = 0; i < 16; i++) {
         _mm_prefetch((const char*)(weight + (i + 16) * groups + g), _MM_HINT_T0);
-        v[i] = _mm512_maskz_loadu_epi32(m, weight + i * groups + g);
+        v[i] = load(weight + i * groups + g, m);
       }
     } else {
 #pragma GCC unroll 16
       for (int i = 0; i < 16; i++)
-        v[i] = i < rows ? _mm512_maskz_loadu_epi32(m, weight + i * groups + g) : _mm512_setzero_si512();
+        v[i] = i < rows ? load(weight + i * groups + g, m) : ints(0);
     }
     transpose16(v);
     if (count == 16) {
 #pragma GCC unroll 16
       for (int i = 0; i < 16; i++)
 #pragma GCC unroll 6
-        for (int r = 0; r < R; r++) acc[r] = T::dot(acc[r], _mm512_set1_epi32(a[r * stride + g + i]), v[i]);
+        for (int r = 0; r < R; r++) acc[r] = T::dot(acc[r], ints(a[r * stride + g + i]), v[i]);
     } else {
       for (int64_t i = 0; i < count; i++)
-        for (int r = 0; r < R; r++) acc[r] = T::dot(acc[r], _mm512_set1_epi32(a[r * stride + g + i]), v[i]);
+        for (int r = 0; r < R; r++) acc[r] = T::dot(acc[r], ints(a[r * stride + g + i]), v[i]);
     }
   }
 #pragma GCC unroll 6

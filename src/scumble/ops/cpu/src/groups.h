@@ -26,10 +26,10 @@ static inline void combine(const bf16* slots, const float* weights, bf16* out, i
 #pragma omp parallel for num_threads(threads) if (n * d > 65536)
   for (int64_t token = 0; token < n; token++)
     for (int64_t i = 0; i < d; i += 16) {
-      __mmask16 m = tail_mask(d - i);
-      __m512 sum = _mm512_setzero_ps();
+      Mask m = tail_mask(d - i);
+      Floats sum = floats(0);
       for (int64_t j = 0; j < k; j++)
-        sum = _mm512_fmadd_ps(_mm512_set1_ps(weights[token * k + j]), load(slots + (token * k + j) * d + i, m), sum);
+        sum = fmadd(floats(weights[token * k + j]), load(slots + (token * k + j) * d + i, m), sum);
       store(out + token * d + i, m, sum);
     }
 }

@@ -55,7 +55,7 @@ int scumble_linear(const bf16* x, const int32_t* panels, const bf16* weight, bf1
         times_panel<Bf16>(rows, (const int32_t*)(x + r * k), groups, panel, groups, t);
         for (int i = 0; i < rows; i++)
           for (int64_t j = 0; j < PANEL && c + j < columns; j += 16)
-            store(out + (r + i) * columns + c + j, tail_mask(columns - c - j), _mm512_loadu_ps(t + i * PANEL + j));
+            store(out + (r + i) * columns + c + j, tail_mask(columns - c - j), load(t + i * PANEL + j));
       }
     });
   return guard.result();
@@ -94,7 +94,7 @@ void scumble_linear_int8(const uint8_t* q, const float* row_scale, const int32_t
       int rows = end - r < ROWS ? (int)(end - r) : ROWS;
       times_panel<Int8>(rows, (const int32_t*)(q + r * k), groups, panels + c * groups, groups, t);
       for (int i = 0; i < rows; i++) {
-        __m512 own = _mm512_set1_ps(row_scale[r + i]);
+        Floats own = floats(row_scale[r + i]);
         for (int64_t j = 0; j < PANEL && c + j < columns; j += 16)
           store(out + (r + i) * columns + c + j, tail_mask(columns - c - j),
                 dequantized(t + i * PANEL + j, shift + c + j, scale + c + j, own));

@@ -2,9 +2,9 @@
 // reference does, so results differ from it only by the order of the sum of squares.
 #include "row.h"
 
-static inline __m512 scaled(const bf16* x, const bf16* weight, int64_t i, __mmask16 m, __m512 inverse) {
-  __m512 v = _mm512_mul_ps(load(x + i, m), inverse);
-  return weight ? _mm512_mul_ps(v, load(weight + i, m)) : v;
+static inline Floats scaled(const bf16* x, const bf16* weight, int64_t i, Mask m, Floats inverse) {
+  Floats v = mul(load(x + i, m), inverse);
+  return weight ? mul(v, load(weight + i, m)) : v;
 }
 
 extern "C" {
@@ -15,9 +15,9 @@ void scumble_rms_norm(const bf16* x, const bf16* weight, bf16* out, int64_t n, i
 #pragma omp parallel for num_threads(threads) if (n * d > 65536)
   for (int64_t row = 0; row < n; row++) {
     const bf16* in = x + row * stride;
-    __m512 inverse = _mm512_set1_ps(inverse_rms(in, d, eps));
+    Floats inverse = floats(inverse_rms(in, d, eps));
     for (int64_t i = 0; i < d; i += 16) {
-      __mmask16 m = tail_mask(d - i);
+      Mask m = tail_mask(d - i);
       store(out + row * d + i, m, scaled(in, weight, i, m, inverse));
     }
   }
@@ -29,14 +29,14 @@ void scumble_attention_tail(const bf16* x, const bf16* y, const bf16* weight, co
 #pragma omp parallel for num_threads(threads) if (n * d > 65536)
   for (int64_t row = 0; row < n; row++) {
     int64_t at = row * d;
-    __m512 inverse = _mm512_set1_ps(inverse_rms(y + at, d, eps));
+    Floats inverse = floats(inverse_rms(y + at, d, eps));
     for (int64_t i = 0; i < d; i += 16) {
-      __mmask16 m = tail_mask(d - i);
-      store(h + at + i, m, _mm512_add_ps(load(x + at + i, m), rounded(scaled(y + at, weight, i, m, inverse))));
+      Mask m = tail_mask(d - i);
+      store(h + at + i, m, add(load(x + at + i, m), rounded(scaled(y + at, weight, i, m, inverse))));
     }
-    inverse = _mm512_set1_ps(inverse_rms(h + at, d, eps));
+    inverse = floats(inverse_rms(h + at, d, eps));
     for (int64_t i = 0; i < d; i += 16) {
-      __mmask16 m = tail_mask(d - i);
+      Mask m = tail_mask(d - i);
       store(first + at + i, m, scaled(h + at, w1, i, m, inverse));
       store(second + at + i, m, scaled(h + at, w2, i, m, inverse));
     }
@@ -50,21 +50,19 @@ void scumble_layer_tail(const bf16* h, const bf16* dense, const bf16* mixed, con
 #pragma omp parallel for num_threads(threads) if (n * d > 65536)
   for (int64_t row = 0; row < n; row++) {
     int64_t at = row * d;
-    __m512 first = _mm512_set1_ps(inverse_rms(dense + at, d, eps));
-    __m512 second = _mm512_set1_ps(inverse_rms(mixed + at, d, eps));
+    Floats first = floats(inverse_rms(dense + at, d, eps));
+    Floats second = floats(inverse_rms(mixed + at, d, eps));
     for (int64_t i = 0; i < d; i += 16) {  // out holds the sum for a while
-      __mmask16 m = tail_mask(d - i);
-      __m512 a = rounded(scaled(dense + at, w1, i, m, first)), b = rounded(scaled(mixed + at, w2, i, m, second));
-      store(out + at + i, m, _mm512_add_ps(a, b));
+      Mask m = tail_mask(d - i);
+      Floats a = rounded(scaled(dense + at, w1, i, m, first)), b = rounded(scaled(mixed + at, w2, i, m, second));
+      store(out + at + i, m, add(a, b));
     }
-    __m512 inverse = _mm512_set1_ps(inverse_rms(out + at, d, eps));
-    __m512 scalar = _mm512_set1_ps(0.0f);
-    scalar = load(denoise[row] ? denoise_scalar : encode_scalar, 1);
-    scalar = _mm512_broadcastss_ps(_mm512_castps512_ps128(scalar));
+    Floats inverse = floats(inverse_rms(out + at, d, eps));
+    Floats scalar = floats(to_float(denoise[row] ? *denoise_scalar : *encode_scalar));
     for (int64_t i = 0; i < d; i += 16) {
-      __mmask16 m = tail_mask(d - i);
-      __m512 sum = rounded(_mm512_add_ps(load(h + at + i, m), rounded(scaled(out + at, w3, i, m, inverse))));
-      store(out + at + i, m, _mm512_mul_ps(sum, scalar));
+      Mask m = tail_mask(d - i);
+      Floats sum = rounded(add(load(h + at + i, m), rounded(scaled(out + at, w3, i, m, inverse))));
+      store(out + at + i, m, mul(sum, scalar));
     }
   }
 }
@@ -79,14 +77,14 @@ void scumble_norm_rope(const bf16* x, const bf16* weight, const bf16* cos, const
     for (int64_t head = 0; head < heads; head++) {
       const bf16* in = x + (row * heads + head) * k;
       bf16* to = out + (row * heads + head) * k;
-      __m512 inverse = _mm512_set1_ps(inverse_rms(in, k, eps));
+      Floats inverse = floats(inverse_rms(in, k, eps));
       for (int64_t i = 0; i < half; i += 16) {
-        __mmask16 m = tail_mask(half - i);
-        __m512 a = rounded(scaled(in, weight, i, m, inverse));
-        __m512 b = rounded(scaled(in, weight, half + i, m, inverse));
-        __m512 c = load(cos + row * k + i, m), s = load(sin + row * k + i, m);
-        __m512 first = _mm512_sub_ps(rounded(_mm512_mul_ps(a, c)), rounded(_mm512_mul_ps(b, s)));
-        __m512 second = _mm512_add_ps(rounded(_mm512_mul_ps(b, c)), rounded(_mm512_mul_ps(a, s)));
+        Mask m = tail_mask(half - i);
+        Floats a = rounded(scaled(in, weight, i, m, inverse));
+        Floats b = rounded(scaled(in, weight, half + i, m, inverse));
+        Floats c = load(cos + row * k + i, m), s = load(sin + row * k + i, m);
+        Floats first = sub(rounded(mul(a, c)), rounded(mul(b, s)));
+        Floats second = add(rounded(mul(b, c)), rounded(mul(a, s)));
         store(to + i, m, first);
         store(to + half + i, m, second);
       }
@@ -98,8 +96,8 @@ void scumble_norm_rope(const bf16* x, const bf16* weight, const bf16* cos, const
 void scumble_geglu(const bf16* gate, const bf16* up, bf16* out, int64_t count, int threads) {
 #pragma omp parallel for num_threads(threads) if (count > 65536)
   for (int64_t i = 0; i < count; i += 16) {
-    __mmask16 m = tail_mask(count - i);
-    store(out + i, m, _mm512_mul_ps(rounded(gelu16(load(gate + i, m))), load(up + i, m)));
+    Mask m = tail_mask(count - i);
+    store(out + i, m, mul(rounded(gelu16(load(gate + i, m))), load(up + i, m)));
   }
 }
 }

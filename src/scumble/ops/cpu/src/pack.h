@@ -14,14 +14,14 @@ static inline void pack_pairs_panel(const bf16* values, int64_t rows, int64_t k,
   for (int64_t g = 0; g < groups; g++) {
     int64_t first = 2 * g - odd, second = first + 1;
     for (int64_t j = 0; j < PANEL; j += 16) {
-      __mmask16 m = c + j < k ? tail_mask(k - c - j) : 0;
-      __m512i pair = _mm512_setzero_si512();
-      if (first >= 0) pair = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, values + first * k + c + j));
+      Mask m = c + j < k ? tail_mask(k - c - j) : 0;
+      Ints pair = ints(0);
+      if (first >= 0) pair = load_words(values + first * k + c + j, m);
       if (second < rows) {
-        __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, values + second * k + c + j));
-        pair = _mm512_or_si512(pair, _mm512_slli_epi32(high, 16));
+        Ints high = load_words(values + second * k + c + j, m);
+        pair = either(pair, shl(high, 16));
       }
-      _mm512_storeu_si512(panel + g * PANEL + j, pair);
+      store(panel + g * PANEL + j, pair);
     }
   }
 }

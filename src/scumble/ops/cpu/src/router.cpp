@@ -17,22 +17,22 @@ void scumble_router(const bf16* h, const bf16* scale, const bf16* proj, const bf
     int64_t tokens = n - first < TOKENS ? n - first : TOKENS;
     float inverse[TOKENS];
     for (int64_t t = 0; t < tokens; t++) {
-      __m512 sum = _mm512_setzero_ps();
+      Floats sum = floats(0);
       for (int64_t i = 0; i < d; i += 16) {
-        __m512 v = load(h + (first + t) * d + i, tail_mask(d - i));
-        sum = _mm512_fmadd_ps(v, v, sum);
+        Floats v = load(h + (first + t) * d + i, tail_mask(d - i));
+        sum = fmadd(v, v, sum);
       }
-      inverse[t] = 1.0f / std::sqrt(_mm512_reduce_add_ps(sum) / (float)d + eps);
+      inverse[t] = 1.0f / std::sqrt(reduce_add(sum) / (float)d + eps);
     }
     for (int64_t e = 0; e < experts; e++) {
-      __m512 acc[TOKENS] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+      Floats acc[TOKENS] = {floats(0), floats(0), floats(0), floats(0)};
       for (int64_t i = 0; i < d; i += 16) {
-        __mmask16 m = tail_mask(d - i);
-        __m512 w = _mm512_mul_ps(load(proj + e * d + i, m), load(scale + i, m));
-        for (int64_t t = 0; t < tokens; t++) acc[t] = _mm512_fmadd_ps(load(h + (first + t) * d + i, m), w, acc[t]);
+        Mask m = tail_mask(d - i);
+        Floats w = mul(load(proj + e * d + i, m), load(scale + i, m));
+        for (int64_t t = 0; t < tokens; t++) acc[t] = fmadd(load(h + (first + t) * d + i, m), w, acc[t]);
       }
       for (int64_t t = 0; t < tokens; t++)
-        scores[(first + t) * experts + e] = _mm512_reduce_add_ps(acc[t]) * inverse[t] * down;
+        scores[(first + t) * experts + e] = reduce_add(acc[t]) * inverse[t] * down;
     }
     for (int64_t t = 0; t < tokens; t++) {
       float* p = scores + (first + t) * experts;
@@ -49,7 +49,7 @@ void scumble_router(const bf16* h, const bf16* scale, const bf16* proj, const bf
       }
       for (int64_t j = 0; j < k; j++) {
         int64_t at = (first + t) * k + j;
-        weights[at] = weights[at] / picked * (widen(_mm256_set1_epi16(per_expert[chosen[at]])))[0];
+        weights[at] = weights[at] / picked * to_float(per_expert[chosen[at]]);
       }
     }
   }

@@ -11,9 +11,9 @@
 #include "row.h"
 
 template <class X>
-static inline __m512 weighted(const X* x, const float* weight, int64_t i, __mmask16 m) {
-  __m512 v = load(x + i, m);
-  return weight ? _mm512_mul_ps(v, load(weight + i, m)) : v;
+static inline Floats weighted(const X* x, const float* weight, int64_t i, Mask m) {
+  Floats v = load(x + i, m);
+  return weight ? mul(v, load(weight + i, m)) : v;
 }
 
 // Sums [threads][d] of what `add` puts in for every row, in a fixed order -> out [d]; out may be null.
@@ -40,8 +40,8 @@ static void norm(const X* x, const float* weight, O* out, float* inverse, int64_
   for (int64_t row = 0; row < n; row++) {
     float r = inverse[row] = inverse_rms(x + row * d, d, eps);
     for (int64_t i = 0; i < d; i += 16) {
-      __mmask16 m = tail_mask(d - i);
-      store(out + row * d + i, m, _mm512_mul_ps(weighted(x + row * d, weight, i, m), _mm512_set1_ps(r)));
+      Mask m = tail_mask(d - i);
+      store(out + row * d + i, m, mul(weighted(x + row * d, weight, i, m), floats(r)));
     }
   }
 }
@@ -49,18 +49,18 @@ static void norm(const X* x, const float* weight, O* out, float* inverse, int64_
 // One row: y = x · r · w, r = (mean x² + eps)^-½. dx = r · (g·w - x · r² · mean(g·w·x)), dw += g · x · r.
 template <class G, class X, class D>
 static inline void norm_back_row(const G* g, const X* x, const float* weight, float r, D* dx, float* dw, int64_t d) {
-  __m512 dot = _mm512_setzero_ps(), rs = _mm512_set1_ps(r);
+  Floats dot = floats(0), rs = floats(r);
   for (int64_t i = 0; i < d; i += 16) {
-    __mmask16 m = tail_mask(d - i);
-    __m512 gv = load(g + i, m), xv = load(x + i, m);
-    if (dw) store(dw + i, m, _mm512_fmadd_ps(_mm512_mul_ps(gv, xv), rs, load(dw + i, m)));
-    dot = _mm512_fmadd_ps(weight ? _mm512_mul_ps(gv, load(weight + i, m)) : gv, xv, dot);
+    Mask m = tail_mask(d - i);
+    Floats gv = load(g + i, m), xv = load(x + i, m);
+    if (dw) store(dw + i, m, fmadd(mul(gv, xv), rs, load(dw + i, m)));
+    dot = fmadd(weight ? mul(gv, load(weight + i, m)) : gv, xv, dot);
   }
-  __m512 along = _mm512_set1_ps(_mm512_reduce_add_ps(dot) / (float)d * r * r);
+  Floats along = floats(reduce_add(dot) / (float)d * r * r);
   for (int64_t i = 0; i < d; i += 16) {
-    __mmask16 m = tail_mask(d - i);
-    __m512 v = _mm512_fnmadd_ps(load(x + i, m), along, weighted(g, weight, i, m));
-    store(dx + i, m, _mm512_mul_ps(v, rs));
+    Mask m = tail_mask(d - i);
+    Floats v = fnmadd(load(x + i, m), along, weighted(g, weight, i, m));
+    store(dx + i, m, mul(v, rs));
   }
 }
 
@@ -99,11 +99,11 @@ void scumble_train_add_norm(const float* x, const bf16* y, const float* weight, 
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t row = 0; row < n; row++) {
     float r = inverse[row] = inverse_rms(y + row * d, d, eps);
-    __m512 rs = _mm512_set1_ps(r), s = _mm512_set1_ps(scale ? scale[row] : 1.0f);
+    Floats rs = floats(r), s = floats(scale ? scale[row] : 1.0f);
     for (int64_t i = 0; i < d; i += 16) {
-      __mmask16 m = tail_mask(d - i);
-      __m512 v = _mm512_fmadd_ps(weighted(y + row * d, weight, i, m), rs, load(x + row * d + i, m));
-      store(out + row * d + i, m, _mm512_mul_ps(v, s));
+      Mask m = tail_mask(d - i);
+      Floats v = fmadd(weighted(y + row * d, weight, i, m), rs, load(x + row * d + i, m));
+      store(out + row * d + i, m, mul(v, s));
     }
   }
 }
@@ -113,10 +113,10 @@ void scumble_train_add_norm_back(const float* g, const bf16* y, const float* wei
                                  const float* inverse, float* dx, bf16* dy, float* dw, int64_t n, int64_t d,
                                  int threads) {
   by_row(n, d, dw, threads, [&](int64_t row, float* own) {
-    __m512 s = _mm512_set1_ps(scale ? scale[row] : 1.0f);
+    Floats s = floats(scale ? scale[row] : 1.0f);
     for (int64_t i = 0; i < d; i += 16) {
-      __mmask16 m = tail_mask(d - i);
-      store(dx + row * d + i, m, _mm512_mul_ps(load(g + row * d + i, m), s));
+      Mask m = tail_mask(d - i);
+      store(dx + row * d + i, m, mul(load(g + row * d + i, m), s));
     }
     norm_back_row(dx + row * d, y + row * d, weight, inverse[row], dy + row * d, own, d);
   });
@@ -133,12 +133,12 @@ void scumble_train_norm_rope(const bf16* x, const float* weight, const float* co
       bf16* to = out + (row * heads + head) * k;
       float r = inverse[row * heads + head] = inverse_rms(in, k, eps);
       for (int64_t i = 0; i < half; i += 16) {
-        __mmask16 m = tail_mask(half - i);
-        __m512 a = _mm512_mul_ps(weighted(in, weight, i, m), _mm512_set1_ps(r));
-        __m512 b = _mm512_mul_ps(weighted(in, weight, half + i, m), _mm512_set1_ps(r));
-        __m512 c = load(cos + row * k + i, m), s = load(sin + row * k + i, m);
-        store(to + i, m, _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, s)));
-        store(to + half + i, m, _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, s)));
+        Mask m = tail_mask(half - i);
+        Floats a = mul(weighted(in, weight, i, m), floats(r));
+        Floats b = mul(weighted(in, weight, half + i, m), floats(r));
+        Floats c = load(cos + row * k + i, m), s = load(sin + row * k + i, m);
+        store(to + i, m, fmsub(a, c, mul(b, s)));
+        store(to + half + i, m, fmadd(b, c, mul(a, s)));
       }
     }
 }
@@ -152,11 +152,11 @@ void scumble_train_norm_rope_back(const bf16* g, const bf16* x, const float* wei
     for (int64_t head = 0; head < heads; head++) {
       int64_t at = (row * heads + head) * k;
       for (int64_t i = 0; i < half; i += 16) {
-        __mmask16 m = tail_mask(half - i);
-        __m512 first = load(g + at + i, m), second = load(g + at + half + i, m);
-        __m512 c = load(cos + row * k + i, m), s = load(sin + row * k + i, m);
-        store(turned.data() + i, m, _mm512_fmadd_ps(first, c, _mm512_mul_ps(second, s)));
-        store(turned.data() + half + i, m, _mm512_fmsub_ps(second, c, _mm512_mul_ps(first, s)));
+        Mask m = tail_mask(half - i);
+        Floats first = load(g + at + i, m), second = load(g + at + half + i, m);
+        Floats c = load(cos + row * k + i, m), s = load(sin + row * k + i, m);
+        store(turned.data() + i, m, fmadd(first, c, mul(second, s)));
+        store(turned.data() + half + i, m, fmsub(second, c, mul(first, s)));
       }
       norm_back_row(turned.data(), x + at, weight, inverse[row * heads + head], dx + at, own, k);
     }
@@ -169,8 +169,8 @@ void scumble_train_geglu(const bf16* gate, const bf16* up, bf16* out, int64_t n,
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t row = 0; row < n; row++)
     for (int64_t i = 0; i < f; i += 16) {
-      __mmask16 m = tail_mask(f - i);
-      __m512 v = _mm512_mul_ps(gelu16(load(gate + row * stride + i, m)), load(up + row * stride + i, m));
+      Mask m = tail_mask(f - i);
+      Floats v = mul(gelu16(load(gate + row * stride + i, m)), load(up + row * stride + i, m));
       store(out + row * f + i, m, v);
     }
 }
@@ -178,20 +178,20 @@ void scumble_train_geglu(const bf16* gate, const bf16* up, bf16* out, int64_t n,
 // gelu(x) = x · σ(2u), u = √(2/π)(x + 0.044715 x³); gelu' = σ + x · σ(1 - σ) · 2u'. Rows of dgate, dup lie as gate, up.
 void scumble_train_geglu_back(const bf16* g, const bf16* gate, const bf16* up, bf16* dgate, bf16* dup, int64_t n,
                               int64_t f, int64_t stride, int threads) {
-  const __m512 one = _mm512_set1_ps(1.0f);
+  const Floats one = floats(1.0f);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t row = 0; row < n; row++)
     for (int64_t i = 0; i < f; i += 16) {
-      __mmask16 m = tail_mask(f - i);
+      Mask m = tail_mask(f - i);
       int64_t at = row * stride + i;
-      __m512 x = load(gate + at, m), gv = load(g + row * f + i, m), square = _mm512_mul_ps(x, x);
-      __m512 inner = _mm512_fmadd_ps(square, _mm512_set1_ps(0.044715f), one);
-      __m512 minus = _mm512_mul_ps(_mm512_mul_ps(x, inner), _mm512_set1_ps(-1.59576912f));  // -2u
-      __m512 share = _mm512_div_ps(one, _mm512_add_ps(one, exp16(_mm512_min_ps(minus, _mm512_set1_ps(88.0f)))));
-      __m512 slope = _mm512_mul_ps(_mm512_fmadd_ps(square, _mm512_set1_ps(0.134145f), one), _mm512_set1_ps(1.59576912f));
-      __m512 bend = _mm512_mul_ps(_mm512_mul_ps(x, slope), _mm512_mul_ps(share, _mm512_sub_ps(one, share)));
-      store(dgate + at, m, _mm512_mul_ps(_mm512_mul_ps(gv, load(up + at, m)), _mm512_add_ps(share, bend)));
-      store(dup + at, m, _mm512_mul_ps(gv, _mm512_mul_ps(x, share)));
+      Floats x = load(gate + at, m), gv = load(g + row * f + i, m), square = mul(x, x);
+      Floats inner = fmadd(square, floats(0.044715f), one);
+      Floats minus = mul(mul(x, inner), floats(-1.59576912f));  // -2u
+      Floats share = div(one, add(one, exp16(min(minus, floats(88.0f)))));
+      Floats slope = mul(fmadd(square, floats(0.134145f), one), floats(1.59576912f));
+      Floats bend = mul(mul(x, slope), mul(share, sub(one, share)));
+      store(dgate + at, m, mul(mul(gv, load(up + at, m)), add(share, bend)));
+      store(dup + at, m, mul(gv, mul(x, share)));
     }
 }
 
@@ -222,10 +222,10 @@ void scumble_train_scatter(const bf16* x, const float* weights, const int64_t* p
       std::memcpy(to, from, d * sizeof(bf16));
       continue;
     }
-    __m512 w = _mm512_set1_ps(weights[slot]);
+    Floats w = floats(weights[slot]);
     for (int64_t i = 0; i < d; i += 16) {
-      __mmask16 m = tail_mask(d - i);
-      store(to + i, m, _mm512_mul_ps(load(from + i, m), w));
+      Mask m = tail_mask(d - i);
+      store(to + i, m, mul(load(from + i, m), w));
     }
   }
 }
@@ -236,10 +236,10 @@ void scumble_train_gather(const bf16* y, const float* weights, const int64_t* pl
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t row = 0; row < n; row++)
     for (int64_t i = 0; i < d; i += 16) {
-      __mmask16 m = tail_mask(d - i);
-      __m512 sum = _mm512_setzero_ps();
+      Mask m = tail_mask(d - i);
+      Floats sum = floats(0);
       for (int64_t j = row * k; j < (row + 1) * k; j++)
-        sum = _mm512_fmadd_ps(load(y + place[j] * d + i, m), _mm512_set1_ps(weights ? weights[j] : 1.0f), sum);
+        sum = fmadd(load(y + place[j] * d + i, m), floats(weights ? weights[j] : 1.0f), sum);
       store(out + row * d + i, m, sum);
     }
 }
@@ -250,12 +250,12 @@ void scumble_train_gather_dots(const bf16* g, const bf16* y, const int64_t* plac
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t slot = 0; slot < n * k; slot++) {
     const bf16 *a = g + slot / k * d, *b = y + place[slot] * d;
-    __m512 sum = _mm512_setzero_ps();
+    Floats sum = floats(0);
     for (int64_t i = 0; i < d; i += 16) {
-      __mmask16 m = tail_mask(d - i);
-      sum = _mm512_fmadd_ps(load(a + i, m), load(b + i, m), sum);
+      Mask m = tail_mask(d - i);
+      sum = fmadd(load(a + i, m), load(b + i, m), sum);
     }
-    out[slot] = _mm512_reduce_add_ps(sum);
+    out[slot] = reduce_add(sum);
   }
 }
 
@@ -264,8 +264,8 @@ void scumble_train_gather_dots(const bf16* g, const bf16* y, const int64_t* plac
 // no maximum is looked for. room: [threads][v] floats. A row of weight 0 becomes zeros.
 void scumble_train_cross_entropy(bf16* logits, const int64_t* targets, const float* weights, float* losses, float* room,
                                  int64_t n, int64_t v, float cap, int threads) {
-  const __m512 one = _mm512_set1_ps(1.0f), two = _mm512_set1_ps(2.0f), caps = _mm512_set1_ps(cap);
-  const __m512 twice = _mm512_set1_ps(2.0f / cap);
+  const Floats one = floats(1.0f), two = floats(2.0f), caps = floats(cap);
+  const Floats twice = floats(2.0f / cap);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t row = 0; row < n; row++) {
     bf16* z = logits + row * v;
@@ -275,25 +275,25 @@ void scumble_train_cross_entropy(bf16* logits, const int64_t* targets, const flo
       continue;
     }
     float* mass = room + (int64_t)omp_get_thread_num() * v;
-    __m512 sum = _mm512_setzero_ps();
-    auto squashed = [&](int64_t i, __mmask16 m) {  // tanh(y) = 1 - 2 / (e^2y + 1)
-      __m512 e = exp16(_mm512_min_ps(_mm512_mul_ps(load(z + i, m), twice), _mm512_set1_ps(88.0f)));
-      return _mm512_sub_ps(one, _mm512_div_ps(two, _mm512_add_ps(e, one)));
+    Floats sum = floats(0);
+    auto squashed = [&](int64_t i, Mask m) {  // tanh(y) = 1 - 2 / (e^2y + 1)
+      Floats e = exp16(min(mul(load(z + i, m), twice), floats(88.0f)));
+      return sub(one, div(two, add(e, one)));
     };
     for (int64_t i = 0; i < v; i += 16) {
-      __mmask16 m = tail_mask(v - i);
-      __m512 e = _mm512_maskz_mov_ps(m, exp16(_mm512_mul_ps(squashed(i, m), caps)));
+      Mask m = tail_mask(v - i);
+      Floats e = keep(m, exp16(mul(squashed(i, m), caps)));
       store(mass + i, m, e);
-      sum = _mm512_add_ps(sum, e);
+      sum = add(sum, e);
     }
-    float total = _mm512_reduce_add_ps(sum), own = mass[targets[row]];
+    float total = reduce_add(sum), own = mass[targets[row]];
     losses[row] = std::log(total) - std::log(own);
     mass[targets[row]] = own - total;
-    __m512 share = _mm512_set1_ps(weights[row] / total);
+    Floats share = floats(weights[row] / total);
     for (int64_t i = 0; i < v; i += 16) {
-      __mmask16 m = tail_mask(v - i);
-      __m512 t = squashed(i, m);
-      store(z + i, m, _mm512_mul_ps(_mm512_mul_ps(load(mass + i, m), share), _mm512_fnmadd_ps(t, t, one)));
+      Mask m = tail_mask(v - i);
+      Floats t = squashed(i, m);
+      store(z + i, m, mul(mul(load(mass + i, m), share), fnmadd(t, t, one)));
     }
   }
 }

@@ -70,17 +70,17 @@ struct Task {
 
   // scores of one query -> softmax, in place; 0 outside of what it sees.
   void softmax(float* row, int64_t from, int64_t to) const {
-    __m512 inverse = _mm512_set1_ps(1.0f / exp_row(row, from, to, row));
+    Floats inverse = floats(1.0f / exp_row(row, from, to, row));
     for (int64_t i = from; i < to; i += 16) {
-      __mmask16 m = tail_mask(to - i);
-      _mm512_mask_storeu_ps(row + i, m, _mm512_mul_ps(_mm512_maskz_loadu_ps(m, row + i), inverse));
+      Mask m = tail_mask(to - i);
+      store(row + i, m, mul(load(row + i, m), inverse));
     }
     std::memset(row, 0, from * sizeof(float));
     std::memset(row + to, 0, (a.padded() - to) * sizeof(float));
   }
 
   void narrowed(const float* from, int count, bf16* to) const {
-    for (int64_t i = 0; i < count * a.padded(); i += 16) store(to + i, 0xFFFF, _mm512_loadu_ps(from + i));
+    for (int64_t i = 0; i < count * a.padded(); i += 16) store(to + i, load(from + i));
   }
 
   // out rows [k], `stride` apart = rows16 [count][padded] · what was packed in pairs.
@@ -93,7 +93,7 @@ struct Task {
                         t);
       for (int i = 0; i < count; i++)
         for (int64_t j = 0; j < PANEL && c + j < a.k; j += 16)
-          store(out + i * stride + c + j, tail_mask(a.k - c - j), _mm512_loadu_ps(t + i * PANEL + j));
+          store(out + i * stride + c + j, tail_mask(a.k - c - j), load(t + i * PANEL + j));
     }
   }
 
@@ -101,12 +101,9 @@ struct Task {
   void in_pairs(const bf16* even, const bf16* odd, int64_t pair, int32_t* panels) const {
     int64_t pairs = (a.tokens + 1) / 2;
     for (int64_t s = 0; s < a.padded(); s += 16) {
-      __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(even + s)));
-      if (odd) {
-        __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(odd + s)));
-        low = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
-      }
-      _mm512_storeu_si512(panels + (s / PANEL * pairs + pair) * PANEL + s % PANEL, low);
+      Ints low = load_words(even + s);
+      if (odd) low = either(low, shl(load_words(odd + s), 16));
+      store(panels + (s / PANEL * pairs + pair) * PANEL + s % PANEL, low);
     }
   }
 
@@ -131,7 +128,7 @@ struct Task {
         for (int i = 0; i < count; i++)
           for (int64_t c = 0; c < PANEL; c += 16) {
             float* to = sums + (j + i) * a.padded() + s + c;
-            _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), _mm512_loadu_ps(t + i * PANEL + c)));
+            store(to, add(load(to), load(t + i * PANEL + c)));
           }
       }
     }
@@ -142,7 +139,7 @@ struct Task {
     for (int64_t s = 0; s < a.seen; s++) {
       for (int64_t j = 0; j < a.k; j++) row[j] = sums[j * a.padded() + s];
       for (int64_t j = 0; j < a.k; j += 16)
-        store(out + s * stride + j, tail_mask(a.k - j), _mm512_maskz_loadu_ps(tail_mask(a.k - j), row.data() + j));
+        store(out + s * stride + j, tail_mask(a.k - j), load(row.data() + j, tail_mask(a.k - j)));
     }
   }
 
@@ -184,13 +181,13 @@ struct Task {
         softmax(p, a.from(t + i), a.to(t + i));
         std::memset(d, 0, from * sizeof(float));  // beyond the panels lies what an earlier query left
         std::memset(d + to, 0, (a.padded() - to) * sizeof(float));
-        __m512 sum = _mm512_setzero_ps();
+        Floats sum = floats(0);
         for (int64_t s = 0; s < a.padded(); s += 16)
-          sum = _mm512_fmadd_ps(_mm512_loadu_ps(p + s), _mm512_loadu_ps(d + s), sum);
-        __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum));
+          sum = fmadd(load(p + s), load(d + s), sum);
+        Floats mean = floats(reduce_add(sum));
         for (int64_t s = 0; s < a.padded(); s += 16) {
-          __m512 slope = _mm512_mul_ps(_mm512_loadu_ps(p + s), _mm512_sub_ps(_mm512_loadu_ps(d + s), mean));
-          _mm512_storeu_ps(d + s, slope);
+          Floats slope = mul(load(p + s), sub(load(d + s), mean));
+          store(d + s, slope);
         }
       }
       narrowed(scores.data(), count, weights.data());

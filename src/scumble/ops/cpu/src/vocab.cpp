@@ -19,8 +19,7 @@ namespace {
 // The best `top` so far, descending, the lower id first on a tie; z of ids first … first + width - 1 come in order.
 void merge_top(const float* z, int64_t first, int64_t width, int64_t top, float* best, int64_t* ids) {
   for (int64_t i = 0; i < width; i += 16) {
-    __mmask16 hit = _mm512_mask_cmp_ps_mask(tail_mask(width - i), _mm512_loadu_ps(z + i), _mm512_set1_ps(best[top - 1]),
-                                            _CMP_GT_OQ);
+    Mask hit = greater(tail_mask(width - i), load(z + i), floats(best[top - 1]));
     for (; hit; hit &= hit - 1) {
       int64_t j = i + __builtin_ctz(hit), at = top - 1;
       if (!(z[j] > best[at])) continue;
@@ -54,9 +53,9 @@ void scumble_vocab_tile(const bf16* logits, const VocabState* s, int64_t n, int6
       if (at >= 0 && at < width) s->target_z[row] = z[at];
     }
     if (top > old) {
-      const __m512 wanted = _mm512_set1_ps(top);
+      const Floats wanted = floats(top);
       for (int64_t i = 0; i < width; i += 16) {
-        __mmask16 hit = _mm512_mask_cmpeq_ps_mask(tail_mask(width - i), _mm512_loadu_ps(z + i), wanted);
+        Mask hit = equal(tail_mask(width - i), load(z + i), wanted);
         if (hit) {
           s->argmax[row] = first + i + __builtin_ctz(hit);
           break;
@@ -66,29 +65,29 @@ void scumble_vocab_tile(const bf16* logits, const VocabState* s, int64_t n, int6
     } else {
       top = old;
     }
-    const __m512 base = _mm512_set1_ps(top == -INFINITY ? 0.0f : top);  // nothing allowed so far: e^-inf = 0
-    __m512d terms = _mm512_setzero_pd();
+    const Floats base = floats(top == -INFINITY ? 0.0f : top);  // nothing allowed so far: e^-inf = 0
+    Doubles terms = doubles(0);
     double here = 0;
     for (int64_t from = 0; from < width; from += BLOCK) {
-      __m512d sum = _mm512_setzero_pd();
+      Doubles sum = doubles(0);
       for (int64_t i = from; i < from + BLOCK && i < width; i += 16) {
-        __mmask16 m = tail_mask(width - i);
-        __m512 shifted = _mm512_sub_ps(_mm512_maskz_loadu_ps(m, z + i), base);
-        __m512 w = _mm512_maskz_mov_ps(m, exp16(shifted));
-        __m512 t = _mm512_maskz_mul_ps(_mm512_mask_cmp_ps_mask(m, w, _mm512_setzero_ps(), _CMP_NEQ_UQ), w, shifted);
-        sum = _mm512_add_pd(sum, _mm512_cvtps_pd(_mm512_castps512_ps256(w)));
-        sum = _mm512_add_pd(sum, _mm512_cvtps_pd(_mm512_extractf32x8_ps(w, 1)));
-        terms = _mm512_add_pd(terms, _mm512_cvtps_pd(_mm512_castps512_ps256(t)));
-        terms = _mm512_add_pd(terms, _mm512_cvtps_pd(_mm512_extractf32x8_ps(t, 1)));
-        if (weights && column) w = _mm512_mul_ps(w, _mm512_maskz_loadu_ps(m, column + i));
+        Mask m = tail_mask(width - i);
+        Floats shifted = sub(load(z + i, m), base);
+        Floats w = keep(m, exp16(shifted));
+        Floats t = keep(differ(m, w, floats(0)), mul(w, shifted));
+        sum = add(sum, low_doubles(w));
+        sum = add(sum, high_doubles(w));
+        terms = add(terms, low_doubles(t));
+        terms = add(terms, high_doubles(t));
+        if (weights && column) w = mul(w, load(column + i, m));
         if (weights) store(weights + row * width + i, m, w);
       }
-      double own = _mm512_reduce_add_pd(sum);
+      double own = reduce_add(sum);
       here += own;
       s->mass[row * s->blocks + (first + from) / BLOCK] = std::log(own) + (top == -INFINITY ? 0.0f : top);
     }
     double drop = s->total[row] > 0 ? (double)old - (double)top : 0.0, shrink = std::exp(drop);
-    s->energy[row] = shrink * (s->energy[row] + drop * s->total[row]) + _mm512_reduce_add_pd(terms);
+    s->energy[row] = shrink * (s->energy[row] + drop * s->total[row]) + reduce_add(terms);
     s->total[row] = shrink * s->total[row] + here;
     s->factor[row] = (float)shrink;
   }
@@ -120,10 +119,10 @@ int scumble_vocab_soft(const bf16* weights, const bf16* table, const float* fact
         times_panel<Bf16>(count, (const int32_t*)(rows + r * stride), stride / 2, panel.data(), pairs, t);
         for (int i = 0; i < count; i++)
           for (int64_t j = 0; j < PANEL && c + j < d; j += 16) {
-            __mmask16 m = tail_mask(d - c - j);
+            Mask m = tail_mask(d - c - j);
             float* to = soft + (r + i) * d + c + j;
-            __m512 before = _mm512_mul_ps(_mm512_maskz_loadu_ps(m, to), _mm512_set1_ps(factor[r + i]));
-            _mm512_mask_storeu_ps(to, m, _mm512_add_ps(before, rounded(_mm512_loadu_ps(t + i * PANEL + j))));
+            Floats before = mul(load(to, m), floats(factor[r + i]));
+            store(to, m, add(before, rounded(load(t + i * PANEL + j))));
           }
       }
     });

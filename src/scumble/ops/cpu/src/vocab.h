@@ -43,26 +43,26 @@ struct VocabHead {
       int32_t sums[PANEL];
       times_panel<Int8>(1, (const int32_t*)(q + row * d), d / 4, panels + at * (d / 4), d / 4, sums);
       for (int j = 0; j < PANEL; j += 16)
-        _mm512_storeu_ps(t + j, dequantized(sums + j, shift + at + j, scale + at + j, _mm512_set1_ps(q_scale[row])));
+        store(t + j, dequantized(sums + j, shift + at + j, scale + at + j, floats(q_scale[row])));
     } else {
       times_panel<Bf16>(1, (const int32_t*)(hidden + row * d), d / 2, panels + at * (d / 2), d / 2, t);
     }
-    for (int j = 0; j < PANEL; j += 16) store(out + j, 0xFFFF, _mm512_loadu_ps(t + j));
+    for (int j = 0; j < PANEL; j += 16) store(out + j, load(t + j));
   }
 };
 
 // z of `width` logits into memory for a multiple of 16; -inf where not allowed. Returns the highest; NaN does not count.
 static inline float capped_row(const bf16* logits, const float* table, float heat, const uint8_t* allowed, int64_t width, float* z) {
-  const __m512 lowest = _mm512_set1_ps(-INFINITY), divisor = _mm512_set1_ps(heat);
-  __m512 high = lowest;
+  const Floats lowest = floats(-INFINITY), divisor = floats(heat);
+  Floats high = lowest;
   for (int64_t i = 0; i < width; i += 16) {
-    __mmask16 m = tail_mask(width - i), may = m;
-    __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, logits + i));
-    __m512 v = _mm512_div_ps(_mm512_i32gather_ps(bits, table, 4), divisor);
-    if (allowed) may &= _mm_test_epi8_mask(_mm_maskz_loadu_epi8(m, allowed + i), _mm_set1_epi8(-1));
-    v = _mm512_mask_blend_ps(may, lowest, v);
-    _mm512_storeu_ps(z + i, v);
-    high = _mm512_max_ps(v, high);
+    Mask m = tail_mask(width - i), may = m;
+    Ints bits = load_words(logits + i, m);
+    Floats v = div(gather(table, bits), divisor);
+    if (allowed) may &= nonzero(allowed + i, m);
+    v = select(may, v, lowest);
+    store(z + i, v);
+    high = max(v, high);
   }
-  return _mm512_reduce_max_ps(high);
+  return reduce_max(high);
 }

@@ -1,4 +1,4 @@
-"""The binary of the native CPU kernels: for which instruction set, and built from ops/cpu/src/*.cpp where it is not yet.
+"""The binary of the native CPU kernels: for which instruction set, and built from src/*.cpp where it is not yet.
 
 One binary an instruction set, kept per user. Its name carries a hash of sources, flags and compiler, it is written
 beside its place and moved there, and a lock keeps processes that start together from compiling the same thing.
@@ -43,9 +43,7 @@ class InstructionSet:
 
 # The best first. src/simd.h chooses its vectors by the same names.
 INSTRUCTION_SETS = (
-    InstructionSet(
-        "avx512", ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni", "fma")
-    ),
+    InstructionSet("avx512", ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni", "fma")),
     InstructionSet("avx2", ("avx2", "fma", "f16c")),
 )
 

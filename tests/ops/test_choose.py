@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from typing import cast
 
 import pytest
 import torch
 
 from scumble import LLM
 from scumble.errors import InvalidRequest
+from scumble.model.layer import Layer
 from scumble.ops import REFERENCE, choose
 from scumble.ops.cpu import native
 from scumble.ops.cpu.binary import InstructionSet, choose_instructions
@@ -106,4 +108,5 @@ def test_instructions_that_the_processor_lacks_or_nobody_knows_are_said(monkeypa
 def test_a_converted_model_gets_operations_that_fit():
     model = tiny_model(dtype=torch.bfloat16)
     model.use(choose("cpu", torch.bfloat16, model.config).ops)
-    assert model.float().layers[0].mlp.ops is model.ops is REFERENCE
+    layer = cast(Layer, model.float().layers[0])
+    assert layer.mlp.ops is model.ops is REFERENCE

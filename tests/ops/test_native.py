@@ -159,6 +159,7 @@ class TestVocabulary:
         assert float((mine.soft - plain.soft).abs().max()) <= CLOSE  # of embeddings of size 1
         z = 30.0 * torch.tanh((hidden @ embedding.T).float() / 30.0) / temperature
         cdf = torch.softmax(z.double(), -1).cumsum(-1)
+        assert mine.sample is not None and plain.sample is not None
         for row in (mine.sample != plain.sample).nonzero()[:, 0].tolist():
             low, high = sorted((int(mine.sample[row]), int(plain.sample[row])))
             assert bool(((cdf[row, low:high] - uniforms[row]).abs() < 1e-6).all()), "samples differ without a tie"
@@ -225,8 +226,10 @@ def test_a_structure_that_has_grown_is_refused_by_name(monkeypatch):
         _fields_ = [("more", ctypes.c_int64)]  # noqa: RUF012
 
     monkeypatch.setitem(native.SHARED, "scumble_vocab_state_size", VocabState)
+    lib = native.library()
+    assert lib is not None
     with pytest.raises(RuntimeError, match=r"VocabState has \d+ bytes here and"):
-        native.compare_layouts(native.library())
+        native.compare_layouts(lib)
 
 
 @needs_kernels

@@ -159,7 +159,8 @@ class TestVocabulary:
         assert float((mine.soft - plain.soft).abs().max()) <= CLOSE  # of embeddings of size 1
         z = 30.0 * torch.tanh((hidden @ embedding.T).float() / 30.0) / temperature
         cdf = torch.softmax(z.double(), -1).cumsum(-1)
-        assert mine.sample is not None and plain.sample is not None
+        assert mine.sample is not None
+        assert plain.sample is not None
         for row in (mine.sample != plain.sample).nonzero()[:, 0].tolist():
             low, high = sorted((int(mine.sample[row]), int(plain.sample[row])))
             assert bool(((cdf[row, low:high] - uniforms[row]).abs() < 1e-6).all()), "samples differ without a tie"

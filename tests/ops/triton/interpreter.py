@@ -4,7 +4,8 @@ The interpreter (3.6 to 3.9) keeps bfloat16 as its bit pattern in a uint16, and 
 the patterns: no error, and garbage. It also truncates where the hardware rounds to nearest even, and rounds float8
 otherwise than torch. Here
   - casts to and from bfloat16 and float8 are torch's,
-  - `tl.dot` converts first and sums in float32, as the tensor core does,
+  - `tl.dot` converts first and gives float32; its sums are taken in float64 and rounded once, since a library's sums in
+    float32 depend on where in the tile a number lies and on the processor, which a tensor core's do not,
   - +, - and × of bfloat16 round once, as the hardware's instructions do,
   - `tl.dot_scaled` exists, for e2m1 numbers,
   - everything else on bfloat16 (division, comparison, maximum, sum, exponential) raises: kernels convert first.
@@ -69,9 +70,12 @@ def install() -> None:
         name = getattr(operation, "__name__", str(operation))
         raise NotImplementedError(f"{name} on a narrow float: convert to float32 first")
 
+    def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.matmul(a, b, dtype=np.float64).astype(np.float32)
+
     def dot(self: Any, a: Any, b: Any, total: Any, *rest: Any) -> Any:
-        if is_narrow(a) or is_narrow(b):
-            return Handle(np.matmul(widened(a), widened(b), dtype=np.float32) + total.data, total.dtype.scalar)
+        if is_narrow(a) or is_narrow(b) or a.dtype.scalar == tl.float32:
+            return Handle(product(widened(a), widened(b)) + total.data, total.dtype.scalar)
         return plain_dot(self, a, b, total, *rest)
 
     def dot_scaled(
@@ -82,7 +86,7 @@ def install() -> None:
             raise NotImplementedError("dot_scaled with operands packed along another axis than K")
         a = e2m1(left.data) * np.repeat(widened(left_scale), 16, axis=1)
         b = e2m1(right.data.T) * np.repeat(widened(right_scale), 16, axis=1)
-        return Handle(np.matmul(a, b.T, dtype=np.float32) + total.data, tl.float32)
+        return Handle(product(a, b.T) + total.data, tl.float32)
 
     def binary(self: Any, left: Any, right: Any, operation: Any) -> Any:
         if not is_narrow(left) and not is_narrow(right):

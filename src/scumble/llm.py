@@ -49,6 +49,7 @@ class LLM(Asking):
         device: str | torch.device = "auto",
         *,
         ops: str | None = None,
+        cache_dtype: str | None = None,
     ) -> LLM:
         """Load a checkpoint folder in the released format, or a GGUF file; None loads the embedded model.
 
@@ -57,13 +58,14 @@ class LLM(Asking):
         device: "cpu", "cuda", "cuda:1" …, or "auto" (the GPU when there is one).
         ops: which operations serve: "cpu" (native kernels), "reference" (plain torch) …; None: the quickest that
             can, or what the environment variable SCUMBLE_OPS names.
+        cache_dtype: "int8" or "fp8" keep keys and values in eight bits, half of bfloat16's memory; None: the model's.
         A checkpoint without tokenizer loads for work on ids. Raises CheckpointError or TokenizerError.
         """
         folder = embedded_path() if path is None else as_folder(path)
         where = choose_device(device)
         form = choose_dtype(dtype, where)
         tokenizer, defaults = _read_small_files(folder)  # a mistake there shows before minutes of reading weights
-        model = load_checkpoint(folder, form, where, ops)
+        model = load_checkpoint(folder, form, where, ops, cache_dtype)
         return cls(model, tokenizer, folder=folder, defaults=defaults)
 
     # --- text ---------------------------------------------------------------------------------------------------

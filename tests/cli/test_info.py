@@ -65,3 +65,21 @@ def test_each_part_says_how_it_is_stored_and_the_model_whether_it_fits(
 def test_units() -> None:
     assert (short(999), short(17_512_448)) == ("999", "17.5 M")
     assert (size(960), size(35_024_896)) == ("960 B", "35.0 MB")
+
+
+def test_the_cache_is_counted_in_every_format(capfd: pytest.CaptureFixture[str], folder: Path) -> None:
+    """A token's keys and values in eight bits: a byte a number, and a scale a head in the model's dtype."""
+    assert main(["info", str(folder), "--json"]) == 0
+    facts = json.loads(capfd.readouterr().out)["kv_cache"]
+    assert facts["bfloat16"]["full_layers_per_1000_tokens"] == 2 * 16 * 2 * 1000
+    assert facts["int8"]["full_layers_per_1000_tokens"] == 2 * (16 + 2) * 1000
+    assert facts["fp8"] == facts["int8"]
+    assert main(["info", str(folder)]) == 0
+    assert "int8, fp8" in capfd.readouterr().out
+
+
+def test_commands_take_a_cache_dtype(capfd: pytest.CaptureFixture[str], folder: Path) -> None:
+    assert main(["generate", "a b", "--model", str(folder), "-n", "4", "--cache-dtype", "int8", "--no-live"]) == 0
+    capfd.readouterr()
+    assert main(["generate", "a b", "--model", str(folder), "--cache-dtype", "int4"]) == 2
+    assert "cache_dtype must be None or one of int8, fp8; found 'int4'" in capfd.readouterr().err

@@ -109,7 +109,7 @@ def break_in_the_last_layer(engine, row):
     def fail(*_):
         raise RuntimeError("a broken layer")
 
-    layer.append = layer.scratch = fail
+    layer.append = layer.beside = fail
 
 
 IN_FLIGHT = [break_cache, break_soft_embedding, break_prompt, run_out_of_memory, break_in_the_last_layer]
@@ -183,15 +183,15 @@ def test_a_failed_forward_leaves_caches_as_they_were(model, context):
     commit, canvas = torch.tensor(prompt(7, 1)), torch.tensor(prompt(8, 2))
     segments = [Segment(commit, failed, "encode", quiet=True), Segment(canvas, failed, "denoise")]
     for layer in failed.layers:
-        original = layer.scratch
+        original = layer.beside
 
         def fail(*_):
             raise MemoryError
 
-        layer.scratch = fail
+        layer.beside = fail
         with pytest.raises(MemoryError):
             model(segments)
-        layer.scratch = original
+        layer.beside = original
         assert failed.length == context
     expected = model([replace(one, cache=before) for one in segments])
     assert torch.equal(model(segments), expected)

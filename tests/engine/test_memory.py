@@ -43,11 +43,17 @@ def request_of(model, number):
     return make_request(ids, config, {}, model.config, constraint=constraint)
 
 
+def size_for(model, tokens):
+    """Of a row that is alone: its cache, and room to read it in."""
+    size = CacheSize(model.config, model.dtype, model.cache_format)
+    return size(tokens) + size.room(tokens)
+
+
 def need(model, number):
     """The most that a request can come to need."""
     request = request_of(model, number)
     longest = len(request.prompt) + request.max_new_tokens + 2 * model.config.canvas_length
-    return CacheSize(model.config, model.dtype)(longest)
+    return size_for(model, longest)
 
 
 def check_memory(engine):
@@ -144,7 +150,7 @@ def test_many_start_at_once_although_not_all_could_come_to_their_longest_end(mod
     """Admission goes by what is needed now: a long `max_new_tokens` alone keeps nobody waiting."""
     engine = Engine(model)
     config = GenerationConfig(max_new_tokens=3_000, max_denoising_steps=1, ignore_eos=True)
-    engine.memory = CacheSize(model.config, model.dtype)(3_100)
+    engine.memory = size_for(model, 3_100)
     rows = [engine.add(make_request(prompt(4, n), config, {}, model.config), lambda event: None) for n in range(8)]
     engine.step()
     assert len(engine.scheduler.running) == 8
@@ -185,7 +191,7 @@ def test_a_prompt_that_does_not_fit_alone_ends_with_what_it_needs_and_others_go_
 def test_an_answer_that_comes_to_need_more_than_there_is_ends_there(model, alone):
     engine, events = Engine(model), []
     request = request_of(model, 1)
-    engine.memory = CacheSize(model.config, model.dtype)(len(request.prompt) + 12)
+    engine.memory = size_for(model, len(request.prompt) + 12)
     engine.add(request, events.append)
     while engine.has_work:
         engine.step()

@@ -35,13 +35,20 @@ def counted(engine, prompts, **settings):
     return ids, engine.stats.prefilled - before - commits
 
 
+def model_in(form):
+    model = tiny_model()
+    model.cache_format = form
+    return model
+
+
+@pytest.mark.parametrize("form", [None, "int8", "fp8"])
 @pytest.mark.parametrize("decoder", ["diffusion", "autoregressive"])
-def test_whole_chunks_are_shared_bit_for_bit(decoder):
+def test_whole_chunks_are_shared_bit_for_bit(decoder, form):
     """Where products depend on how a prompt is cut, blocks are whole chunks: the same tokens, and the same bits."""
     start = prompt(2 * CHUNK + 100)
     prompts = [[*start, *prompt(5, seed)] for seed in range(4)]
-    alone = [counted(Engine(tiny_model()), [ids], decoder=decoder)[0][0] for ids in prompts]
-    engine = Engine(tiny_model())
+    alone = [counted(Engine(model_in(form)), [ids], decoder=decoder)[0][0] for ids in prompts]
+    engine = Engine(model_in(form))
     together, _ = counted(engine, prompts, decoder=decoder)
     assert together == alone
     assert engine.stats.reused == 3 * 2 * CHUNK
@@ -106,8 +113,10 @@ def test_blocks_that_were_used_longest_ago_go_first_and_memory_is_bounded():
     assert engine.stats.reused == reused + CHUNK
 
 
-def test_restored_caches_hold_what_encoding_would_have_put_there():
+@pytest.mark.parametrize("form", [None, "int8"])
+def test_restored_caches_hold_what_encoding_would_have_put_there(form):
     model = tiny_model(sliding_window=24)
+    model.cache_format = form
     engine = Engine(model)
     start = prompt(CHUNK + 3)
     counted(engine, [start])
@@ -117,5 +126,5 @@ def test_restored_caches_hold_what_encoding_would_have_put_there():
     assert restored.length == whole.length == CHUNK
     for mine, theirs in zip(restored.layers, whole.layers, strict=True):
         kept = theirs.end - theirs.start
-        assert torch.equal(mine.keys[:, mine.end - kept : mine.end], theirs.keys[:, theirs.start : theirs.end])
-        assert torch.equal(mine.values[:, mine.end - kept : mine.end], theirs.values[:, theirs.start : theirs.end])
+        for own, other in zip(mine.parts, theirs.parts, strict=True):
+            assert torch.equal(own[:, mine.end - kept : mine.end], other[:, theirs.start : theirs.end])

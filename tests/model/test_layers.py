@@ -6,6 +6,7 @@ import torch
 from scumble.config import Rope
 from scumble.model.cache import LayerCache
 from scumble.model.layers import rope_frequencies, rope_tables
+from scumble.model.rounding import Room
 from scumble.ops import REFERENCE
 from scumble.ops.reference import apply_rope, attend_grouped, causal_mask
 from tiny import prompt, tiny_model
@@ -72,9 +73,9 @@ def test_a_layer_cache_shows_the_kept_tail_plus_what_is_new():
     for step, count in enumerate([2, 5, 1, 1, 4, 3]):
         new = torch.randn(count, 1, 2)
         seen = torch.cat([*written, new])[-3 - count :] if written else new
-        scratch_keys, _ = cache.scratch(new * 9, new)
-        assert torch.equal(scratch_keys[0, -count:], new[:, 0] * 9)
-        keys, values = cache.append(new, new + step)
+        beside_keys, _ = cache.beside(new * 9, new, Room())
+        assert torch.equal(beside_keys[0, -count:], new[:, 0] * 9)
+        keys, values = cache.append(new, new + step, Room())
         assert torch.equal(keys[0], seen[:, 0])
         assert torch.equal(values[0, -count:], new[:, 0] + step)
         written.append(new)

@@ -113,6 +113,7 @@ def model_facts(subject: Subject) -> dict[str, Any]:
         "random_weights": subject.is_random,
         "weights_seed": subject.seed if subject.is_random else None,
         "dtype": subject.number_format,
+        "cache_dtype": subject.llm.model.cache_format,
         "parameters": sum(counts.parameters(config).values()),
         "weight_bytes": subject.weight_bytes,
         "hidden": config.hidden_size,

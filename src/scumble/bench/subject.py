@@ -16,6 +16,8 @@ from scumble.config import ModelConfig
 from scumble.errors import CheckpointError, InvalidRequest, shown
 from scumble.formats import Format
 from scumble.llm import LLM, embedded_path
+from scumble.model import Transformer
+from scumble.model.rounding import cache_format
 from scumble.placement import DTYPES
 
 PLAIN = ("float32", "bfloat16")
@@ -35,6 +37,7 @@ class Subject:
     dtype: str = "auto"
     device: str = "auto"
     seed: int = 0
+    cache_dtype: str | None = None
     _temporary: tempfile.TemporaryDirectory[str] | None = field(default=None, init=False, repr=False)
     _llm: LLM | None = field(default=None, init=False, repr=False)
 
@@ -85,14 +88,14 @@ class Subject:
         device = "cpu" if self.device == "auto" and not torch.cuda.is_available() else self.device
         where = torch.device("cuda" if device == "auto" else device)
         if self.shape is not None and self.dtype in PLAIN:
-            self._llm = LLM(random_model(self.config, getattr(torch, self.dtype), self.seed, where))
+            self._llm = self._wrapped(random_model(self.config, getattr(torch, self.dtype), self.seed, where))
         elif self.shape is not None and where.type == "cuda":  # its host need not have room for bfloat16
             form = cast(Format, self.dtype)
-            self._llm = LLM(random_model(self.config, torch.bfloat16, self.seed, where, form))
+            self._llm = self._wrapped(random_model(self.config, torch.bfloat16, self.seed, where, form))
         elif self.shape is not None:
-            self._llm = LLM.load(self.folder(), self.dtype, device)
+            self._llm = LLM.load(self.folder(), self.dtype, device, cache_dtype=self.cache_dtype)
         else:
-            self._llm = LLM.load(self.path, self.dtype, device)
+            self._llm = LLM.load(self.path, self.dtype, device, cache_dtype=self.cache_dtype)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -100,6 +103,10 @@ class Subject:
         if self._temporary is not None:
             self._temporary.cleanup()
             self._temporary = None
+
+    def _wrapped(self, model: Transformer) -> LLM:
+        model.cache_format = cache_format(self.cache_dtype, model.ops)
+        return LLM(model)
 
     def folder(self) -> Path:
         """A checkpoint folder with these weights: its own, or a temporary one that lasts as long as this object."""
@@ -118,7 +125,7 @@ class Subject:
         """What a child process needs to build the same subject. It loads a quantized one from a folder, as users do."""
         spec = {
             "path": self.path, "shape": self.shape, "layers": self.layers, "dtype": self.dtype,
-            "device": self.device, "seed": self.seed,
+            "device": self.device, "seed": self.seed, "cache_dtype": self.cache_dtype,
         }  # fmt: skip
         if self.shape is not None and self.dtype not in PLAIN:
             spec |= {"path": str(self.folder()), "shape": None, "layers": None}

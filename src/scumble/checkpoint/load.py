@@ -26,11 +26,13 @@ from scumble.checkpoint.names import VISION, candidates
 from scumble.checkpoint.quantized import declared_scheme, refuse_parts
 from scumble.checkpoint.raw import map_stored
 from scumble.checkpoint.schemes import Assembled, Entry, assemble, parse_quantization, read_entry, scheme_counts
+from scumble.checkpoint.schemes.module import CACHE_SCALES
 from scumble.config import ModelConfig, parse_model_config, read_json
 from scumble.errors import CheckpointError, InvalidRequest, shown
 from scumble.formats import Format, build
 from scumble.model import Transformer, weight_shapes
 from scumble.model.load_report import LoadReport
+from scumble.model.rounding import cache_format
 from scumble.ops import choose
 from scumble.placement import choose_device, named_dtype
 from scumble.reading import is_there
@@ -114,6 +116,7 @@ class Contents:
     def report(self, weight_bytes: int) -> LoadReport:
         named = {stored.key for stored in self.plan.values()} | {copy.key for _, copy in self.copies}
         others = [key for key in self.found.entries if key not in named and not key.startswith(VISION)]
+        cache_scales = sum(key.rpartition(".")[2] in CACHE_SCALES for key in self.found.unused)
         vision = [stored for stored in self.tensors.values() if stored.key.startswith(VISION)]
         return LoadReport(
             weight_bytes=weight_bytes,
@@ -123,7 +126,8 @@ class Contents:
             unknown=tuple(sorted(others)),
             assumed=self.assumed,
             schemes=scheme_counts(self.plan.values()),
-            unused_scales=len(self.found.unused),
+            unused_scales=len(self.found.unused) - cache_scales,
+            cache_scales=cache_scales,
         )
 
 
@@ -154,6 +158,7 @@ def load_checkpoint(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str = "cpu",
     ops: str | None = None,
+    cache_dtype: str | None = None,
 ) -> Transformer:
     """The model in a released-format folder, in `dtype` (None: as stored), ready for inference.
 
@@ -163,6 +168,7 @@ def load_checkpoint(
     dtype "int8", "int4", "fp8", "nvfp4": bfloat16, then linear layers and experts in that format (see formats/); the
     last two run on graphics cards that have them.
     ops: which operations serve, by name; None: the quickest that can, or what SCUMBLE_OPS names (see ops/choose.py).
+    cache_dtype: "int8" or "fp8": keys and values in eight bits; None: in the model's dtype.
     Raises CheckpointError, with the key, what was expected and what was found; also where the memory does not suffice
     (SCUMBLE_MEMORY_CHECK=0 in the environment: try all the same).
     The result has `.config` (ModelConfig), `.load_report` (LoadReport) and `.ops` (what serves).
@@ -173,6 +179,7 @@ def load_checkpoint(
     whole = torch.bfloat16 if isinstance(dtype, str) else dtype or main_dtype(plan)
     in_few_bits = dtype is None and any(map(is_in_few_bits, plan.values()))
     choice = choose(device, torch.bfloat16 if in_few_bits else whole, found.config, ops)
+    cache = cache_format(cache_dtype, choice.ops)
     as_stored = in_few_bits and (device.type == "cpu" or bool(choice.ops.formats))
     if as_stored:
         whole = torch.bfloat16
@@ -180,12 +187,13 @@ def load_checkpoint(
     if not as_stored:
         build.check(form, choice.ops, device)
     stored = plan if as_stored else None
-    check_memory(found.config, found.shapes, form or whole, device, folder, choice.ops, stored)
+    check_memory(found.config, found.shapes, form or whole, device, folder, choice.ops, stored, cache)
     check_copies(found.copies, whole, folder)
     with torch.device("meta"):
         model = Transformer(found.config)
     log.info("%s: %s", folder.name, choice.line())
     model.use(choice.ops)
+    model.cache_format = cache
     runs_as: Counter[str] = Counter()
     if form is not None or choice.ops.packs:
         runs_as = _load_converted(model, plan, form, whole, device, as_stored)

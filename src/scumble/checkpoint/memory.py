@@ -20,6 +20,7 @@ from scumble.checkpoint.schemes import Entry
 from scumble.config import LayerConfig, ModelConfig
 from scumble.errors import CheckpointError, size
 from scumble.formats.sizes import FORMATS, PLAIN_BYTES, weight_bytes
+from scumble.model.rounding import CacheFormat, token_bytes
 from scumble.ops import Ops
 
 SWITCH = "SCUMBLE_MEMORY_CHECK"  # this environment variable set to 0: load in spite of everything
@@ -38,25 +39,28 @@ class Available:
 
 def needed(
     config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], form: str | torch.dtype, on_card: bool = False,
-    packs: bool = False,
+    packs: bool = False, cache: CacheFormat | None = None,
 ) -> int:  # fmt: skip
     """Bytes for a model of these weights in a format, ready to work on CONTEXT tokens.
 
-    packs: the operations lay weights out anew; of those in bfloat16 only the table is then there twice."""
+    packs: the operations lay weights out anew; of those in bfloat16 only the table is then there twice. cache: the
+    number format of keys and values; None: the model's."""
     name = str(form).removeprefix("torch.")
     if isinstance(form, torch.dtype) and name not in PLAIN_BYTES:
         bytes_each = torch.zeros(0, dtype=getattr(torch, name)).element_size()
-        return sum(math.prod(shape) for shape in shapes.values()) * bytes_each + kv_bytes(config, CONTEXT, bytes_each)
+        weights = sum(math.prod(shape) for shape in shapes.values()) * bytes_each
+        return weights + kv_bytes(config, CONTEXT, bytes_each, cache)
     staging = 0 if name in PLAIN_BYTES else _largest_layer(shapes) * PLAIN_BYTES["bfloat16"]
     head = 2 * math.prod(shapes["embed_tokens.weight"]) if packs and name == "bfloat16" else 0
-    return weight_bytes(shapes, name, on_card) + head + staging + kv_bytes(config, CONTEXT, PLAIN_BYTES.get(name, 2))
+    kept = kv_bytes(config, CONTEXT, PLAIN_BYTES.get(name, 2), cache)
+    return weight_bytes(shapes, name, on_card) + head + staging + kept
 
 
-def needed_as_stored(config: ModelConfig, plan: Mapping[str, Entry]) -> int:
+def needed_as_stored(config: ModelConfig, plan: Mapping[str, Entry], cache: CacheFormat | None = None) -> int:
     """The same of a folder in few bits whose weights run as they are stored (keep.py), on a CPU."""
     anew = [entry for name, entry in plan.items() if _is_kept(name, entry) and not in_four_bits(entry)]
     staging = 2 * max((math.prod(entry.shape) for entry in anew), default=0)  # one of them in bfloat16
-    return weights_as_stored(plan) + staging + kv_bytes(config, CONTEXT, 2)
+    return weights_as_stored(plan) + staging + kv_bytes(config, CONTEXT, 2, cache)
 
 
 def weights_as_stored(plan: Mapping[str, Entry]) -> int:
@@ -86,11 +90,16 @@ def _largest_layer(shapes: Mapping[str, tuple[int, ...]]) -> int:
     return max(layers.values())
 
 
-def kv_bytes(config: ModelConfig, tokens: int, bytes_each: int, layers: Sequence[LayerConfig] | None = None) -> int:
-    """Bytes of the KV cache of one text of so many tokens, in all layers or in some. Sliding ones keep their window."""
+def kv_bytes(
+    config: ModelConfig, tokens: int, number: int, form: CacheFormat | None = None,
+    layers: Sequence[LayerConfig] | None = None,
+) -> int:  # fmt: skip
+    """Bytes of the KV cache of one text of so many tokens, in all layers or in some. Sliding ones keep their window.
+
+    number: bytes of a number of the model's dtype; form: of a cache in eight bits."""
     kept = min(tokens, config.sliding_window - 1)
-    return bytes_each * sum(
-        2 * layer.num_key_value_heads * layer.head_dim * (kept if layer.is_sliding else tokens)
+    return sum(
+        token_bytes(layer, number, form) * (kept if layer.is_sliding else tokens)
         for layer in (config.layers if layers is None else layers)
     )
 
@@ -103,21 +112,23 @@ def check_memory(
     folder: Path,
     ops: Ops,
     as_stored: Mapping[str, Entry] | None = None,
+    cache: CacheFormat | None = None,
 ) -> None:
     """Raises CheckpointError where a model does not fit: what it needs, what there is, and which format would fit.
 
-    ops: what will serve. as_stored: the folder's weights, where they run as they are stored."""
+    ops: what will serve. as_stored: the folder's weights, where they run as they are stored. cache: the number format
+    of keys and values; None: the model's."""
     if os.environ.get(SWITCH) == "0":
         return
     room = available(device)
     on_card = device.type != "cpu"
-    wanted = needed(config, shapes, form, on_card, ops.packs)
+    wanted = needed(config, shapes, form, on_card, ops.packs, cache)
     if as_stored is not None and not on_card:
-        wanted, form = needed_as_stored(config, as_stored), "the formats that it is stored in"
+        wanted, form = needed_as_stored(config, as_stored, cache), "the formats that it is stored in"
     if room is None or wanted <= room.bytes:
         return
     forms = (*PLAIN_BYTES, *sorted(ops.formats)) if on_card else FORMATS
-    sizes = {name: needed(config, shapes, name, on_card, ops.packs) for name in forms}
+    sizes = {name: needed(config, shapes, name, on_card, ops.packs, cache) for name in forms}
     fitting = [f"{name} ({size(count)})" for name, count in sizes.items() if count <= room.bytes]
     if fitting:
         advice = f"would fit: dtype {' or '.join(fitting)}"

@@ -30,6 +30,7 @@ def batch(
     model: o.Model = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
+    cache_dtype: o.CacheDtype = None,
     served_model_name: Annotated[str | None, typer.Option(help="What the requests call the model.")] = None,
     at_once: Annotated[int, typer.Option(help="Requests in the making at the same time.")] = 8,
 ) -> None:
@@ -46,7 +47,7 @@ def batch(
     console = error_console()
     names = (served_model_name,) if served_model_name else ()
     service = make_service(
-        load_llm(model, dtype, device, console), ServeSettings(names=names, max_running=at_once, max_waiting=4096)
+        load_llm(model, dtype, device, cache_dtype, console), ServeSettings(names=names, max_running=at_once, max_waiting=4096)
     )
     service.ready = True
     live = can_draw(console)

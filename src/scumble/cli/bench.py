@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from scumble.cli.options import CacheDtype
 from scumble.cli.terminal import can_draw, error_console, uninterrupted
 from scumble.errors import InvalidRequest, ScumbleError
 
@@ -43,6 +44,7 @@ def bench(
         ),
     ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=WHAT)] = "auto",
+    cache_dtype: CacheDtype = None,
     mode: Annotated[
         str, typer.Option(help="fixed: so many passes; adaptive: real prompts; both.", rich_help_panel=HOW)
     ] = "both",
@@ -95,7 +97,9 @@ def bench(
         threads=threads, against=against, seed=seed, quick=quick, curves=curves or plot is not None,
     )  # fmt: skip
     path = None if model is None else str(model)
-    subject = Subject(path=path, shape=shape, layers=layers, dtype=dtype, device=device, seed=seed)
+    subject = Subject(
+        path=path, shape=shape, layers=layers, dtype=dtype, device=device, seed=seed, cache_dtype=cache_dtype
+    )
     with _progress() as said:
         report = run_bench(subject, options, said)
     if as_json:

@@ -49,6 +49,7 @@ def chat(
     model: o.Model = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
+    cache_dtype: o.CacheDtype = None,
     system: Annotated[str | None, typer.Option(help="Instructions for the model.")] = None,
     save: Annotated[Path | None, typer.Option(help="Write the conversation to this file after every answer.")] = None,
     no_live: o.NoLive = False,
@@ -67,7 +68,7 @@ def chat(
     try:
         if model is not None and model.is_dir():
             check_can_chat(model)  # before minutes of reading weights
-        llm = load_llm(model, dtype, device, console)
+        llm = load_llm(model, dtype, device, cache_dtype, console)
         template = llm.chat_template
     except TemplateError as error:
         raise TemplateError(f"{error}; to continue plain text, use: scumble generate PROMPT") from None

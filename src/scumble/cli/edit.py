@@ -34,7 +34,8 @@ def edit(
     instruction: Annotated[str | None, typer.Option(help="What to do, in words.")] = None,
     strength: Annotated[float, typer.Option(help="Share of the region that starts as noise.", min=0, max=1)] = 0.5,
     write: Annotated[bool, typer.Option("--write", help="Write the file; a diff is printed either way.")] = False,
-    model: o.Model = None, dtype: o.Dtype = "auto", device: o.Device = "auto", as_json: Json = False,
+    model: o.Model = None, dtype: o.Dtype = "auto", device: o.Device = "auto", cache_dtype: o.CacheDtype = None,
+    as_json: Json = False,
     *, settings: Mapping[str, Any],
 ) -> None:  # fmt: skip
     """Write a region of a text anew, starting from what stands there. Prints what changed."""
@@ -42,7 +43,7 @@ def edit(
     if write and file == "-":
         raise InvalidRequest("--write needs a file; stdin cannot be written")
     places = None if region is None else _region(region)
-    llm = load_llm(model, dtype, device, error_console())
+    llm = load_llm(model, dtype, device, cache_dtype, error_console())
     found = llm.edit(text, instruction, region=places, strength=strength, config=o.generation_config(settings))
     if write:
         _replace(Path(file), found.text)

@@ -66,6 +66,7 @@ def eval(
     model: o.Model = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
+    cache_dtype: o.CacheDtype = None,
     seed: Annotated[int, typer.Option(help="Chooses lines, cases and noise.", rich_help_panel=TASK)] = 0,
     decoder: Annotated[
         list[str] | None,
@@ -128,7 +129,7 @@ def eval(
     _check_sweep(plan, sweep, plot, grid, metric, decoder)
     _check_files({"--sweep": sweep, "--plot": plot, "--answers": answers}, {"--data": data, "--human-eval": human_eval})
     console = error_console()
-    llm = load_llm(model, dtype, device, console)
+    llm = load_llm(model, dtype, device, cache_dtype, console)
     if sweep is not None:
         _sweep(llm, plan, points, metric, sweep, plot, answers, as_json, console)
     else:

@@ -24,12 +24,13 @@ A hole is {{hole}} or {{hole:name max=12 regex=â€¦ | choices="a|b" | schema="{â€
 
 @o.setting_options("max_new_tokens", "seed", "temperature", "max_denoising_steps", "best_of", "decoder")
 def fill(
-    file: File = "-", model: o.Model = None, dtype: o.Dtype = "auto", device: o.Device = "auto", as_json: Json = False,
+    file: File = "-", model: o.Model = None, dtype: o.Dtype = "auto", device: o.Device = "auto", cache_dtype: o.CacheDtype = None,
+    as_json: Json = False,
     *, settings: Mapping[str, Any],
 ) -> None:  # fmt: skip
     """Fill the holes of a text; all else stays byte for byte."""
     template = text_of(file)
-    llm = load_llm(model, dtype, device, error_console())
+    llm = load_llm(model, dtype, device, cache_dtype, error_console())
     found = llm.fill(template, o.generation_config(settings))
     print_text(
         json.dumps({"text": found.text, "holes": found.holes}, ensure_ascii=False) + "\n" if as_json else found.text

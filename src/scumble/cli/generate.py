@@ -53,6 +53,7 @@ def generate(
     model: o.Model = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
+    cache_dtype: o.CacheDtype = None,
     echo: Annotated[
         bool,
         typer.Option(
@@ -83,7 +84,7 @@ def generate(
     text = read_prompt(prompt, file)
     console = error_console()
     config = o.generation_config(settings)
-    llm = load_llm(model, dtype, device, console)
+    llm = load_llm(model, dtype, device, cache_dtype, console)
     live = can_draw(console) and not no_live and not as_json
     if suffix is None and repair is None:
         request = llm.text_request(text, config)

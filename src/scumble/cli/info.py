@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from scumble.checkpoint.files import Stored
     from scumble.checkpoint.load import Contents
     from scumble.config import ModelConfig
+    from scumble.model.rounding import CacheFormat
     from scumble.ops import Choice
 
 EPILOG = """\
@@ -28,7 +29,11 @@ Examples:
   scumble info path/to/checkpoint --json
 """
 
-CACHE_BYTES = {"float32": 4, "bfloat16": 2}  # a number of the KV cache; int8 and int4 weights keep it in bfloat16
+# By --cache-dtype, or the model's dtype: bytes of a number, or of a scale in eight bits (weights in few bits leave the
+# model in bfloat16).
+CACHES: dict[str, tuple[int, CacheFormat | None]] = {
+    "float32": (4, None), "bfloat16": (2, None), "int8": (2, "int8"), "fp8": (2, "fp8"),
+}  # fmt: skip
 CONTEXT_UNIT = 1000  # tokens of context for which the KV cache is stated
 
 
@@ -77,7 +82,7 @@ def gather(path: Path | None) -> dict[str, Any]:
             for name in forms
         },
         "memory_available": None if room is None else {"bytes": room.bytes, "limit": room.limit},
-        "kv_cache": {name: kv_cache(config, each) for name, each in CACHE_BYTES.items()},
+        "kv_cache": {name: kv_cache(config, *how) for name, how in CACHES.items()},
         "files": stored(tensors),
         "parts": parts(found),
         "loads_as": loads_as(found, device),
@@ -198,17 +203,17 @@ def parameters(config: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> dict[
     }
 
 
-def kv_cache(config: ModelConfig, bytes_each: int) -> dict[str, int]:
-    """Bytes at so many a number. Full layers grow with the context; sliding ones stop at their window."""
+def kv_cache(config: ModelConfig, number: int, form: CacheFormat | None) -> dict[str, int]:
+    """Bytes of keys and values. Full layers grow with the context; sliding ones stop at their window."""
     from scumble.checkpoint.memory import kv_bytes
 
     sliding = [layer for layer in config.layers if layer.is_sliding]
     full = [layer for layer in config.layers if not layer.is_sliding]
     return {
-        "full_layers_per_1000_tokens": kv_bytes(config, CONTEXT_UNIT, bytes_each, full),
-        "sliding_layers_at_most": kv_bytes(config, config.sliding_window, bytes_each, sliding),
-        "at_1000_tokens": kv_bytes(config, CONTEXT_UNIT, bytes_each),
-        "at_full_context": kv_bytes(config, config.max_position_embeddings, bytes_each),
+        "full_layers_per_1000_tokens": kv_bytes(config, CONTEXT_UNIT, number, form, full),
+        "sliding_layers_at_most": kv_bytes(config, config.sliding_window, number, form, sliding),
+        "at_1000_tokens": kv_bytes(config, CONTEXT_UNIT, number, form),
+        "at_full_context": kv_bytes(config, config.max_position_embeddings, number, form),
     }
 
 

@@ -88,8 +88,12 @@ def _memory(facts: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _kv_cache(facts: dict[str, Any]) -> list[tuple[str, ...]]:
-    rows = []
+    rows, seen = [], set()
     for name, cache in facts["kv_cache"].items():
+        if tuple(cache.values()) in seen:  # fp8 takes what int8 takes
+            continue
+        seen.add(tuple(cache.values()))
+        name = ", ".join(other for other, same in facts["kv_cache"].items() if same == cache)
         more = f"per 1,000 tokens; sliding layers: {size(cache['sliding_layers_at_most'])} at most"
         rows.append((name, size(cache["full_layers_per_1000_tokens"]), more))
         rows.append(

@@ -26,6 +26,13 @@ Dtype = Annotated[
     str, typer.Option(help="auto, float32, bfloat16, int8, int4; on a card also fp8, nvfp4.", rich_help_panel=MODEL)
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MODEL)]
+CacheDtype = Annotated[
+    str | None,
+    typer.Option(
+        help="int8 or fp8: keys and values in eight bits, for long contexts; nothing: the model's dtype.",
+        metavar="int8|fp8", rich_help_panel=MODEL,
+    ),
+]  # fmt: skip
 NoLive = Annotated[bool, typer.Option("--no-live", help="Do not draw the canvas.", rich_help_panel=SCREEN)]
 Delay = Annotated[
     float,

@@ -36,7 +36,7 @@ def read(
     temperature: Annotated[float, typer.Option(help="Divides log-probabilities, for calibration.")] = 1.0,
     truth: Annotated[str | None, typer.Option(help="The field of a line that holds its right label; then accuracy, "
                                                    "calibration error and the temperature that fits are told.")] = None,
-    model: o.Model = None, dtype: o.Dtype = "auto", device: o.Device = "auto",
+    model: o.Model = None, dtype: o.Dtype = "auto", device: o.Device = "auto", cache_dtype: o.CacheDtype = None,
 ) -> None:  # fmt: skip
     """How probable each label is as the answer to a question about each text. In: JSON lines with "text"; out: the same
     lines with "probabilities" and "stderr"."""
@@ -53,7 +53,7 @@ def read(
     while any(f"{{{{{slot}}}}}" in text for text in (question, *(row["text"] for row in rows))):
         slot += "_"  # no text's own {{answer}} is taken for it
     console = error_console()
-    llm = load_llm(model, dtype, device, console)
+    llm = load_llm(model, dtype, device, cache_dtype, console)
     found: list[dict[str, float]] = []
     for first in range(0, len(rows), AT_ONCE):
         some = rows[first : first + AT_ONCE]

@@ -24,12 +24,13 @@ Examples:
 
 
 def score(
-    file: File = "-", model: o.Model = None, dtype: o.Dtype = "auto", device: o.Device = "auto", as_json: Json = False,
+    file: File = "-", model: o.Model = None, dtype: o.Dtype = "auto", device: o.Device = "auto", cache_dtype: o.CacheDtype = None,
+    as_json: Json = False,
 ) -> None:  # fmt: skip
     """How probable a text is to the causal model, token by token: surprising tokens are red on a terminal."""
     text = text_of(file)
     console = error_console()
-    found = load_llm(model, dtype, device, console).score(text)
+    found = load_llm(model, dtype, device, cache_dtype, console).score(text)
     if as_json:
         rows = [{"token": token, "id": id, "logprob": value} for token, id, value in _aligned(found)]
         print_text(json.dumps({"total": found.total, "tokens": rows}, ensure_ascii=False) + "\n")

@@ -32,6 +32,7 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on; 0: any free one.")] = 8000,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
+    cache_dtype: o.CacheDtype = None,
     served_model_name: Annotated[
         list[str] | None, typer.Option(help="What clients call the model; may be given several times.")
     ] = None,
@@ -80,7 +81,7 @@ def serve(
         state=state_folder(state), store=store, audit=not no_audit, keep_texts=keep_texts,
         redact=None if redact is None else _function(redact), page=not no_page,
     )  # fmt: skip
-    run(load_llm(model, dtype, device, error_console()), settings)
+    run(load_llm(model, dtype, device, cache_dtype, error_console()), settings)
 
 
 def _function(name: str) -> Callable[[str], str]:

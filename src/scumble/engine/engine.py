@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from scumble.decode import Answer, Request
 from scumble.decode.steps import Denoise
-from scumble.engine.memory import CHUNK, cache_memory, prefix_memory, too_little
+from scumble.engine.memory import CHUNK, CacheSize, cache_memory, prefix_memory, too_little
 from scumble.engine.prefix import Prefixes
 from scumble.engine.row import Deliver, Failed, Outcome, Row
 from scumble.engine.runner import Runner, Work
@@ -26,7 +26,7 @@ class Engine:
         self.model = model
         self.memory = cache_memory(model.device)
         self.runner = Runner(model)
-        self.scheduler = Scheduler(model.config, model.dtype)
+        self.scheduler = Scheduler(CacheSize(model.config, model.dtype, model.cache_format))
         self.prefixes = Prefixes(model, CHUNK, prefix_memory(model))
         self._counts: Counter[str] = Counter()
         self._new: deque[Row] = deque()
@@ -88,11 +88,11 @@ class Engine:
             self.preempt(running[-1])
         for row in self.scheduler.admit(memory):
             row.cache = self.model.new_cache()
-            if row.wants is None and row.reserved <= memory:
+            if row.wants is None and self.scheduler.least(row) <= memory:
                 self.advance(row, None)
         for row in list(running):
-            if row.reserved > memory:  # it is alone
-                self.end(row, Failed(too_little(row.tokens, row.reserved, memory)))
+            if (least := self.scheduler.least(row)) > memory:  # it is alone
+                self.end(row, Failed(too_little(row.tokens, least, memory)))
         self.prefixes.fit(memory - self.scheduler.reserved)
 
     def preempt(self, row: Row) -> None:

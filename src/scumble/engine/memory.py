@@ -11,6 +11,7 @@ from scumble.config import ModelConfig
 from scumble.errors import InvalidRequest, size
 from scumble.model import Transformer
 from scumble.model.cache import capacity
+from scumble.model.rounding import CacheFormat, token_bytes
 
 CHUNK = 512  # tokens; bounds the memory of attention masks and activations. A fixed size keeps results reproducible.
 LEAST_PREFIXES = 64 * 2**20  # bytes
@@ -36,19 +37,26 @@ def prefix_memory(model: Transformer) -> int:
 
 
 class CacheSize:
-    """Bytes of a row's keys and values, by how many tokens they are of; never less than what the buffers take."""
+    """Bytes of a row's keys and values, by how many tokens they are of; never less than what the buffers take.
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype):
-        self.full = self.sliding = 0  # bytes a token
-        for layer in config.layers:
-            nbytes = 2 * layer.num_key_value_heads * layer.head_dim * dtype.itemsize
-            self.full += 0 if layer.is_sliding else nbytes
-            self.sliding += nbytes if layer.is_sliding else 0
+    form: of a cache in eight bits."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, form: CacheFormat | None = None):
+        full = [layer for layer in config.layers if not layer.is_sliding]
+        sliding = [layer for layer in config.layers if layer.is_sliding]
+        self.full, self.sliding = (  # bytes a token
+            sum(token_bytes(layer, dtype.itemsize, form) for layer in layers) for layers in (full, sliding)
+        )
         # A sliding layer keeps a window, and what is added at a time: a chunk, or a commit and the next canvas.
         self.most = config.sliding_window + max(CHUNK, 2 * config.canvas_length)
+        self.whole = 0 if form is None else max(token_bytes(layer, dtype.itemsize) for layer in full)
 
     def __call__(self, tokens: int) -> int:
         return capacity(tokens) * self.full + capacity(min(tokens, self.most)) * self.sliding
+
+    def room(self, tokens: int) -> int:
+        """Bytes in which a forward makes one layer of a row whole, where that is needed (model/rounding.py: Room)."""
+        return tokens * self.whole
 
 
 def too_little(tokens: int, needed: int, memory: int) -> InvalidRequest:

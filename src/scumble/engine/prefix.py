@@ -25,7 +25,7 @@ from scumble.model import Cache, Transformer
 SHORT = 16  # tokens a block where a prompt may be cut anywhere
 ROOT = b""  # what stands before the first block
 
-Layers = list[tuple[Tensor, Tensor]]  # keys and values [heads, tokens, head_dim] of each layer
+Layers = list[list[Tensor]]  # of each layer what its cache's buffers hold, [heads, tokens, …]
 
 
 @dataclass
@@ -120,7 +120,7 @@ class Prefixes:
         return row.names[-1] if row.names else ROOT
 
     def _add(self, name: bytes, layers: Layers) -> None:
-        nbytes = sum(tensor.numel() * tensor.element_size() for pair in layers for tensor in pair)
+        nbytes = sum(part.nbytes for parts in layers for part in parts)
         if nbytes <= self.limit:
             self._shrink_to(self.limit - nbytes)
             self.blocks[name] = Block(layers, nbytes)
@@ -142,7 +142,7 @@ def copied(cache: Cache, first: int, size: int) -> Layers | None:
         begin = layer.end - (cache.length - first)
         if begin < 0:
             return None
-        out.append((layer.keys[:, begin : begin + size].clone(), layer.values[:, begin : begin + size].clone()))
+        out.append([part[:, begin : begin + size].clone() for part in layer.parts])
     return out
 
 
@@ -150,12 +150,11 @@ def restore(cache: Cache, blocks: list[Layers]) -> None:
     """Behind what the cache holds, as if they had just been encoded."""
     tokens = sum(block[0][0].shape[1] for block in blocks)
     for number, layer in enumerate(cache.layers):
-        pairs = [block[number] for block in blocks]
+        own = [block[number] for block in blocks]
         if layer.keep is not None:  # no more than the window sees
-            needed = -(-layer.keep // pairs[0][0].shape[1])
-            pairs = pairs[-needed:]
-            layer.let_go(sum(keys.shape[1] for keys, _ in pairs))
-        keys, values = (torch.cat(parts, dim=1) for parts in zip(*pairs, strict=True))
-        layer.append(keys.transpose(0, 1), values.transpose(0, 1))
+            needed = -(-layer.keep // own[0][0].shape[1])
+            own = own[-needed:]
+            layer.let_go(sum(parts[0].shape[1] for parts in own))
+        layer.fill([torch.cat(parts, dim=1) for parts in zip(*own, strict=True)])
         layer.first = cache.length + tokens - (layer.end - layer.start)
     cache.length += tokens

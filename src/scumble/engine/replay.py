@@ -98,7 +98,7 @@ class Replays:
         assert arena is not None
         for place, cache in enumerate(caches):
             for layer, (keys, values) in zip(cache.layers, appended, strict=True):
-                layer.append(keys[place : place + 1], values[place : place + 1])
+                layer.fill(layer.stored(keys[place : place + 1], values[place : place + 1]))
             cache.length += 1
             arena.holds(place, cache)
         return hidden.clone()

@@ -11,12 +11,11 @@ keys and values back and waits until there is room; the oldest always goes on, s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import accumulate, takewhile
 
 import torch
 
-from scumble.config import ModelConfig
 from scumble.decode.steps import Denoise, Read
 from scumble.engine.memory import CHUNK, CacheSize
 from scumble.engine.prefix import Prefixes
@@ -31,8 +30,8 @@ ROWS = 256
 class Scheduler:
     """running and waiting: the oldest request first."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype):
-        self.size = CacheSize(config, dtype)
+    def __init__(self, size: CacheSize):
+        self.size = size
         self.waiting: deque[Row] = deque()
         self.running: list[Row] = []
         self.step = 0
@@ -41,8 +40,16 @@ class Scheduler:
 
     @property
     def reserved(self) -> int:
-        """Bytes for the caches of all rows that run."""
-        return sum(row.reserved for row in self.running)
+        """Bytes for the caches of all rows that run, and for reading the longest of them."""
+        return sum(row.reserved for row in self.running) + self.room(self.running)
+
+    def least(self, row: Row) -> int:
+        """Bytes that a row needs even if no other runs."""
+        return row.reserved + self.room([row])
+
+    def room(self, rows: Iterable[Row]) -> int:
+        """Bytes in which a forward reads one row's cache after another."""
+        return max((self.size.room(row.tokens) for row in rows), default=0)
 
     def reserve(self, row: Row) -> None:
         """A running row wants something else than before; buffers never shrink."""
@@ -56,10 +63,11 @@ class Scheduler:
         """
         while self.waiting and len(self.running) < ROWS:
             row = self.waiting[0]
-            need = self.size(row.tokens)
+            need, all_rows = self.size(row.tokens), (*self.running, row)
+            now = sum(one.reserved for one in self.running)
             soon = sum(self.size(one.tokens + one.request.longest) for one in self.running)
-            together = sum(one.pass_tokens for one in (*self.running, row))
-            if self.running and (max(self.reserved, soon) + need > memory or together > TOKENS):
+            together = sum(one.pass_tokens for one in all_rows)
+            if self.running and (max(now, soon) + need + self.room(all_rows) > memory or together > TOKENS):
                 return
             row.reserved = need
             self.running.append(self.waiting.popleft())

@@ -17,6 +17,7 @@ from scumble.config import LayerConfig, ModelConfig
 from scumble.formats.floats import FloatWeight
 from scumble.formats.weight import Weight, empty
 from scumble.model.layers import RMSNorm
+from scumble.model.rounding import Room
 from scumble.model.segment import Segment
 from scumble.ops import Ops
 
@@ -76,7 +77,7 @@ class SegmentAttention:
     """
 
     def __init__(self, segments: Sequence[Segment], config: ModelConfig, ops: Ops):
-        self.segments, self.config, self.ops = segments, config, ops
+        self.segments, self.config, self.ops, self.room = segments, config, ops, Room()
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         window = self.config.sliding_window if self.config.layers[layer].is_sliding else None
@@ -88,13 +89,13 @@ class SegmentAttention:
             start = part.stop
             cache = segment.cache.layers[layer]
             if segment.quiet and last:
-                cache.append(keys[part], values[part])
+                cache.fill(cache.stored(keys[part], values[part]))
                 continue
             asking = queries[asked : asked + segment.tokens.shape[0]]
             asked += segment.tokens.shape[0]
-            take_up = cache.append if segment.mode == "encode" else cache.scratch
+            take_up = {"encode": cache.append, "read": cache.read, "denoise": cache.beside}[segment.mode]
             first = cache.first
-            seen = take_up(keys[part], values[part])
+            seen = take_up(keys[part], values[part], self.room)
             if segment.mode == "denoise":
                 outputs.append(self.ops.attend_all(asking, *seen, first))
             else:

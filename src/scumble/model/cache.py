@@ -1,17 +1,20 @@
 """The KV cache: what has been encoded, one pair of buffers a layer, always readable as one contiguous view.
 
 A denoise segment needs the context and its own keys side by side without changing the cache. So its keys are written
-into the free space *behind* the context and never counted (`scratch`): no concatenation, nothing to undo.
+into the free space *behind* the context and never counted (`beside`): no concatenation, nothing to undo.
 A sliding layer keeps only what its window can still see; when its buffer is full the live tail moves to the front,
 which happens once every eighth of a window or so.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from scumble.config import ModelConfig
+from scumble.model.rounding import STORED, CacheFormat, Room, make_whole, rounded
 
 
 def capacity(tokens: int) -> int:
@@ -21,7 +24,13 @@ def capacity(tokens: int) -> int:
 
 
 class LayerCache:
-    """Keys and values of one layer, [heads, capacity, head_dim]. `keep`: tokens worth keeping; None: all."""
+    """Keys and values of one layer, [heads, capacity, head_dim]. `keep`: tokens worth keeping; None: all.
+
+    PARTS: the names of its buffers, each [heads, capacity, …]. `room`: a forward's working memory, for caches that keep
+    other numbers than they show.
+    """
+
+    PARTS: tuple[str, ...] = ("keys", "values")
 
     def __init__(self, heads: int, head_dim: int, keep: int | None, dtype: torch.dtype, device: torch.device):
         self.keep = keep
@@ -32,11 +41,27 @@ class LayerCache:
         self.keys = torch.empty(heads, 0, head_dim, dtype=dtype, device=device)
         self.values = torch.empty_like(self.keys)
 
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def parts(self) -> list[Tensor]:
+        return [getattr(self, name) for name in self.PARTS]
+
+    def append(self, keys: Tensor, values: Tensor, room: Room) -> tuple[Tensor, Tensor]:
         """Add keys and values [n, heads, head_dim]; returns views of the kept context plus all n new ones."""
-        view = self._write(keys, values)
+        view = self.read(keys, values, room)
         self.extend(keys.shape[0])
         return view
+
+    def fill(self, parts: Sequence[Tensor]) -> None:
+        """Add what belongs into each buffer, [heads, n, …], as `stored` gives it or another cache had it."""
+        n = parts[0].shape[1]
+        self.reserve(n)
+        for buffer, part in zip(self.parts, parts, strict=True):
+            buffer[:, self.end : self.end + n] = part
+        self.extend(n)
+
+    def stored(self, keys: Tensor, values: Tensor) -> Sequence[Tensor]:
+        """What the buffers hold of keys and values [n, heads, head_dim]."""
+        return keys.transpose(0, 1), values.transpose(0, 1)
 
     def extend(self, n: int) -> None:
         """Count n tokens whose keys and values have been written behind the live ones."""
@@ -60,17 +85,21 @@ class LayerCache:
             self.start, self.end, self.first = self.start - (self.first - first), self.end - gone, first
             assert self.start >= 0
 
-    def scratch(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Views of the kept context followed by these n keys and values, which the cache does not keep."""
-        return self._write(keys, values)
-
-    def _write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def read(self, keys: Tensor, values: Tensor, room: Room) -> tuple[Tensor, Tensor]:
+        """Views of the kept context followed by these n keys and values, as if they had been added; not counted."""
         n = keys.shape[0]
         self.reserve(n)
-        self.keys[:, self.end : self.end + n] = keys.transpose(0, 1)
-        self.values[:, self.end : self.end + n] = values.transpose(0, 1)
-        live = slice(self.start, self.end + n)
-        return self.keys[:, live], self.values[:, live]
+        for buffer, part in zip(self.parts, self.stored(keys, values), strict=True):
+            buffer[:, self.end : self.end + n] = part
+        return self._view(self.end + n, room)
+
+    def beside(self, keys: Tensor, values: Tensor, room: Room) -> tuple[Tensor, Tensor]:
+        """Views of the kept context followed by these n keys and values of a canvas, which are never kept."""
+        return self.read(keys, values, room)
+
+    def _view(self, end: int, room: Room) -> tuple[Tensor, Tensor]:
+        """Keys and values of all slots from the first live one to `end`."""
+        return self.keys[:, self.start : end], self.values[:, self.start : end]
 
     def reserve(self, n: int) -> None:
         """Make sure that n more tokens fit behind the live ones. Kernels trust in the sizes that are checked here."""
@@ -80,27 +109,64 @@ class LayerCache:
         if self.end + n <= there:
             return
         wanted = capacity(live + n)
-        old = [buffer[:, self.start : self.end] for buffer in (self.keys, self.values)]
+        buffers, old = self.parts, [buffer[:, self.start : self.end] for buffer in self.parts]
         if wanted > there:
-            shape = (self.keys.shape[0], wanted, self.keys.shape[2])
-            keys, values = self.keys.new_empty(shape), self.values.new_empty(shape)
+            buffers = [buffer.new_empty(buffer.shape[0], wanted, buffer.shape[2]) for buffer in buffers]
         else:
-            keys, values = self.keys, self.values
             old = [tail.clone() for tail in old]  # what overlaps cannot be copied in place
-        keys[:, :live], values[:, :live] = old
-        self.keys, self.values, self.start, self.end = keys, values, 0, live
+        for name, buffer, tail in zip(self.PARTS, buffers, old, strict=True):
+            buffer[:, :live] = tail
+            setattr(self, name, buffer)
+        self.start, self.end = 0, live
+
+
+class RoundedLayer(LayerCache):
+    """The same in eight bits (model/rounding.py). A canvas's own keys and values are not rounded: nothing keeps them."""
+
+    PARTS = ("keys", "values", "key_scales", "value_scales")
+
+    def __init__(
+        self, heads: int, head_dim: int, keep: int | None, dtype: torch.dtype, device: torch.device, form: CacheFormat
+    ):
+        super().__init__(heads, head_dim, keep, STORED[form], device)
+        self.form: CacheFormat = form
+        self.key_scales = torch.empty(heads, 0, 1, dtype=dtype, device=device)
+        self.value_scales = torch.empty_like(self.key_scales)
+
+    def stored(self, keys: Tensor, values: Tensor) -> Sequence[Tensor]:
+        (k, k_scales), (v, v_scales) = (rounded(one.transpose(0, 1), self.form) for one in (keys, values))
+        return k, v, k_scales, v_scales
+
+    def beside(self, keys: Tensor, values: Tensor, room: Room) -> tuple[Tensor, Tensor]:
+        both = self._whole(self.end, room, keys.shape[0])
+        for out, own in zip(both, (keys, values), strict=True):
+            out[:, self.end - self.start :] = own.transpose(0, 1)
+        return both
+
+    def _view(self, end: int, room: Room) -> tuple[Tensor, Tensor]:
+        return self._whole(end, room)
+
+    def _whole(self, end: int, room: Room, more: int = 0) -> tuple[Tensor, Tensor]:
+        """Keys and values of all slots from the first live one to `end` in the model's dtype, and room for more."""
+        (heads, dim), live, count = self.sizes, slice(self.start, end), end - self.start
+        both = room.take((2, heads, count + more, dim), self.key_scales.dtype, self.keys.device)
+        for out, part, scales in zip(both, (self.keys, self.values), (self.key_scales, self.value_scales), strict=True):
+            make_whole(out[:, :count], part[:, live], scales[:, live], self.form)
+        return both[0], both[1]
 
 
 class Cache:
-    """The context of one row. `length` counts the encoded tokens, also those a sliding layer has let go."""
+    """The context of one row. `length` counts the encoded tokens, also those a sliding layer has let go.
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device):
-        self.length = 0
-        keep = config.sliding_window - 1  # a query sees itself and the window-1 tokens before it
-        self.layers = [
-            LayerCache(layer.num_key_value_heads, layer.head_dim, keep if layer.is_sliding else None, dtype, device)
-            for layer in config.layers
-        ]
+    form: the number format of keys and values; None: dtype."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device, form: CacheFormat | None = None):
+        self.length, self.form = 0, form
+        self.layers: list[LayerCache] = []
+        for layer in config.layers:
+            keep = config.sliding_window - 1 if layer.is_sliding else None  # a query sees itself and those before it
+            sizes = layer.num_key_value_heads, layer.head_dim, keep, dtype, device
+            self.layers.append(LayerCache(*sizes) if form is None else RoundedLayer(*sizes, form))
 
     def reserve(self, n: int) -> None:
         """Make sure that n more tokens fit into every layer, so that none moves its tail before they are all there."""
@@ -113,4 +179,4 @@ class Cache:
             layer.rewind(self.length)
 
     def nbytes(self) -> int:
-        return sum(t.numel() * t.element_size() for layer in self.layers for t in (layer.keys, layer.values))
+        return sum(part.nbytes for layer in self.layers for part in layer.parts)

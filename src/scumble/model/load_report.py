@@ -14,7 +14,8 @@ class LoadReport:
     unknown: keys that this architecture does not have; ignored.
     assumed: weights that the file lacks and that were set from others (see the key's name).
     schemes: how the quantized weights are stored, and how many modules each.
-    unused_scales: scales of activations and caches, for GPUs; not needed here.
+    unused_scales: scales of activations; here each row of activations has its own.
+    cache_scales: scales for a KV cache in few bits, one for all tokens; here each token has its own (model/rounding.py).
     runs_as: "number of modules × stored format → what it runs as" for weights that are stored in few bits.
     """
 
@@ -26,6 +27,7 @@ class LoadReport:
     assumed: tuple[str, ...] = ()
     schemes: tuple[str, ...] = ()
     unused_scales: int = 0
+    cache_scales: int = 0
     runs_as: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
@@ -45,7 +47,12 @@ class LoadReport:
         elif self.schemes:
             out.append(f"stored in few bits, dequantized: {'; '.join(self.schemes)}")
         if self.unused_scales:
-            out.append(f"not needed: {self.unused_scales} scales of activations or caches")
+            out.append(f"not needed: {self.unused_scales} scales of activations")
+        if self.cache_scales:
+            out.append(
+                f"not needed: {self.cache_scales} scales of the KV cache; cache_dtype int8 or fp8 makes its own, "
+                "token by token"
+            )
         if self.unknown:
             out.append(f"ignored {len(self.unknown)} unknown tensors: {', '.join(self.unknown[:4])}")
         return out

@@ -26,7 +26,7 @@ def stepper(x: Tensor, attend: Attend, config: ModelConfig, ops: Ops) -> Step | 
     if x.shape[0] > ops.few_tokens or not isinstance(attend, SegmentAttention) or len(attend.segments) != 1:
         return None
     segment = attend.segments[0]
-    if segment.mode != "encode" or segment.quiet:
+    if segment.mode != "encode" or segment.quiet or segment.cache.form is not None:
         return None
     return lambda x, index, layer, rope: run(ops, x, index, layer, rope, segment, config)
 

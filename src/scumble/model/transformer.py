@@ -24,6 +24,7 @@ from scumble.model.cache import Cache
 from scumble.model.layer import Layer
 from scumble.model.layers import RMSNorm, SelfConditioning, rope_frequencies, rope_tables
 from scumble.model.load_report import LoadReport
+from scumble.model.rounding import CacheFormat
 from scumble.model.segment import Segment
 from scumble.model.step import stepper
 from scumble.ops import REFERENCE, Ops, VocabQuery, VocabResult, choose, softcap
@@ -48,6 +49,7 @@ class Transformer(nn.Module):
 
     load_report: LoadReport | None = None  # set by load_checkpoint
     quantized: Format | None = None  # after `convert`
+    cache_format: CacheFormat | None = None  # of keys and values; None: the model's dtype
 
     def __init__(self, config: ModelConfig, ops: Ops = REFERENCE):
         super().__init__()
@@ -143,7 +145,7 @@ class Transformer(nn.Module):
         return plain + sum(one.nbytes for one in own) + self.embed_tokens.nbytes - self.embed_tokens.weight.nbytes
 
     def new_cache(self) -> Cache:
-        return Cache(self.config, self.dtype, self.device)
+        return Cache(self.config, self.dtype, self.device, self.cache_format)
 
     @torch.no_grad()
     def encode(self, ids: Tensor, cache: Cache) -> Tensor:

@@ -19,10 +19,8 @@ from scumble.formats.int4 import Int4Matrix
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 # Tensors beside a weight that say how activations, keys or values are scaled on GPUs; nothing here needs them.
-ACTIVATION_SCALES = frozenset(
-    ("input_scale", "input_global_scale", "input_zero_point", "output_scale", "k_scale", "v_scale", "q_scale",
-     "k_zero_point", "v_zero_point")
-)  # fmt: skip
+CACHE_SCALES = frozenset(("k_scale", "v_scale", "q_scale", "k_zero_point", "v_zero_point"))
+ACTIVATION_SCALES = CACHE_SCALES | {"input_scale", "input_global_scale", "input_zero_point", "output_scale"}
 # Names of the tensors of a layout: what must be there, and what may be.
 NEEDED = {
     "packed": ("weight_packed", "weight_scale"),

@@ -104,7 +104,9 @@ def test_reading_gives_what_encoding_gives_and_denoising_leaves_the_cache_as_it_
     for _ in range(5):  # often enough that buffers grow and move
         model.denoise_logits(torch.tensor(prompt(L)), cache)
     assert cache.length == 19
-    assert all(torch.equal(old.view(torch.uint8), new.view(torch.uint8)) for old, new in zip(before, held(), strict=True))
+    assert all(
+        torch.equal(old.view(torch.uint8), new.view(torch.uint8)) for old, new in zip(before, held(), strict=True)
+    )
     assert torch.equal(model.encode(ids, cache), read)
 
 

@@ -47,7 +47,8 @@ def batch(
     console = error_console()
     names = (served_model_name,) if served_model_name else ()
     service = make_service(
-        load_llm(model, dtype, device, cache_dtype, console), ServeSettings(names=names, max_running=at_once, max_waiting=4096)
+        load_llm(model, dtype, device, cache_dtype, console),
+        ServeSettings(names=names, max_running=at_once, max_waiting=4096),
     )
     service.ready = True
     live = can_draw(console)

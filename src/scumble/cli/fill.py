@@ -24,7 +24,8 @@ A hole is {{hole}} or {{hole:name max=12 regex=â€¦ | choices="a|b" | schema="{â€
 
 @o.setting_options("max_new_tokens", "seed", "temperature", "max_denoising_steps", "best_of", "decoder")
 def fill(
-    file: File = "-", model: o.Model = None, dtype: o.Dtype = "auto", device: o.Device = "auto", cache_dtype: o.CacheDtype = None,
+    file: File = "-", model: o.Model = None,
+    dtype: o.Dtype = "auto", device: o.Device = "auto", cache_dtype: o.CacheDtype = None,
     as_json: Json = False,
     *, settings: Mapping[str, Any],
 ) -> None:  # fmt: skip

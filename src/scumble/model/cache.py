@@ -121,7 +121,7 @@ class LayerCache:
 
 
 class RoundedLayer(LayerCache):
-    """The same in eight bits (model/rounding.py). A canvas's own keys and values are not rounded: nothing keeps them."""
+    """The same in eight bits (model/rounding.py); not so a canvas's own keys and values, which nothing keeps."""
 
     PARTS = ("keys", "values", "key_scales", "value_scales")
 

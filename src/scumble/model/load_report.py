@@ -15,7 +15,7 @@ class LoadReport:
     assumed: weights that the file lacks and that were set from others (see the key's name).
     schemes: how the quantized weights are stored, and how many modules each.
     unused_scales: scales of activations; here each row of activations has its own.
-    cache_scales: scales for a KV cache in few bits, one for all tokens; here each token has its own (model/rounding.py).
+    cache_scales: scales for a KV cache in few bits, one for all tokens; here each token has its own.
     runs_as: "number of modules × stored format → what it runs as" for weights that are stored in few bits.
     """
 

@@ -81,8 +81,8 @@ Entry = Stored | StoredModule | FusedExperts | StackedExperts
 
 @dataclass(frozen=True)
 class Assembled:
-    """entries: by key. unused: scales of activations and caches that nothing here needs. plain: modules that the configuration calls
-    quantized but that are stored in a float format."""
+    """entries: by key. unused: scales of activations and caches that nothing here needs. plain: modules that the
+    configuration calls quantized but that are stored in a float format."""
 
     entries: dict[str, Entry]
     unused: tuple[str, ...] = ()

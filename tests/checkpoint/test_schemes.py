@@ -105,12 +105,18 @@ def test_mixed_precision_groups_are_matched_by_module(tmp_path):
     assert_means(write_foreign(tmp_path, pack, settings, quantized))
 
 
+def report_of(folder, **how):
+    report = load_checkpoint(folder, **how).load_report
+    assert report is not None
+    return report
+
+
 def test_the_report_names_the_schemes_and_what_was_not_needed(tmp_path):
     written = write_foreign(tmp_path, *foreign.modelopt_nvfp4(), experts_only)
-    lines = load_checkpoint(written.folder, torch.float32).load_report.lines()
+    lines = report_of(written.folder, dtype=torch.float32).lines()
     assert "stored in few bits, dequantized: 24 × nvfp4, groups of 16" in lines
     assert "not needed: 24 scales of activations" in lines
-    lines = load_checkpoint(written.folder).load_report.lines()
+    lines = report_of(written.folder).lines()
     assert "weights in few bits: 24 × nvfp4, groups of 16 → four bits, the same numbers" in lines
     assert "not needed: 24 scales of activations" in lines
 
@@ -119,10 +125,10 @@ def test_key_and_value_scales_are_not_needed(compressed):
     """A folder with a kv_cache_scheme runs with a full cache, or with scales of our own, a token and head each."""
     folder = compressed("fp8 channel").folder
     edit(folder, lambda tensors: tensors.update({"model.decoder.layers.0.self_attn.k_scale": torch.tensor(0.1)}))
-    model = load_checkpoint(folder, cache_dtype="fp8")
-    assert (model.load_report.unused_scales, model.load_report.cache_scales) == (0, 1)
-    assert any("1 scales of the KV cache; cache_dtype int8 or fp8" in line for line in model.load_report.lines())
-    assert model.new_cache().layers[0].keys.dtype == torch.float8_e4m3fn
+    report = report_of(folder)
+    assert (report.unused_scales, report.cache_scales) == (0, 1)
+    assert any("1 scales of the KV cache; cache_dtype int8 or fp8" in line for line in report.lines())
+    assert load_checkpoint(folder, cache_dtype="fp8").new_cache().layers[0].keys.dtype == torch.float8_e4m3fn
 
 
 # --- what lies ------------------------------------------------------------------------------------------------------

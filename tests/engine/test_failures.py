@@ -13,6 +13,7 @@ from scumble.decode import Answer, Constraint, make_request
 from scumble.decode.constraint import Restriction
 from scumble.diffusion import EntropyBound
 from scumble.engine import Engine, Failed
+from scumble.events import Finished
 from scumble.llm import LLM
 from scumble.model import Segment
 from tiny import prompt, tiny_model
@@ -203,14 +204,16 @@ def test_nobody_waits_for_ever_when_the_engine_itself_fails(monkeypatch):
     request = llm.request(prompt(4), GenerationConfig(max_new_tokens=8, **FREE))
 
     async def ask():
-        return [event async for event in llm.astream_request(request)]
+        last = [event async for event in llm.astream_request(request)][-1]
+        assert isinstance(last, Finished)
+        return last.generation.token_ids
 
-    expected = asyncio.run(ask())[-1].generation.token_ids
+    expected = asyncio.run(ask())
     with monkeypatch.context() as patch:
         patch.setattr(Engine, "share_memory", lambda self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             asyncio.run(asyncio.wait_for(ask(), 30))
-    assert asyncio.run(ask())[-1].generation.token_ids == expected
+    assert asyncio.run(ask()) == expected
 
 
 # --- many prompts in one call -----------------------------------------------------------------------------------------

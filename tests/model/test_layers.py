@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from scumble.config import Rope
+from scumble.formats.floats import FloatExperts
 from scumble.model.cache import LayerCache
+from scumble.model.layer import Layer
 from scumble.model.layers import rope_frequencies, rope_tables
 from scumble.model.rounding import Room
 from scumble.ops import REFERENCE
@@ -56,6 +58,8 @@ def test_grouped_attention_equals_attention_with_repeated_keys(window):
 
 def test_experts_equal_a_loop_over_tokens():
     layer = MODEL.layers[0]
+    assert isinstance(layer, Layer)
+    assert isinstance(layer.experts, FloatExperts)
     x = torch.randn(11, 32)
     weights, chosen, probabilities = layer.router(x)
     torch.testing.assert_close(probabilities.sum(-1), torch.ones(11))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 pytest.importorskip("anthropic", reason="the Anthropic client is not installed")
@@ -157,5 +159,10 @@ def test_fill_in_and_edit(http, llm):
     assert edited["replacement"] == own.text
     assert edited["text"] == text[:14] + own.text + text[21:]
     assert edited["text"][slice(*edited["region"])] == own.text
+    streamed = http.post("/v1/edit/completions", json={**edit, "stream": True, "drafts": True}).text
+    events = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
+    deltas = [event["choices"][0] for event in events]
+    assert "".join(one["delta"].get("content", "") for one in deltas) == own.text
+    assert any("draft" in one.get("scumble", {}) for one in deltas)
     for region in ([5, 5], [-1, 3], [0, 10**9], [1], "ab"):
         assert http.post("/v1/edit/completions", json={**edit, "region": region}).status_code == 400

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -114,12 +115,26 @@ def test_logprobs(client, llm):
     assert [one.logprob for one in streamed] == [one.logprob for one in answer.logprobs.content]
 
 
-def test_prediction_is_the_canvas_s_draft(client):
-    def passes(text):
-        answer = chat(client, prediction={"type": "content", "content": text}, extra_body={"ignore_eos": True})
-        return sum(answer.choices[0].scumble["passes"])
-
-    assert passes("the canvas is painted") >= 1
+def test_prediction_is_the_canvas_s_draft(client, llm):
+    """One pass at an entropy bound of nearly nothing changes little of it."""
+    text, one_pass = "the canvas is painted thin and then thick", {"max_denoising_steps": 1, "entropy_bound": 1e-6}
+    config = GenerationConfig(max_new_tokens=24, seed=5, **one_pass)
+    prediction = {"type": "content", "content": text}
+    answer = chat(client, max_tokens=24, prediction=prediction, extra_body=one_pass).choices[0].message.content
+    assert answer == llm.chat(USER, config, prediction=text).text
+    assert answer != llm.chat(USER, config).text
+    ask = {"model": MODEL, "prompt": "the canvas", "max_tokens": 24, "seed": 5}
+    answer = client.completions.create(**ask, extra_body={**one_pass, "prediction": prediction}).choices[0].text
+    assert answer == llm.generate("the canvas", config, draft=llm.draft(text)).text
+    assert answer != client.completions.create(**ask, extra_body=one_pass).choices[0].text
+    raw = client.completions.with_raw_response.create(
+        **ask, extra_body={"decoder": "autoregressive", "prediction": prediction}
+    )
+    assert "prediction not applied" in raw.headers["x-scumble-not-applied"]
+    cut = chat(client, max_tokens=5, prediction=prediction, extra_body=one_pass).choices[0]
+    assert cut.scumble["not_applied"] == ["prediction cut to 5 tokens"]
+    with pytest.raises(openai.BadRequestError, match="prediction cannot be had with suffix"):
+        client.completions.create(**ask, suffix="thin", extra_body={"prediction": prediction})
 
 
 def test_completions_echo_and_score(client, llm):
@@ -173,19 +188,30 @@ def test_what_cannot_apply_is_named(client):
     answer = client.chat.completions.with_raw_response.create(
         model=MODEL, messages=USER, max_tokens=10**9 - 1, top_p=0.5, user="somebody",
         extra_body={**SHORT, "stability_threshold": 0, "confidence_threshold": 100, "ignore_eos": False},
-        stop=[" "], timeout=60,
+        stop=[" "], timeout=60, store=True, metadata={"a": "b"}, service_tier="flex", verbosity="low",
     )  # fmt: skip
-    named = answer.headers["x-scumble-not-applied"]
-    assert "top_p" in named
-    assert "user" in named
-    assert "max_tokens cut to" in named
-    for refused in ({"frequency_penalty": 1.0}, {"logit_bias": {"5": 1}}, {"response_format": {"type": "json_object"}}):
-        if "response_format" in refused and "json_schema" in SETTINGS:
-            continue
-        with pytest.raises(openai.BadRequestError) as error:
-            chat(client, **refused)
-        assert error.value.param == next(iter(refused))
-        assert error.value.code == "unsupported_parameter"
+    named = answer.headers["x-scumble-not-applied"].split(", ")
+    assert {
+        f"{name} not applied" for name in ("top_p", "user", "store", "metadata", "service_tier", "verbosity")
+    } <= set(named)
+    assert any(note.startswith("max_tokens cut to") for note in named)
+    assert answer.parse().choices[0].scumble["not_applied"] == named
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "neutral"),
+    [
+        ("frequency_penalty", 1.0, 0), ("presence_penalty", -0.5, 0.0), ("repetition_penalty", 1.1, 1.0),
+        ("min_p", 0.05, 0), ("logit_bias", {"5": 1}, {}),
+    ],
+)  # fmt: skip
+def test_what_would_change_the_text_and_cannot_apply_is_refused(client, name, value, neutral):
+    with pytest.raises(openai.BadRequestError) as error:
+        chat(client, extra_body={**SHORT, name: value})
+    assert error.value.param == name
+    assert error.value.code == "unsupported_parameter"
+    asked_for_nothing = chat(client, extra_body={**SHORT, name: neutral})
+    assert asked_for_nothing.choices[0].message.content == chat(client).choices[0].message.content
 
 
 @pytest.mark.parametrize(
@@ -245,11 +271,31 @@ def test_health_ready_metrics_version(http):
     http.post("/v1/completions", json={"prompt": "a", "max_tokens": 2, **SHORT})
     text = http.get("/metrics").text
     for name in ("vllm:num_requests_running", "vllm:generation_tokens_total", "vllm:time_to_first_token_seconds_count",
-                 "vllm:request_success_total", "scumble:passes_per_canvas_bucket", "scumble:slots_in_use"):  # fmt: skip
+                 "vllm:request_success_total", "scumble:passes_per_canvas_bucket", "scumble:slots_in_use",
+                 "vllm:num_preemptions_total"):  # fmt: skip
         assert name in text
     assert 'model_name="tiny"' in text
     assert http.get("/version").json()["version"]
     assert "/v1/chat/completions" in http.get("/openapi.json").json()["paths"]
+
+
+def test_metrics_say_how_full_the_cache_is(client, http, served):
+    def read(name):
+        return float(re.search(rf"^{name}{{[^}}]*}} (\S+)", http.get("/metrics").text, re.M)[1])
+
+    queries, hits = "vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total"
+    asked, found = read(queries), read(hits)
+    answers = [chat(client, messages=[{"role": "user", "content": "the canvas " * 600}]) for _ in range(2)]
+    assert read(queries) - asked == sum(one.usage.prompt_tokens for one in answers)
+    assert read(hits) - found == sum(one.usage.prompt_tokens_details.cached_tokens for one in answers) > 0
+    assert read("vllm:kv_cache_usage_perc") == 0, "nothing runs"
+    assert read("scumble:prefix_cache_bytes") > 0
+    engine = http.get("/admin/status").json()["engine"]
+    assert engine["cache_limit"] == read("scumble:cache_limit_bytes") > engine["prefix_bytes"]
+    with client.completions.create(
+        model=MODEL, prompt="a", max_tokens=3000, stream=True, extra_body={"ignore_eos": True}
+    ):
+        until(lambda: 0 < read("vllm:kv_cache_usage_perc") <= 1)
 
 
 def test_every_setting_can_be_asked_for():

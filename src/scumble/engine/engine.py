@@ -55,7 +55,7 @@ class Engine:
         return Stats(
             waiting=len(self._new) + len(scheduler.waiting), running=len(scheduler.running),
             slots=len(self.runner.denoiser.slots), prefix_bytes=self.prefixes.nbytes,
-            cache_bytes=scheduler.reserved, **counts,
+            cache_bytes=scheduler.reserved, cache_limit=self.memory, **counts,
         )  # fmt: skip
 
     # --- on the thread that steps -----------------------------------------------------------------------------------

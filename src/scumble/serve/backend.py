@@ -150,13 +150,14 @@ class Backend:
             raise ApiError(400, f"this model cannot {what}: its tokenizer lacks the markers", code="unsupported")
         return self._fitted(_job(self.llm.fill_prompt(prefix, suffix, config, damaged)))
 
-    def with_draft(self, job: Job, text: str) -> Job:
-        """The job, its canvas starting from a predicted text: the text, an end, and pads."""
-        shape, ids = self.llm.model.config, self.tokenizer.encode(text)
-        if shape.eos_token_ids:
-            end = shape.eos_token_ids[0]
-            ids = [*ids, end, *[end if shape.pad_token_id is None else shape.pad_token_id] * shape.canvas_length]
-        return replace(job, draft=tuple(ids))
+    def predicted(self, job: Job, text: str) -> Job:
+        """The job, its canvas starting from a predicted text. The other decoder has no canvas to start."""
+        if self._decoder(job.config) == "autoregressive":
+            return replace(job, notes=(*job.notes, "prediction not applied"))
+        room, draft = job.config.max_new_tokens, self.llm.draft(text)
+        if room is not None and len(self.tokenizer.encode(text)) > room:  # the rest can be in no answer
+            return replace(job, draft=draft[:room], notes=(*job.notes, f"prediction cut to {room} tokens"))
+        return replace(job, draft=draft)
 
     def _fitted(self, job: Job) -> Job:
         """The job with its answer cut to what the context has room for, and settings of the other decoder left out."""
@@ -169,14 +170,16 @@ class Backend:
         if config.max_new_tokens is not None and config.max_new_tokens > room:
             config = replace_settings(config, max_new_tokens=room)
             notes.append(f"max_tokens cut to {room}")
-        decoder = config
-        if config.decoder is None:
-            decoder = replace_settings(config, decoder=self.llm.defaults.get("decoder", "diffusion"))
-        idle = decoder.without_effect()  # of the other decoder: ordinary clients send top_p without a thought
+        idle = replace_settings(
+            config, decoder=self._decoder(config)
+        ).without_effect()  # of the other decoder: ordinary clients send top_p without a thought
         notes += [f"{name} not applied" for name in idle]
         if idle:
             config = replace_settings(config, **dict.fromkeys(idle))
         return replace(job, config=config, notes=(*job.notes, *notes))
+
+    def _decoder(self, config: GenerationConfig) -> str:
+        return config.decoder or self.llm.defaults.get("decoder", "diffusion")
 
     # --- answers --------------------------------------------------------------------------------------------------
 

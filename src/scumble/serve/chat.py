@@ -17,7 +17,7 @@ from scumble.serve.backend import Backend, Job, with_choice_seed
 from scumble.serve.call import Call, call_of
 from scumble.serve.errors import ApiError
 from scumble.serve.extension import draft_extension, generation_extension, tool_calls, usage_of
-from scumble.serve.fields import Body, OpenAISampling, TextPart
+from scumble.serve.fields import Body, OpenAISampling, Prediction, TextPart, plain_text
 from scumble.serve.gate import ScopedRoute, scope
 from scumble.serve.service import Service, service_of
 from scumble.serve.stream import DONE, STREAMED, ClientGone, EventStream, data_event, while_connected
@@ -66,23 +66,9 @@ class ChatMessage(Body):
         return message
 
 
-def plain_text(content: str | Sequence[TextPart] | None) -> str:
-    """Content as one string; parts become lines."""
-    if content is None or isinstance(content, str):
-        return content or ""
-    return "\n".join(part.text for part in content)
-
-
 def _call_for_template(call: ToolCallIn) -> dict[str, Any]:
     function = {"name": call.function.name, "arguments": call.function.arguments}  # text/messages.py reads the JSON
     return {"id": call.id, "type": "function", "function": function}
-
-
-class Prediction(Body):
-    """OpenAI's predicted output: here the text that the canvas starts from."""
-
-    type: Literal["content"]
-    content: str | list[TextPart]
 
 
 class ChatRequest(OpenAISampling):
@@ -129,7 +115,7 @@ async def chat_jobs(body: ChatRequest, backend: Backend) -> list[Job]:
     job = await backend.prepare(lambda: backend.chat(messages, config, template))
     if body.prediction is not None:
         text = plain_text(body.prediction.content)
-        job = await backend.prepare(lambda: backend.with_draft(job, text))
+        job = await backend.prepare(lambda: backend.predicted(job, text))
     job = replace(job, notes=(*(f"{name} not applied" for name in notes), *job.notes))
     return [with_choice_seed(job, index) for index in range(body.n)]
 
@@ -144,8 +130,7 @@ async def create_chat(body: ChatRequest, request: Request) -> Response:
     jobs, headers = await service.admit(call, jobs)
     writer = ChatWriter(service, call, model, jobs)
     if body.stream:
-        usage = body.stream_options is not None and body.stream_options.include_usage
-        return EventStream(writer.stream(usage, body.drafts), service.settings.write_seconds, headers)
+        return stream_chat(writer, body, headers)
     return JSONResponse(await while_connected(request, writer.whole()), headers=headers)
 
 
@@ -250,6 +235,10 @@ class ChatWriter:
         if extension is not None:
             choice["scumble"] = extension
         return data_event({**self.head, "object": "chat.completion.chunk", "choices": [choice], **more})
+
+
+def stream_chat(writer: ChatWriter, body: OpenAISampling, headers: Mapping[str, str]) -> EventStream:
+    return EventStream(writer.stream(body.wants_usage, body.drafts), writer.service.settings.write_seconds, headers)
 
 
 def finish_reason(generation: Generation) -> str:

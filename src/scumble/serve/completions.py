@@ -17,10 +17,11 @@ from scumble.serve.backend import Backend, Job, with_choice_seed
 from scumble.serve.call import Call, call_of
 from scumble.serve.errors import ApiError
 from scumble.serve.extension import draft_extension, generation_extension, usage_of
-from scumble.serve.fields import OpenAISampling
+from scumble.serve.fields import OpenAISampling, Prediction, plain_text
 from scumble.serve.gate import ScopedRoute, scope
 from scumble.serve.service import Service, service_of
 from scumble.serve.stream import DONE, STREAMED, ClientGone, EventStream, data_event, while_connected
+from scumble.settings import GenerationConfig
 
 router = APIRouter(route_class=ScopedRoute)
 MAX_PROMPTS = 128
@@ -37,6 +38,7 @@ class CompletionRequest(OpenAISampling):
         | Annotated[list[Ids], Field(min_length=1, max_length=MAX_PROMPTS)]
     )
     suffix: str | None = None
+    prediction: Prediction | None = None
     echo: bool = False
     logprobs: int | None = Field(None, ge=0, le=20)
 
@@ -53,22 +55,30 @@ async def completion_jobs(body: CompletionRequest, backend: Backend) -> list[Job
     notes = tuple(f"{name} not applied" for name in body.not_applied())
     if body.suffix and body.echo:
         raise ApiError(400, "echo cannot be had with suffix; join the texts yourself", param="echo")
+    if body.suffix and body.prediction is not None:
+        raise ApiError(
+            400, "prediction cannot be had with suffix; /v1/edit/completions starts from a text between two others",
+            param="prediction",
+        )  # fmt: skip
     config = body.config(body.max_tokens or (1 if body.max_tokens == 0 else None), body.logprobs)
     jobs: list[Job] = []
     for prompt in body.prompts():
-        job = await backend.prepare(lambda prompt=prompt: _job(prompt, body.suffix, config, backend))
+        job = await backend.prepare(lambda prompt=prompt: _job(prompt, body, config, backend))
         job = replace(job, notes=(*notes, *job.notes))
         jobs += [with_choice_seed(job, len(jobs) + index) for index in range(body.n)]
     return jobs
 
 
-def _job(prompt: str | list[int], suffix: str | None, config: Any, backend: Backend) -> Job:
+def _job(prompt: str | list[int], body: CompletionRequest, config: GenerationConfig, backend: Backend) -> Job:
+    if isinstance(prompt, list) and body.suffix:
+        raise ApiError(400, "suffix needs a prompt that is text, not token ids", param="suffix")
+    if body.prediction is not None:  # it begins where the prompt ends, so nothing of the prompt is left to the answer
+        ids = backend.llm.encode_prompt(prompt) if isinstance(prompt, str) else prompt
+        return backend.predicted(backend.ids(ids, config), plain_text(body.prediction.content))
     if isinstance(prompt, list):
-        if suffix:
-            raise ApiError(400, "suffix needs a prompt that is text, not token ids", param="suffix")
         return backend.ids(prompt, config)
-    if suffix:
-        return backend.fill(prompt, suffix, config)
+    if body.suffix:
+        return backend.fill(prompt, body.suffix, config)
     return backend.text(prompt, config)
 
 
@@ -86,8 +96,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     jobs, headers = await service.admit(call, jobs)
     writer = CompletionWriter(service, call, model, body, jobs)
     if body.stream:
-        usage = body.stream_options is not None and body.stream_options.include_usage
-        return EventStream(writer.stream(usage), service.settings.write_seconds, headers)
+        return EventStream(writer.stream(body.wants_usage), service.settings.write_seconds, headers)
     return JSONResponse(await while_connected(request, writer.whole()), headers=headers)
 
 

@@ -8,6 +8,7 @@ by name, or, where it asks for nothing that would change the text, accepted and 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
@@ -49,9 +50,23 @@ _Sampler: Any = create_model("_Sampler", __base__=Body, **_FIELDS)
 
 
 class Sampler(_Sampler):
-    """Scumble's own settings, one field a row of the settings table."""
+    """What all APIs call alike; and Scumble's own settings, one field a row of the settings table."""
 
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    temperature: float | None = None
+    top_p: float | None = Field(None, ge=0, le=1)
     drafts: bool = Field(False, description="Stream the canvas after every pass, in an extension field.")
+
+    def generation_config(self, max_new_tokens: int | None, **more: Any) -> GenerationConfig:
+        """The settings of the request's first answer. Without a seed a random one is drawn, and the answer names it."""
+        return GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            seed=secrets.randbits(32) if self.seed is None else self.seed,
+            temperature=self.temperature,
+            top_p=self.top_p if self.top_p not in (None, 0, 1, 1.0) else None,
+            **self.sampler_settings(),
+            **more,
+        )
 
     def sampler_settings(self) -> dict[str, Any]:
         """What was set, by GenerationConfig's names."""
@@ -73,19 +88,20 @@ class OpenAISampling(Sampler):
         "prompt_cache_options", "moderation", "verbosity", "store",
     )  # fmt: skip
     # Refused where they ask for anything but the default given here.
-    refused: ClassVar[dict[str, Any]] = {"frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}}
+    refused: ClassVar[dict[str, Any]] = {
+        "frequency_penalty": 0, "presence_penalty": 0, "repetition_penalty": 1, "min_p": 0, "logit_bias": {},
+    }  # fmt: skip
 
     model: str | None = None
     n: int = Field(1, ge=1, le=128)
-    seed: int | None = Field(None, ge=0, le=MAX_SEED)
-    temperature: float | None = None
-    top_p: float | None = Field(None, ge=0, le=1)
     stop: str | list[str] | None = None
     max_tokens: int | None = Field(None, ge=0)
     stream: bool = False
     stream_options: StreamOptions | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    min_p: float | None = None
     logit_bias: dict[str, float] | None = None
     user: str | None = None
     metadata: dict[str, str] | None = None
@@ -98,6 +114,11 @@ class OpenAISampling(Sampler):
     verbosity: str | None = None
     store: bool | None = None
 
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with its usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
     def not_applied(self) -> list[str]:
         """Names to report. Raises ApiError for fields that cannot apply and would change the answer."""
         for name, neutral in self.refused.items():
@@ -107,17 +128,7 @@ class OpenAISampling(Sampler):
         return [name for name in self.reported if getattr(self, name, None) not in (None, False, {}, "auto")]
 
     def config(self, max_tokens: int | None, logprobs: int | None, **more: Any) -> GenerationConfig:
-        """The settings of the request's first answer. Without a seed a random one is drawn, and the answer names it."""
-        return GenerationConfig(
-            max_new_tokens=max_tokens,
-            seed=secrets.randbits(32) if self.seed is None else self.seed,
-            temperature=self.temperature,
-            top_p=self.top_p if self.top_p not in (None, 0, 1, 1.0) else None,
-            stop=checked_stops(self.stop),
-            logprobs=logprobs,
-            **self.sampler_settings(),
-            **more,
-        )
+        return self.generation_config(max_tokens, stop=checked_stops(self.stop), logprobs=logprobs, **more)
 
 
 class TextPart(Body):
@@ -126,6 +137,20 @@ class TextPart(Body):
     annotations: list[Any] | None = None
     logprobs: list[Any] | None = None
     cache_control: dict[str, Any] | None = None
+
+
+def plain_text(content: str | Sequence[TextPart] | None) -> str:
+    """Content as one string; parts become lines."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "\n".join(part.text for part in content)
+
+
+class Prediction(Body):
+    """OpenAI's predicted output: here the text that the canvas starts from."""
+
+    type: Literal["content"]
+    content: str | list[TextPart]
 
 
 def checked_stops(stop: str | list[str] | None) -> tuple[str, ...] | None:

@@ -18,13 +18,13 @@ from pydantic import Field
 from scumble.events import Finished, Generation
 from scumble.serve.backend import Job
 from scumble.serve.call import Call, call_of
-from scumble.serve.chat import ChatWriter
+from scumble.serve.chat import ChatWriter, stream_chat
 from scumble.serve.errors import ApiError
 from scumble.serve.extension import generation_extension, usage_of
 from scumble.serve.fields import OpenAISampling
 from scumble.serve.gate import ScopedRoute, scope
 from scumble.serve.service import Service, service_of
-from scumble.serve.stream import STREAMED, EventStream, while_connected
+from scumble.serve.stream import STREAMED, while_connected
 
 router = APIRouter(route_class=ScopedRoute)
 
@@ -51,23 +51,23 @@ async def create_fim(body: FimRequest, request: Request) -> Response:
     (job,), headers = await service.admit(call, [job])
     writer = ChatWriter(service, call, model, [job])
     if body.stream:
-        usage = body.stream_options is not None and body.stream_options.include_usage
-        return EventStream(writer.stream(usage, body.drafts), service.settings.write_seconds, headers)
+        return stream_chat(writer, body, headers)
     return JSONResponse(await while_connected(request, writer.whole()), headers=headers)
 
 
 class EditRequest(OpenAISampling):
     """region: characters from … to (not included) of `text`, which the canvas starts from."""
 
-    refused: ClassVar[dict[str, Any]] = {**OpenAISampling.refused, "n": 1, "stream": False}
+    refused: ClassVar[dict[str, Any]] = {**OpenAISampling.refused, "n": 1}
 
     text: str
     region: list[int] = Field(min_length=2, max_length=2)
 
 
-@router.post("/v1/edit/completions", summary="Put a region of a text right, in place")
+@router.post("/v1/edit/completions", summary="Put a region of a text right, in place", responses=STREAMED)
 @scope("generate")
 async def create_edit(body: EditRequest, request: Request) -> Response:
+    """Whole: the text, its region and a diff. Streamed: the region's new text, in a chat's chunks as of FIM."""
     service, call = service_of(request), call_of(request)
     model = service.check_model(body.model)
     notes = tuple(f"{name} not applied" for name in body.not_applied())
@@ -80,6 +80,8 @@ async def create_edit(body: EditRequest, request: Request) -> Response:
     job = await backend.prepare(lambda: backend.fill(before, after, config, damaged))
     job = replace(job, notes=(*notes, *job.notes))
     (job,), headers = await service.admit(call, [job])
+    if body.stream:
+        return stream_chat(ChatWriter(service, call, model, [job]), body, headers)
     generation = await while_connected(request, _answer(service, call, job))
     text = before + generation.text + after
     diff = difflib.unified_diff(body.text.splitlines(), text.splitlines(), "before", "after", lineterm="")

@@ -37,6 +37,7 @@ async def ready(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     service = service_of(request)
     slots, own = service.backend.slots, service.metrics
+    own.engine(service.backend.llm.stats())
     own.running.set(slots.running)
     own.waiting.set(slots.waiting)
     own.slots.set(slots.running)

@@ -25,7 +25,6 @@ from scumble.serve.response_run import Kept, KeptResponses, ResponseRun
 from scumble.serve.service import Service, service_of
 from scumble.serve.stream import STREAMED, EventStream, named_event, while_connected
 from scumble.serve.tools import TOOL_NAME, FunctionSpec, JsonSchema, ResponseFormat, constraint, tool_options
-from scumble.settings import GenerationConfig
 
 router = APIRouter(route_class=ScopedRoute)
 
@@ -113,9 +112,6 @@ class ResponseRequest(Sampler):
     instructions: str | None = None
     previous_response_id: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = None
-    top_p: float | None = Field(None, ge=0, le=1)
-    seed: int | None = Field(None, ge=0, le=2**64 - 1)
     tools: list[FunctionTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedFunctionTool | None = None
     parallel_tool_calls: bool | None = None
@@ -192,14 +188,7 @@ async def make_run(body: ResponseRequest, request: Request) -> tuple[ResponseRun
     options = tool_options(functions, choice, body.parallel_tool_calls)
     if body.reasoning is not None and body.reasoning.effort is not None:
         options["enable_thinking"] = body.reasoning.effort != "none"
-    config = GenerationConfig(
-        max_new_tokens=body.max_output_tokens,
-        seed=secrets.randbits(32) if body.seed is None else body.seed,
-        temperature=body.temperature,
-        top_p=body.top_p if body.top_p not in (None, 0, 1, 1.0) else None,
-        **body.sampler_settings(),
-        **constraint(_format(body.text), service.backend),
-    )
+    config = body.generation_config(body.max_output_tokens, **constraint(_format(body.text), service.backend))
     call.prompts.append(messages)
     job = await service.backend.prepare(lambda: service.backend.chat(messages, config, options))
     job = replace(job, notes=(*notes, *job.notes))

@@ -12,32 +12,42 @@ const headers = () => ({
 
 /** A GET. Returns the response; throws an Error with the server's own words. */
 export async function get(path) {
-  const response = await fetch(path, { headers: headers() });
-  if (!response.ok) throw await failure(response);
-  return response;
+  return ask(path, { headers: headers() });
 }
 
 /** A POST that streams. Yields the events' JSON; throws an Error with the server's own words. */
 export async function* stream(path, body, signal) {
-  const response = await fetch(path, {
+  const response = await ask(path, {
     method: "POST", headers: headers(), signal, body: JSON.stringify({ ...body, stream: true }),
   });
-  if (!response.ok) throw await failure(response);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    const { done, value } = await reader.read();
-    if (done) break;
+    const { done, value } = await reader.read().catch(broken);
+    if (done) throw new Error("The answer broke off: its end did not come.");
     const events = (rest + value).split("\n\n");
     rest = events.pop();
     for (const event of events) {
       const data = event.split("\n").filter((line) => line.startsWith("data: ")).map((line) => line.slice(6)).join("\n");
-      if (!data || data === "[DONE]") continue;
+      if (data === "[DONE]") return;
+      if (!data) continue;
       const payload = JSON.parse(data);
       if (payload.error) throw new Error(payload.error.message);
       yield payload;
     }
   }
+}
+
+async function ask(path, options) {
+  const response = await fetch(path, options).catch(broken);
+  if (!response.ok) throw await failure(response);
+  return response;
+}
+
+/** The connection's own errors differ from browser to browser, and help nobody. */
+function broken(problem) {
+  if (problem.name === "AbortError") throw problem;
+  throw new Error("The server cannot be reached, or it ended the connection. Is it still running?");
 }
 
 async function failure(response) {

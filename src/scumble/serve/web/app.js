@@ -36,33 +36,41 @@ $("[name=key]", settingsForm).addEventListener("change", (event) => {
 
 // --- running one request after the other ---------------------------------------------------------------------------
 
+/** Say what went wrong, where it is seen; without a key the field for it is opened. */
+function complain(problem) {
+  error.textContent = problem.message;
+  error.hidden = false;
+  error.scrollIntoView({ block: "nearest" });
+  if (problem.status === 401) settingsForm.open = true;
+}
+
 /** Run a form's work: one at a time, stoppable, its error shown in words. */
 function onSubmit(name, work) {
   const form = $(`[data-form=${name}]`);
-  const [send, stop] = [$("[type=submit]", form), $("[data-stop]", form)];
+  const sends = [...form.querySelectorAll("[type=submit]")];
+  const stop = $("[data-stop]", form);
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     if (running) return;
     running = new AbortController();
     error.hidden = true;
-    send.disabled = true;
+    for (const send of sends) send.disabled = true;
     stop.hidden = false;
     try {
       await work(running.signal, event.submitter);
     } catch (problem) {
       if (problem.name !== "AbortError") {
-        error.textContent = problem.message;
-        error.hidden = false;
+        complain(problem);
       }
     } finally {
       running = null;
-      send.disabled = false;
+      for (const send of sends) send.disabled = false;
       stop.hidden = true;
     }
   });
   stop.addEventListener("click", () => running?.abort());
   form.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit(send);
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit(sends[0]);
   });
 }
 
@@ -118,17 +126,18 @@ document.addEventListener("selectionchange", () => {
 });
 onSubmit("fill", async (signal, submitter) => {
   const [begin, end, text] = [fillText.selectionStart, fillText.selectionEnd, fillText.value];
-  const [prefix, middle, suffix] = [text.slice(0, begin), text.slice(begin, end), text.slice(end)];
+  const [prefix, suffix] = [text.slice(0, begin), text.slice(end)];
   const mends = submitter?.id === "fill-mend";
   filled.reset(prefix, suffix);
   $("#fill-take").hidden = true;
   const [path, body] = mends
-    ? ["v1/edit/completions", { prompt: prefix, text: middle, suffix }] : ["v1/completions", { prompt: prefix, suffix }];
+    ? ["v1/edit/completions", { text, region: codePoints(text, begin, end) }] : ["v1/completions", { prompt: prefix, suffix }];
   const answer = await follow(path, { ...body, ...settings() }, filled, signal);
   region = [begin, end, answer];
   $("#fill-take").hidden = false;
 });
-$("#fill-mend").addEventListener("click", (event) => $("[data-form=fill]").requestSubmit(event.target));
+/** Offsets as the server counts them: in characters, where JavaScript counts halves of some. */
+const codePoints = (text, ...offsets) => offsets.map((offset) => [...text.slice(0, offset)].length);
 $("#fill-take").addEventListener("click", () => {
   const [begin, end, text] = region;
   fillText.setRangeText(text, begin, end, "select");
@@ -197,8 +206,10 @@ function open(tab, focus = false) {
 tabs.forEach((tab, index) => {
   tab.addEventListener("click", () => open(tab));
   tab.addEventListener("keydown", (event) => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (step) open(tabs[(index + step + tabs.length) % tabs.length], true);
+    const to = { ArrowRight: index + 1, ArrowLeft: index - 1, Home: 0, End: -1 }[event.key];
+    if (to === undefined) return;
+    event.preventDefault();
+    open(tabs.at(to % tabs.length), true);
   });
 });
 open(tabs.find((tab) => `#${tab.getAttribute("aria-controls")}` === location.hash) ?? tabs[0]);
@@ -214,9 +225,7 @@ async function describe() {
     error.hidden = true;
   } catch (problem) {
     $("#model").textContent = "";
-    error.textContent = problem.message;
-    error.hidden = false;
-    if (problem.status === 401) settingsForm.open = true;
+    complain(problem);
   }
 }
 describe();

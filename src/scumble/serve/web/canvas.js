@@ -64,7 +64,7 @@ export class CanvasView {
       Passes: passes || "–",
       "Tokens a pass": passes && tokens ? (tokens / passes).toFixed(1) : "–",
       "Tokens a second": tokens ? (tokens / seconds).toFixed(1) : "–",
-      "First text after": `${Math.round(1000 * (extension?.first_text_seconds ?? (this.first ?? 0) / 1000))} ms`,
+      "First text after": duration(extension?.first_text_seconds ?? (this.first ?? 0) / 1000),
       Seed: extension?.seed ?? "–",
     });
     if (!this.frames.length) return this.draw(null);
@@ -109,6 +109,7 @@ export class CanvasView {
       this.canvas.append(one);
     });
     this.canvas.append(span("given", this.after));
+    this.canvas.hidden = !this.canvas.textContent; // an empty box says nothing
   }
 }
 
@@ -123,6 +124,9 @@ function span(kind, text) {
   one.textContent = text;
   return one;
 }
+
+/** Seconds, in words short enough for a figure. */
+export const duration = (seconds) => (seconds < 1 ? `${Math.round(1000 * seconds)} ms` : `${seconds.toFixed(1)} s`);
 
 /** Name and value pairs into a <dl>. */
 export function showFigures(list, figures) {

@@ -2,7 +2,7 @@
 // every look at them is itself recorded.
 
 import { get } from "./api.js";
-import { showFigures } from "./canvas.js";
+import { duration, showFigures } from "./canvas.js";
 
 let timer = null;
 let earlier = null; // [time, tokens] of the last look, for a rate
@@ -79,7 +79,7 @@ async function look() {
       "Passes a canvas": number(mean("scumble:passes_per_canvas"), 1),
       "Tokens a pass": number(mean("scumble:tokens_per_pass"), 1),
       "First text, mean": mean("vllm:time_to_first_token_seconds") === null
-        ? "–" : `${Math.round(1000 * mean("vllm:time_to_first_token_seconds"))} ms`,
+        ? "–" : duration(mean("vllm:time_to_first_token_seconds")),
       "Clients that left": number(metrics["scumble:cancelled_total"]),
     });
   } catch (problem) {

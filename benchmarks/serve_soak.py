@@ -28,7 +28,7 @@ from typing import Any
 import httpx
 
 PROMPTS = ["def mean(values):", "def read_lines(path):", "class Stack:", "def is_prime(n):", "import json\n"]
-LONGEST = 120.0  # seconds after which an answer counts as hung
+LONGEST = 300.0  # seconds after which an answer counts as hung; the server itself turns away who waited for 120
 BAD: list[tuple[bytes, int]] = [
     (b"{", 400), (b"[]", 400), (b'{"prompt": 5}', 400), (b'{"prompt": "a", "max_tokens": -1}', 400),
     (b'{"prompt": "a", "temperature": NaN}', 400), (b'{"prompt": "a", "nothing": 1}', 400), (b"\xff", 400),
@@ -56,10 +56,12 @@ class Soak:
         self.memory: list[tuple[float, float]] = []
 
     async def answer(self, number: int, stream: bool, pause: float = 0.0) -> str | None:
-        """One answer's text, read with pauses; None: the queue was full."""
+        """One answer's text, read with pauses; None: the queue was full, or moved too slowly."""
         body = {**body_of(number), "stream": stream}
         async with asyncio.timeout(LONGEST), self.client.stream("POST", "/v1/completions", json=body) as reply:
-            if reply.status_code == 429:
+            if reply.status_code == 429 or (
+                reply.status_code == 503 and "queue_timeout" in (await reply.aread()).decode()
+            ):
                 return None
             if reply.status_code != 200:
                 raise RuntimeError(f"status {reply.status_code}")
@@ -72,6 +74,8 @@ class Soak:
                     done = True
                 elif line.startswith("data: "):
                     event = json.loads(line[6:])
+                    if event.get("error", {}).get("code") == "queue_timeout":
+                        return None
                     if "error" in event:
                         raise RuntimeError(event["error"]["message"])
                     text += event["choices"][0]["text"] if event["choices"] else ""

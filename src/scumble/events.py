@@ -36,7 +36,7 @@ class Generation:
         has no tokenizer.
     token_ids: the ids, including the end-of-sequence id that ended them, nothing after it, no pads behind it. The first
         one may begin with white space that ended the prompt; `text` leaves that out.
-    finish_reason: "stop" (the model came to its end, or to a stop string) or "length".
+    finish_reason: "stop" (the model came to its end, or to a stop string) or "length". stop_string: which one.
     passes: denoising passes, one number a canvas; of the autoregressive decoder: forward passes, one number in all.
     evaluations: how often a canvas went through the model: sum(passes), but each candidate counts for itself.
     reads: how often the causal model read finished texts to choose or to correct one, all of a canvas's at once.
@@ -69,6 +69,7 @@ class Generation:
     malformed_tool_calls: tuple[str, ...] = ()
     parsed: Any = None
     cached_tokens: int = 0
+    stop_string: str | None = None
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,7 @@ class Row:
             text=self.answer.text,
             token_ids=ids,
             finish_reason=reason,
+            stop_string=self.answer.stop_string,
             prompt_tokens=self.request.prompt.shape[0],
             passes=end.passes,
             evaluations=end.evaluations,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -53,6 +54,22 @@ def test_a_stream_is_the_same_message(client):
     assert last.stop_reason == "max_tokens"
 
 
+def test_a_stop_sequence_is_named(client):
+    text = ask(client).content[0].text
+    cut = ask(client, stop_sequences=[text[3:5], "never there"])
+    assert cut.content[0].text == text[: text.index(text[3:5])]
+    assert (cut.stop_reason, cut.stop_sequence) == ("stop_sequence", text[3:5])
+    assert ask(client).stop_sequence is None
+
+
+def test_the_specification_s_fields_are_there_also_those_that_say_nothing(client):
+    answer = ask(client).model_dump()
+    assert {"container", "stop_details"} <= set(answer)
+    usage = {"cache_creation", "inference_geo", "output_tokens_details", "server_tool_use", "service_tier"}
+    assert usage <= set(answer["usage"])
+    assert "citations" in answer["content"][0]
+
+
 def test_systems_blocks_and_counts(client, llm):
     messages = [
         {"role": "user", "content": [{"type": "text", "text": "paint"}, {"type": "text", "text": "thin"}]},
@@ -97,13 +114,14 @@ def test_thinking_and_tools_are_blocks(client, served, monkeypatch):
     import openai
 
     with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none") as other:
-        choice = other.chat.completions.create(model=MODEL, messages=USER).choices[0]
+        asked: Any = USER
+        choice: Any = other.chat.completions.create(model=MODEL, messages=asked).choices[0]
         assert choice.finish_reason == "tool_calls"
         assert choice.message.tool_calls[0].function.name == "weather"
         assert choice.message.tool_calls[0].function.arguments == '{"city": "Rome"}'
         assert choice.message.reasoning_content == "where?"
-        deltas = [chunk.choices[0].delta for chunk in other.chat.completions.create(
-            model=MODEL, messages=USER, stream=True)]  # fmt: skip
+        chunks: Any = other.chat.completions.create(model=MODEL, messages=asked, stream=True)
+        deltas = [chunk.choices[0].delta for chunk in chunks]
         assert "".join(getattr(delta, "reasoning_content", "") or "" for delta in deltas) == "where?"
         assert [delta.tool_calls[0].id for delta in deltas if delta.tool_calls] == ["call_1"]
 

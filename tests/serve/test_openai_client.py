@@ -263,6 +263,9 @@ def test_tokenize_and_back(http, llm):
     assert answer["count"] == len(answer["token_strs"])
     assert http.post("/detokenize", json={"tokens": answer["tokens"]}).json()["prompt"].endswith("the canvas")
     assert http.post("/detokenize", json={"tokens": [10**9]}).status_code == 400
+    info = http.get("/tokenizer_info").json()
+    assert info["vocab_size"] == llm.model.config.vocab_size
+    assert llm.tokenizer.token_id(info["eos_token"]) == llm.model.config.eos_token_ids[0]
 
 
 def test_health_ready_metrics_version(http):
@@ -281,7 +284,9 @@ def test_health_ready_metrics_version(http):
 
 def test_metrics_say_how_full_the_cache_is(client, http, served):
     def read(name):
-        return float(re.search(rf"^{name}{{[^}}]*}} (\S+)", http.get("/metrics").text, re.M)[1])
+        found = re.search(rf"^{name}{{[^}}]*}} (\S+)", http.get("/metrics").text, re.M)
+        assert found is not None, name
+        return float(found[1])
 
     queries, hits = "vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total"
     asked, found = read(queries), read(hits)

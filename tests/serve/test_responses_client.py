@@ -41,6 +41,9 @@ def test_a_response_is_what_the_library_answers(client, llm):
     assert answer.usage.output_tokens == 12
     again = client.responses.retrieve(answer.id)
     assert again.output_text == answer.output_text
+    names = {"presence_penalty", "frequency_penalty", "top_logprobs", "max_tool_calls", "service_tier", "completed_at"}
+    assert names <= set(answer.model_dump()), "the specification's fields are there, also those that say nothing"
+    assert (answer.temperature, answer.top_p) == (1, 1)
     (item,) = client.responses.input_items.list(answer.id).data
     assert item.content[0].text == "paint"
     client.responses.delete(answer.id)

@@ -160,7 +160,8 @@ class ChatWriter:
 
     def _choice(self, index: int, generation: Generation) -> dict[str, Any]:
         calls = tool_calls(generation)
-        message: dict[str, Any] = {"role": "assistant", "content": generation.text or (None if calls else "")}
+        content = generation.text or (None if calls else "")
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None, "annotations": []}
         if generation.thinking is not None:
             message["reasoning_content"] = generation.thinking
         if calls:

@@ -75,7 +75,7 @@ class MessageWriter:
         if generation.thinking is not None:
             content.append({"type": "thinking", "thinking": generation.thinking, "signature": ""})
         if generation.text or not (content or generation.tool_calls):
-            content.append({"type": "text", "text": generation.text})
+            content.append({"type": "text", "text": generation.text, "citations": None})
         content += [{**_tool_use(one), "input": dict(one.arguments)} for one in generation.tool_calls]
         return {
             **self.head,
@@ -88,7 +88,7 @@ class MessageWriter:
     async def stream(self, drafts: bool) -> AsyncGenerator[bytes, None]:
         blocks = _Blocks()
         try:
-            start = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": self._usage(None)}
+            start = {"content": [], **self._stop(None), "usage": self._usage(None)}
             yield named_event("message_start", {"type": "message_start", "message": {**self.head, **start}})
             async with aclosing(self.service.run(self.call, [self.job], drafts)) as events:
                 async for _, event in events:
@@ -101,7 +101,7 @@ class MessageWriter:
                     else:
                         generation = event.generation
                         if blocks.number == 0 and blocks.kind is None:
-                            for piece in blocks.open("text", {"text": ""}):
+                            for piece in blocks.open("text", {"text": "", "citations": None}):
                                 yield piece
                         for piece in blocks.close():
                             yield piece
@@ -122,7 +122,7 @@ class MessageWriter:
             pieces += blocks.open("thinking", {"thinking": "", "signature": ""})
             pieces.append(blocks.delta({"type": "thinking_delta", "thinking": event.thinking}))
         if event.text:
-            pieces += blocks.open("text", {"text": ""})
+            pieces += blocks.open("text", {"text": "", "citations": None})
             pieces.append(blocks.delta({"type": "text_delta", "text": event.text}))
         for one in event.tool_calls:
             pieces += blocks.close()
@@ -132,9 +132,13 @@ class MessageWriter:
             pieces += blocks.close()
         return pieces
 
-    def _stop(self, generation: Generation) -> dict[str, Any]:
-        reason = {"stop": "end_turn", "length": "max_tokens"}[generation.finish_reason]
-        return {"stop_reason": "tool_use" if generation.tool_calls else reason, "stop_sequence": None}
+    def _stop(self, generation: Generation | None) -> dict[str, Any]:
+        reason, word = None, None
+        if generation is not None:
+            word = generation.stop_string
+            reason = {"stop": "end_turn", "length": "max_tokens"}[generation.finish_reason]
+            reason = "tool_use" if generation.tool_calls else "stop_sequence" if word is not None else reason
+        return {"stop_reason": reason, "stop_sequence": word, "stop_details": None, "container": None}
 
     def _usage(self, generation: Generation | None) -> dict[str, Any]:
         cached = 0 if generation is None else generation.cached_tokens
@@ -142,7 +146,12 @@ class MessageWriter:
             "input_tokens": len(self.job.prompt) - cached,
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": cached,
+            "cache_creation": None,
             "output_tokens": 0 if generation is None else len(generation.token_ids),
+            "output_tokens_details": {"thinking_tokens": 0 if generation is None else generation.thinking_tokens},
+            "server_tool_use": None,
+            "service_tier": "standard",
+            "inference_geo": None,
         }
 
 
@@ -176,4 +185,4 @@ class _Blocks:
 
 
 def _tool_use(call: ToolCall) -> dict[str, Any]:
-    return {"type": "tool_use", "id": call.id, "name": call.name}
+    return {"type": "tool_use", "id": call.id, "name": call.name, "caller": {"type": "direct"}}

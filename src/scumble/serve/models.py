@@ -1,4 +1,4 @@
-"""What is served, and its tokenizer: /v1/models, /tokenize, /detokenize, /version, /openapi.json."""
+"""What is served, and its tokenizer: /v1/models, /tokenize, /detokenize, /tokenizer_info, /version, /openapi.json."""
 
 from __future__ import annotations
 
@@ -102,6 +102,22 @@ async def detokenize(body: DetokenizeRequest, request: Request) -> dict[str, Any
     if any(not 0 <= token < vocab for token in body.tokens):
         raise ApiError(400, f"token ids must lie in 0 … {vocab - 1}", param="tokens")
     return {"prompt": service.backend.tokenizer.decode(body.tokens, skip_special=False)}
+
+
+@router.get("/tokenizer_info", summary="The tokenizer's own marks and the chat template, as vLLM tells them")
+@scope("generate")
+async def tokenizer_info(request: Request) -> dict[str, Any]:
+    """What lm-eval's `tokenizer_backend=remote` asks for before it scores."""
+    backend = service_of(request).backend
+    shape, tokenizer = backend.llm.model.config, backend.tokenizer
+    marks = {"bos_token": tokenizer.bos_id, "eos_token": next(iter(shape.eos_token_ids), None),
+             "pad_token": shape.pad_token_id}  # fmt: skip
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": backend.context,
+        "vocab_size": shape.vocab_size,
+        **{name: None if token is None else backend.token_text(token) for name, token in marks.items()},
+    }
 
 
 @router.get("/version", summary="The server's version")

@@ -42,6 +42,7 @@ class ResponseRun:
         self.items = items
         self.before = before
         self.status = "queued"
+        self.completed_at: int | None = None  # seconds since 1970
         self.output: list[dict[str, Any]] = []
         self.generation: Generation | None = None
         self.error: ApiError | None = None
@@ -79,7 +80,8 @@ class ResponseRun:
         incomplete = {"reason": "max_output_tokens"} if self.status == "incomplete" else None
         error = None if self.error is None else {"code": "server_error", "message": self.error.message}
         out = {
-            **self.head, "status": self.status, "output": self.output, "incomplete_details": incomplete,
+            **self.head, "status": self.status, "completed_at": self.completed_at, "output": self.output,
+            "incomplete_details": incomplete,
             "error": error, "usage": None,
         }  # fmt: skip
         if generation is not None:
@@ -112,6 +114,7 @@ class ResponseRun:
                 await self._open("message")
                 await self._close_item()
             self.status = "completed" if self.generation.finish_reason == "stop" else "incomplete"
+            self.completed_at = int(time.time()) if self.status == "completed" else None
             await self._tell(f"response.{self.status}", response=self.response())
         except asyncio.CancelledError:
             self.status, call.outcome = "cancelled", "cancelled"

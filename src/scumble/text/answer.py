@@ -93,6 +93,11 @@ class AnswerText:
         """False while the answer is inside its thought channel."""
         return self._place not in ("header", "thinking")
 
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the answer."""
+        return self._stops.matched
+
     def feed(self, ids: Iterable[int]) -> Fresh:
         """Take committed ids, one by one until a stop string is complete; returns what they add."""
         self._fresh = Fresh()

@@ -2,7 +2,8 @@
 //
 // A panel holds 64 rows of a weight [N, K] (64 outputs) as dwords, group by group along K: [K/G][64], where a dword
 // is G = 2 bfloat16 or 4 int8 numbers, what one dot-product instruction takes. So both formats share everything but
-// the instruction. Six rows by 64 columns are 24 accumulators: ten loads a step feed 24 dot products.
+// the instruction. Six rows by 64 columns are 24 accumulators: ten loads a step feed 24 dot products. AVX2 has neither the
+// instructions nor the registers: gemm_avx2.h says how it takes the same sums.
 #pragma once
 #include "simd.h"
 
@@ -24,6 +25,9 @@ struct Int8 {  // activations unsigned (shifted by 128), weights signed
 
 constexpr int PANEL = 64, ROWS = 6, LINE = 64;
 
+#ifndef __AVX512BF16__
+#include "gemm_avx2.h"
+#else
 // a: R rows of `groups` dwords, `stride` dwords apart; panel [groups][64]; out: 32-bit numbers [R][64].
 // ahead: memory that will be read next; asked for at two cache lines a step, so that it arrives while this computes.
 template <class T, int R>
@@ -51,40 +55,6 @@ static inline void rows_times_panel(const int32_t* a, int64_t stride, const int3
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
     for (int c = 0; c < 4; c++) T::save((int32_t*)out + r * PANEL + 16 * c, acc[r][c]);
-}
-
-template <class T>
-static inline void times_panel(int rows, const int32_t* a, int64_t stride, const int32_t* panel, int64_t groups,
-                               void* out, const void* next = nullptr) {
-  const char* ahead = (const char*)(next ? next : panel);
-  switch (rows) {
-    case 6: return rows_times_panel<T, 6>(a, stride, panel, groups, out, ahead);
-    case 5: return rows_times_panel<T, 5>(a, stride, panel, groups, out, ahead);
-    case 4: return rows_times_panel<T, 4>(a, stride, panel, groups, out, ahead);
-    case 3: return rows_times_panel<T, 3>(a, stride, panel, groups, out, ahead);
-    case 2: return rows_times_panel<T, 2>(a, stride, panel, groups, out, ahead);
-    default: return rows_times_panel<T, 1>(a, stride, panel, groups, out, ahead);
-  }
-}
-
-// Up to 16 rows of `groups` dwords -> column block `block` (16 columns) of a panel; missing rows become zeros.
-static inline void pack_block(const int32_t* weight, int64_t rows, int64_t groups, int32_t* panel, int block) {
-  for (int64_t g = 0; g < groups; g += 16) {
-    Mask m = tail_mask(groups - g);
-    int64_t count = groups - g < 16 ? groups - g : 16;
-    Ints v[16];
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; i++)
-      v[i] = i < rows ? load(weight + i * groups + g, m) : ints(0);
-    transpose16(v);
-    for (int64_t i = 0; i < count; i++) store(panel + (g + i) * PANEL + 16 * block, v[i]);
-  }
-}
-
-// weight: `rows` rows -> panel [groups][64], of which `blocks` column blocks from `from` on are written.
-static inline void pack_panel(const int32_t* weight, int64_t rows, int64_t groups, int32_t* panel, int from = 0,
-                              int blocks = 4) {
-  for (int c = 0; c < blocks; c++) pack_block(weight + 16 * c * groups, rows - 16 * c, groups, panel, from + c);
 }
 
 // R rows of dwords times up to 16 rows of a weight that lies as in the checkpoint [rows][groups]: blocks of 16 by 16 dwords
@@ -123,6 +93,41 @@ static inline void rows_times_plain(const int32_t* a, int64_t stride, const int3
   }
 #pragma GCC unroll 6
   for (int r = 0; r < R; r++) out[r] = acc[r];
+}
+#endif
+
+template <class T>
+static inline void times_panel(int rows, const int32_t* a, int64_t stride, const int32_t* panel, int64_t groups,
+                               void* out, const void* next = nullptr) {
+  const char* ahead = (const char*)(next ? next : panel);
+  switch (rows) {
+    case 6: return rows_times_panel<T, 6>(a, stride, panel, groups, out, ahead);
+    case 5: return rows_times_panel<T, 5>(a, stride, panel, groups, out, ahead);
+    case 4: return rows_times_panel<T, 4>(a, stride, panel, groups, out, ahead);
+    case 3: return rows_times_panel<T, 3>(a, stride, panel, groups, out, ahead);
+    case 2: return rows_times_panel<T, 2>(a, stride, panel, groups, out, ahead);
+    default: return rows_times_panel<T, 1>(a, stride, panel, groups, out, ahead);
+  }
+}
+
+// Up to 16 rows of `groups` dwords -> column block `block` (16 columns) of a panel; missing rows become zeros.
+static inline void pack_block(const int32_t* weight, int64_t rows, int64_t groups, int32_t* panel, int block) {
+  for (int64_t g = 0; g < groups; g += 16) {
+    Mask m = tail_mask(groups - g);
+    int64_t count = groups - g < 16 ? groups - g : 16;
+    Ints v[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++)
+      v[i] = i < rows ? load(weight + i * groups + g, m) : ints(0);
+    transpose16(v);
+    for (int64_t i = 0; i < count; i++) store(panel + (g + i) * PANEL + 16 * block, v[i]);
+  }
+}
+
+// weight: `rows` rows -> panel [groups][64], of which `blocks` column blocks from `from` on are written.
+static inline void pack_panel(const int32_t* weight, int64_t rows, int64_t groups, int32_t* panel, int from = 0,
+                              int blocks = 4) {
+  for (int c = 0; c < blocks; c++) pack_block(weight + 16 * c * groups, rows - 16 * c, groups, panel, from + c);
 }
 
 template <class T>

@@ -93,7 +93,7 @@ def canvas_steps(model: Transformer, constraint: Structured | None, passes: int,
     )  # fmt: skip
     request = make_request(random_prompt(model.config, CONTEXT, seed), config, {}, model.config, constraint=constraint)
     engine.add(request, fail)
-    while not len(engine.runner.denoiser.slots):
+    while not engine.stats.slots:
         engine.step()
     return engine.step
 

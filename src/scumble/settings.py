@@ -2,7 +2,7 @@
 
 Each field of `GenerationConfig` is one row. From it come the checks, the command line's options (cli/options.py), what
 a checkpoint's generation_config.json may hold (checkpoint/load.py) and the reference page (docs/make_reference.py). To
-add a setting, add a field here, and read it where requests are resolved (decode/request.py).
+add a setting, add a field here, and read it where requests are made (decode/make.py).
 """
 
 from __future__ import annotations

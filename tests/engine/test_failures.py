@@ -87,13 +87,12 @@ def break_cache(engine, row):
 
 
 def break_soft_embedding(engine, row):
-    for slot in engine.runner.denoiser.slots.slots:
-        if slot.row is row:
-            slot.soft = torch.zeros(1, 5)
+    for slot in engine.runner.denoiser.slots([row]):
+        slot.soft = torch.zeros(1, 5)
 
 
-def break_prompt(engine, row):
-    row.unread = torch.tensor([10**6, 10**6])
+def break_text(engine, row):
+    row.answer += [10**6, 10**6]
 
 
 def run_out_of_memory(engine, row):
@@ -113,7 +112,7 @@ def break_in_the_last_layer(engine, row):
     layer.append = layer.beside = fail
 
 
-IN_FLIGHT = [break_cache, break_soft_embedding, break_prompt, run_out_of_memory, break_in_the_last_layer]
+IN_FLIGHT = [break_cache, break_soft_embedding, break_text, run_out_of_memory, break_in_the_last_layer]
 
 
 @pytest.mark.parametrize("poison", IN_FLIGHT)

@@ -8,16 +8,11 @@ from scumble.decode import Answer, TokensCommitted, make_request
 from scumble.engine import Engine, Failed
 from scumble.engine.prefix import SHORT, restore
 from scumble.engine.scheduler import CHUNK
-from scumble.ops import ReferenceOps
 from tiny import prompt, tiny_model
 
+from .ways import ClaimsInvariance
+
 FREE = {"ignore_eos": True, "max_denoising_steps": 3, "max_new_tokens": 10}
-
-
-class ClaimsInvariance(ReferenceOps):
-    """For counting work; these products are not the same bits in every cut of a prompt."""
-
-    batch_invariant = True
 
 
 def counted(engine, prompts, **settings):

@@ -19,6 +19,8 @@ from scumble.engine.denoise import Denoiser
 from scumble.ops import ReferenceOps, vocab_head_reference
 from tiny import prompt, tiny_model
 
+from .ways import ClaimsInvariance
+
 # Their results' values or shapes depend on data, so a GPU's host waits for them.
 WAITING = {
     "_local_scalar_dense", "item", "is_nonzero", "nonzero", "nonzero_numpy", "masked_select", "bincount", "unique",
@@ -90,7 +92,7 @@ def in_flight(engine: Engine) -> Engine:
         engine.add(request, not_failed, drafts=place % 2 == 0)
     for _ in range(3):
         engine.step()
-    assert len(engine.runner.denoiser.slots) == 6
+    assert len(engine.runner.denoiser.slots(engine.scheduler.running)) == 6
     return engine
 
 
@@ -117,7 +119,7 @@ def watched(monkeypatch):
 def test_a_pass_waits_for_nothing(watched, monkeypatch):
     seen = []
     original = torch.Tensor.tolist
-    engine = in_flight(Engine(tiny_model()))
+    engine = in_flight(Engine(tiny_model().use(ClaimsInvariance())))
     monkeypatch.setattr(torch.Tensor, "tolist", lambda self: seen.append(self.shape) or original(self))
     engine.step()
     assert [shape for shape in seen if len(shape) == 2] == [(3, 6)], "the flags of six canvases are read at once"
@@ -126,9 +128,9 @@ def test_a_pass_waits_for_nothing(watched, monkeypatch):
 
 
 def test_a_wait_that_is_put_into_a_pass_is_noticed(watched):
-    engine = in_flight(Engine(tiny_model()))
-    slots = engine.runner.denoiser.slots
-    rules, hidden = type(slots.rules), torch.zeros(slots.tokens, 32)
+    engine = in_flight(Engine(tiny_model().use(ClaimsInvariance())))
+    slots = engine.runner.denoiser.together(engine.scheduler.running)
+    rules, hidden = type(slots.rules), torch.zeros(sum(slot.length for slot in slots.slots), 32)
     original = rules.accept
 
     def accept(self, proposal):

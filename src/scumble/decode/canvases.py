@@ -1,38 +1,34 @@
 """The main loop: one request, from prompt ids to committed ids, one canvas after another.
 
-What happens inside a canvas (denoise, propose, accept, renoise, until it is stable and confident) is engine/runner.py,
+What happens inside a canvas (denoise, propose, accept, renoise, until it is stable and confident) is engine/denoise.py,
 for all rows at once. A command that is yielded runs there; see steps.py.
 """
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from scumble.decode.choosing import Place
 from scumble.decode.constraint import Constraint
-from scumble.decode.request import Request
-from scumble.decode.steps import Answer, Denoise, Ids, Life, Prefill, Start, TokensCommitted
+from scumble.decode.request import Place, Request
+from scumble.decode.steps import Answer, Denoise, Life, Prefill, Start, TokensCommitted
 from scumble.diffusion import start_canvas
 
 
 def canvases(request: Request) -> Life:
     """Answer a request canvas by canvas."""
-    behind = yield Prefill(request.prompt, heard=request.selector.reads)
+    behind = yield Prefill(heard=request.selector.reads)
 
     answer: list[int] = []
     passes: list[int] = []
     evaluations = 0
     constraint = request.constraint
-    uncached: Ids = ()  # what was committed last; it is encoded along with the next canvas's first pass
     while True:
-        index = len(passes)
-        denoised = yield Denoise(index, first_canvases(request, constraint, index, len(answer)), uncached)
+        index, begin = len(passes), len(answer)
+        length, room = request.canvas_length(index), request.max_new_tokens - begin
+        denoised = yield Denoise(index, first_canvases(request, constraint, index, begin))
 
-        room = request.max_new_tokens - len(answer)
         drafts = [request.cut(one.ids, room) for one in denoised]
-        text = yield from request.selector.choose(
-            request, place(request, constraint, index, len(answer), behind), drafts
-        )
+        room = min(length, room)
+        place = Place(behind, request.drafted(begin, room), room, constraint)
+        text = yield from request.selector.choose(request, place, drafts)
         spent = sum(one.passes for one in denoised)
         passes.append(max(one.passes for one in denoised))
         evaluations += spent
@@ -41,23 +37,16 @@ def canvases(request: Request) -> Life:
 
         if text.ended or len(answer) == request.max_new_tokens:  # the last canvas is never encoded for its own sake
             return Answer("stop" if text.ended else "length", tuple(passes), evaluations)
-        uncached, behind, constraint = text.ids, text.last, constraint.after(text.ids)
+        behind, constraint = text.last, constraint.after(text.ids)
 
 
 def first_canvases(request: Request, constraint: Constraint, index: int, begin: int) -> tuple[Start, ...]:
     """Canvas number `index` before its first pass, one a candidate: noise, with what the request's draft and the
     constraint say about it. begin: its first position in the answer."""
-    length, room = request.canvas_length(index), request.max_new_tokens - begin
+    length, draft = request.canvas_length(index), request.drafted(begin, request.canvas_length(index))
     starts = []
     for noise in request.noises:
-        restriction = constraint.restrict(length, room, request.vocab)
-        draft = request.drafted(begin, length)
+        restriction = constraint.restrict(length, request.max_new_tokens - begin, request.vocab)
         canvas = start_canvas(noise, index, length, request.vocab, draft, restriction.pinned)
         starts.append(Start(canvas, noise, restriction))
     return tuple(starts)
-
-
-def place(request: Request, constraint: Constraint, index: int, begin: int, behind: Tensor | None) -> Place:
-    """What a selector has to know of where canvas number `index` stands."""
-    room = min(request.canvas_length(index), request.max_new_tokens - begin)
-    return Place(behind, request.drafted(begin, room), room, constraint)

@@ -59,16 +59,9 @@ class Law(Protocol):
     classes: TokenClasses | None
 
     def propose(self, look: Look) -> Proposal:
-        """The proposal [1, L] under the law: argmax is the most probable valid canvas, sample a valid draw, entropy
-        that of each position under the law. Acceptance and stopping go by these."""
-        ...
-
-    def accept(self, look: Look, proposal: Proposal) -> Tensor | None:
-        """The accepted positions [1, L] bool; None: by the request's own sampler, from the law's entropies."""
-        ...
-
-    def commit(self, canvas: Canvas, proposal: Proposal) -> Tensor:
-        """The ids [1, L] to commit after the last pass, which went over `canvas` and proposed `proposal`."""
+        """The proposal [1, L] under the law: argmax is the most probable valid canvas, sample a valid draw (one of the
+        two is committed in the end), entropy that of each position under the law. Acceptance and stopping go by these.
+        """
         ...
 
 

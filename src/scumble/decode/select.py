@@ -16,8 +16,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 
-from scumble.decode.choosing import Choosing, Draft, Place, Text
-from scumble.decode.request import Request
+from scumble.decode.request import Choosing, Draft, Place, Request, Text
 from scumble.decode.steps import Read, Reading
 from scumble.events import TokenLogprobs
 

@@ -1,8 +1,10 @@
 """The language between a row's life and the engine.
 
 A life is a generator. It yields what it needs and is sent the result: `Prefill`, `Denoise`, `Read`, `Step`. In between
-it yields `TokensCommitted`, which needs no result, and it returns an `Answer`. The engine advances many lives side by
-side and decides what of them shares a forward; a life knows nothing of batches, and computes nothing itself.
+it yields `TokensCommitted`, which needs no result, and it returns an `Answer`. The row's text is its prompt and what
+it has committed; the engine sees to it that all of it is encoded before what the life asks for next, or along with it.
+The engine advances many lives side by side and decides what of them shares a forward; a life knows nothing of batches,
+and computes nothing itself.
 """
 
 from __future__ import annotations
@@ -25,9 +27,8 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Prefill:
-    """Encode ids [n] behind the row's context. Sent: the hidden state [1, D] of the last one if `heard`, else None."""
+    """Encode the prompt. Sent: the hidden state [1, D] of its last token if `heard`, else None."""
 
-    ids: Tensor
     heard: bool
 
 
@@ -42,15 +43,11 @@ class Start:
 
 @dataclass(frozen=True)
 class Denoise:
-    """Denoise canvas number `index` of the answer, as many candidates as there are starts, all of one length.
-
-    uncached: what was committed last. It is encoded along with the first pass.
-    Sent: a Denoised for each start.
-    """
+    """Denoise canvas number `index` of the answer, as many candidates as there are starts, all of one length. What was
+    committed last is encoded along with the first pass. Sent: a Denoised for each start."""
 
     index: int
     starts: tuple[Start, ...]
-    uncached: Ids = ()
 
 
 @dataclass(frozen=True)
@@ -81,9 +78,8 @@ class Reading:
 
 @dataclass(frozen=True)
 class Step:
-    """Encode ids [n ≥ 1] behind the context and choose token number `index` of the answer. Sent: a Stepped."""
+    """Encode what is not encoded yet and choose token number `index` of the answer. Sent: a Stepped."""
 
-    ids: Tensor
     index: int
     restriction: Restriction
 

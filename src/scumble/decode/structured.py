@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scumble.decode.constraint import Constraint, Look, Restriction
-from scumble.diffusion import Canvas, Proposal
+from scumble.diffusion import Proposal
 from scumble.errors import InvalidRequest
 from scumble.ops.classes import ClassStatistics, TokenClasses
 from scumble.structure.automaton import DEAD, START
@@ -140,12 +140,6 @@ class StructureLaw:
         out = np.full(len(ids), self.structure.filler)
         out[: len(found)] = np.where(found < 0, self.structure.filler, found)
         return np.where(pinned, ids, out)
-
-    def accept(self, look: Look, proposal: Proposal) -> Tensor | None:
-        return None
-
-    def commit(self, canvas: Canvas, proposal: Proposal) -> Tensor:
-        return proposal.argmax
 
 
 @lru_cache(maxsize=64)

@@ -1,30 +1,32 @@
 """The end of a pass over canvases: what the model's hidden states make of them, for all S slots at once.
 
-    hidden ─► head ─► proposal [S, L] ─► accept ─► renoise ─► next canvases
-                               └───────► stopping ─► flags ─► the host: who is done, whose numbers are none
+    hidden ─► vocabulary ─► proposal [S, L] ─► accept ─► renoise ─► next canvases
+                                     └───────► stopping ─► flags ─► the host: who is done, whose numbers are none
 
-Nothing before the flags waits for the device; tests/engine/test_sync.py holds that. (A law of a canvas's own,
-engine/laws.py, may wait for what it likes.)
+Nothing before the flags waits for the device; tests/engine/test_sync.py holds that. (A law of a canvas's own may wait
+for what it likes.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from scumble.decode.constraint import Look
 from scumble.decode.steps import Denoise, Denoised, PassDone
 from scumble.diffusion import Canvas, Proposal, committed_ids, count_unchanged, renoise
-from scumble.engine.head import Head
-from scumble.engine.laws import Laws, one
 from scumble.engine.row import Outcome, Row
 from scumble.engine.slots import Slot, Slots
 from scumble.errors import not_finite
 from scumble.model import Transformer
 from scumble.ops import VocabResult
+
+T = TypeVar("T", Canvas, Proposal)
 
 
 @dataclass(frozen=True)
@@ -38,133 +40,71 @@ class Pass:
     unchanged: Tensor
     flags: Tensor
     soft: Tensor | None
-    laws: Laws
 
 
 class Denoiser:
-    """Owns the canvases in flight."""
+    """Owns the canvases in flight, by row: the candidates of each one's present canvas."""
 
     def __init__(self, model: Transformer):
         self.model = model
-        self.head = Head(model)
-        self.slots = self.starting([])
-        self.aside: dict[Row, Slots] = {}
-
-    def starting(self, slots: Sequence[Slot]) -> Slots:
-        return Slots.starting(slots, self.model.config.vocab_size, self.model.device)
+        self.canvases: dict[Row, list[Slot]] = {}
 
     def begin(self, row: Row, wants: Denoise) -> None:
         """A row's next canvases join those in flight."""
+        vocab = self.model.config.vocab_size
         for mask in (mask for start in wants.starts for mask in start.restriction.allowed.values()):
-            if mask.shape != (self.model.config.vocab_size,):  # kernels trust in it
-                raise ValueError(f"a mask of ids must be [{self.model.config.vocab_size}], found {list(mask.shape)}")
-        fresh = [Slot(row, number, wants.index, start) for number, start in enumerate(wants.starts)]
-        self.slots = Slots.joined([self.slots, self.starting(fresh)])
+            if mask.shape != (vocab,):  # kernels trust in it
+                raise ValueError(f"a mask of ids must be [{vocab}], found {list(mask.shape)}")
+        self.canvases[row] = [Slot(row, number, wants.index, start) for number, start in enumerate(wants.starts)]
 
     def drop(self, row: Row) -> None:
         """A row's canvases leave."""
-        self.slots = self.slots.taken(lambda slot: slot.row is not row)
-        self.aside.pop(row, None)
+        self.canvases.pop(row, None)
 
-    def set_aside(self, row: Row) -> None:
-        """A row's canvases take part in no pass, and stay as they are, until `resume`."""
-        if row not in self.aside:
-            own = self.slots.taken(lambda slot: slot.row is row)
-            self.drop(row)
-            self.aside[row] = own
+    def slots(self, rows: Sequence[Row]) -> list[Slot]:
+        """The canvases of some rows that are not done."""
+        return [slot for row in rows for slot in self.canvases.get(row, ()) if slot.result is None]
 
-    def resume(self, row: Row) -> None:
-        own = self.aside.pop(row, None)
-        if own is not None:
-            self.slots = Slots.joined([self.slots, own])
+    def together(self, rows: Sequence[Row]) -> Slots:
+        return Slots.of(self.slots(rows), self.model.config.vocab_size, self.model.device)
 
-    def run(self, hidden: Mapping[Slot, Tensor]) -> list[Outcome]:
-        """hidden: [length, D] of every slot in flight, but for those whose forward failed; they leave, as do those that
-        fail here and those that are done."""
-        self.slots = self.slots.taken(lambda slot: slot in hidden)
-        try:
-            outcomes = self.advance(self.slots, hidden)
-        except Exception:
-            outcomes = self.advance_apart(hidden)
-        self.slots = self.slots.taken(lambda slot: not slot.is_done and slot.error is None)
-        return outcomes
-
-    def advance_apart(self, hidden: Mapping[Slot, Tensor]) -> list[Outcome]:
-        """Row by row, after an error that may be anybody's: it ends the request that fails alone as well."""
-        outcomes, parts = [], [self.starting([])]
-        for row in dict.fromkeys(slot.row for slot in self.slots.slots):
-            part = self.slots.taken(partial(is_of, row))
-            try:
-                outcomes += self.advance(part, hidden)
-                parts.append(part)
-            except Exception as error:
-                outcomes.append(Outcome(row, error=error))
-        self.slots = Slots.joined(parts)
-        return outcomes
-
-    def advance(self, slots: Slots, hidden: Mapping[Slot, Tensor]) -> list[Outcome]:
-        """One pass. After an error the slots are as they were."""
+    def run(self, rows: Sequence[Row], hidden: Tensor) -> list[Outcome]:
+        """One pass, from the hidden states [N, D] of the canvases of some rows. After an error all are as before."""
+        slots = self.together(rows)
         _ = slots.rules  # made on the host, so before the pass
-        return self.conclude(slots, self.compute(slots, torch.cat([hidden[slot] for slot in slots.slots])))
+        return self.conclude(slots, self.compute(slots, hidden))
 
-    def replayed(self, done: Pass) -> list[Outcome]:
-        """What follows of a pass over all slots that was computed elsewhere (engine/replay.py)."""
-        outcomes = self.conclude(self.slots, done)
-        self.slots = self.slots.taken(lambda slot: not slot.is_done and slot.error is None)
-        return outcomes
+    def compute(self, slots: Slots, hidden: Tensor) -> Pass:
+        """All of a pass that happens on the device."""
+        uniforms, fresh = slots.rules.noise()
+        return decide(slots, self.model.vocab_head(hidden, slots.rules.query(uniforms)), uniforms, fresh)
 
     def conclude(self, slots: Slots, done: Pass) -> list[Outcome]:
-        """What a pass means for its rows."""
+        """What a pass means for its rows. Where a row's candidates are all done, it goes on."""
         stopped, is_done, is_finite = done.flags.tolist()  # the pass's one wait for the device
         for slot in slots.slots:
             if not is_finite[slot.place]:
                 slot.error = slot.error or not_finite(float("nan"))
-            slot.is_done = is_done[slot.place] and slot.error is None
+        whole = [slot for slot in slots.slots if slot.error is None]
         outcomes = [
-            Outcome(slot.row, told=self.told(slots, done, slot, stopped[slot.place]))
-            for slot in slots.slots
-            if slot.row.wants_drafts and slot.error is None
+            Outcome(slot.row, told=told(slots, done, slot, stopped[slot.place]))
+            for slot in whole
+            if slot.row.wants_drafts
         ]
-        outcomes += self.finish(slots, done)
-        outcomes += [Outcome(slot.row, error=slot.error) for slot in slots.slots if slot.error is not None]
-        self.move_on(slots, done)
-        return outcomes
-
-    def compute(self, slots: Slots, hidden: Tensor) -> Pass:
-        """hidden [N, D] of all slots, one after another. All of a pass that happens on the device."""
-        rules = slots.rules
-        uniforms, fresh = rules.noise()
-        result = self.head.look(slots.slots, hidden, rules.pack(uniforms))
-        return decide(slots, result, uniforms, fresh)
-
-    def told(self, slots: Slots, done: Pass, slot: Slot, stopped: bool) -> PassDone:
-        before, after, proposal = one(slots.canvas, slot), one(done.following, slot), one(done.proposal, slot)
-        accepted = done.accepted[slot.place, : slot.length]
-        return PassDone(
-            slot.index, slot.pass_index, slot.temperature, before.ids[0], after.ids[0], accepted, proposal.argmax[0],
-            proposal.sample[0], proposal.entropy[0], stopped, slot.candidate,
-        )  # fmt: skip
-
-    def finish(self, slots: Slots, done: Pass) -> list[Outcome]:
-        """Keep the ids of canvases that are done; rows that wait for no other candidate go on."""
-        finished = [slot for slot in slots.slots if slot.is_done]
-        if not finished:
-            return []
-        committed = committed_ids(slots.rules.takes_sample, slots.canvas, done.proposal)
-        committed = done.laws.commit(finished, done.proposal, committed)
-        places = torch.tensor([slot.place for slot in finished], device=committed.device)
-        for slot, ids in zip(finished, committed[places].tolist(), strict=True):
-            slot.row.denoised[slot.candidate] = Denoised(tuple(ids[: slot.length]), slot.pass_index + 1)
-        outcomes = []
+        finished = [slot for slot in whole if is_done[slot.place]]
+        if finished:
+            committed = committed_ids(slots.rules.takes_sample, slots.canvas, done.proposal).tolist()
+            for slot in finished:
+                slot.result = Denoised(tuple(committed[slot.place][: slot.length]), slot.pass_index + 1)
         for row in dict.fromkeys(slot.row for slot in finished):
-            assert isinstance(row.wants, Denoise)
-            candidates = range(len(row.wants.starts))
-            if len(row.denoised) == len(candidates):
-                outcomes.append(Outcome(row, [row.denoised[number] for number in candidates]))
-        return outcomes
+            results = [slot.result for slot in self.canvases[row]]
+            if None not in results:
+                outcomes.append(Outcome(row, results))
+        self.keep_soft(slots, done)
+        slots.move_on(done.following, done.proposal.argmax, done.unchanged)
+        return outcomes + [Outcome(slot.row, error=slot.error) for slot in slots.slots if slot.error is not None]
 
-    def move_on(self, slots: Slots, done: Pass) -> None:
-        """Into the next pass."""
+    def keep_soft(self, slots: Slots, done: Pass) -> None:
         if done.soft is not None:
             weight = self.model.embed_tokens.weight
             for slot, soft in zip(slots.slots, done.soft.split([slot.length for slot in slots.slots]), strict=True):
@@ -172,28 +112,32 @@ class Denoiser:
                 if slot.start.restriction.pinned:  # certain of its id, so its soft embedding is that id's embedding
                     canvas = one(slots.canvas, slot)
                     slot.soft = torch.where(canvas.pinned[0, :, None], weight[canvas.ids[0]].float(), soft)
-        slots.move_on(done.following, done.proposal.argmax, done.unchanged)
 
 
-def is_of(row: Row, slot: Slot) -> bool:
-    return slot.row is row
+def told(slots: Slots, done: Pass, slot: Slot, stopped: bool) -> PassDone:
+    before, after, proposal = one(slots.canvas, slot), one(done.following, slot), one(done.proposal, slot)
+    accepted = done.accepted[slot.place, : slot.length]
+    return PassDone(
+        slot.index, slot.pass_index, slot.temperature, before.ids[0], after.ids[0], accepted, proposal.argmax[0],
+        proposal.sample[0], proposal.entropy[0], stopped, slot.candidate,
+    )  # fmt: skip
 
 
 def decide(slots: Slots, result: VocabResult, uniforms: Tensor, fresh: Tensor) -> Pass:
     """The rules: result [N] of all slots' positions; uniforms and fresh ids [S, L] of this pass."""
     rules = slots.rules
     proposal = proposed(slots, result)
-    laws = Laws(slots, result, uniforms, proposal)
-    proposal = laws.propose(proposal)
+    if any(slot.law is not None for slot in slots.slots):
+        proposal = under_laws(slots, proposal, result, uniforms)
 
-    accepted = laws.accept(proposal, rules.accept(proposal))
+    accepted = rules.accept(proposal)
     following = renoise(slots.canvas, proposal, accepted, fresh)
 
     unchanged = count_unchanged(proposal.argmax, slots.previous, slots.unchanged)
     stopped = rules.done(proposal, unchanged)
     is_last = slots.pass_index + 1 == rules.passes
     flags = torch.stack((stopped, stopped | is_last, proposal.entropy.isfinite().all(-1)))
-    return Pass(proposal, accepted, following, unchanged, flags, result.soft, laws)
+    return Pass(proposal, accepted, following, unchanged, flags, result.soft)
 
 
 def proposed(slots: Slots, result: VocabResult) -> Proposal:
@@ -207,3 +151,33 @@ def proposed(slots: Slots, result: VocabResult) -> Proposal:
         sample=canvas.keep_pinned(torch.where(rules.is_greedy, argmax, sample)),
         entropy=rules.pad(result.entropy).masked_fill(canvas.pinned, 0.0),
     )
+
+
+def under_laws(slots: Slots, proposal: Proposal, result: VocabResult, uniforms: Tensor) -> Proposal:
+    """The same, where canvases that have a law (decode/constraint.py) propose what it says. One that fails ends its own
+    request."""
+    out = Proposal(proposal.argmax.clone(), proposal.sample.clone(), proposal.entropy.clone())
+    classes = iter(result.classes)
+    parts = result.logsumexp.split([slot.length for slot in slots.slots])
+    for slot, logsumexp in zip(slots.slots, parts, strict=True):
+        if slot.law is None:
+            continue
+        look = Look(
+            canvas=one(slots.canvas, slot),
+            proposal=one(proposal, slot),
+            temperature=slot.temperature,
+            uniforms=None if slot.is_greedy else uniforms[slot.place, : slot.length],
+            logsumexp=logsumexp,
+            classes=None if slot.law.classes is None else next(classes),
+        )
+        own = slot.ask("law", partial(slot.law.propose, look))
+        if own is not None:
+            for name in ("argmax", "sample", "entropy"):
+                getattr(out, name)[slot.place, : slot.length] = getattr(own, name)[0]
+    return out
+
+
+def one(several: T, slot: Slot) -> T:
+    """One slot's own part [1, length] of canvases or proposals [S, L]."""
+    rows = slice(slot.place, slot.place + 1)
+    return type(several)(*(getattr(several, field.name)[rows, : slot.length] for field in fields(several)))

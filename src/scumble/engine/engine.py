@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from scumble.decode import Answer, Request
 from scumble.decode.steps import Denoise
-from scumble.engine.memory import CHUNK, CacheSize, cache_memory, prefix_memory, too_little
+from scumble.engine.memory import CHUNK, cache_memory, prefix_memory, too_little
 from scumble.engine.prefix import Prefixes
 from scumble.engine.row import Deliver, Failed, Outcome, Row
 from scumble.engine.runner import Runner, Work
@@ -26,7 +26,7 @@ class Engine:
         self.model = model
         self.memory = cache_memory(model.device)
         self.runner = Runner(model)
-        self.scheduler = Scheduler(CacheSize(model.config, model.dtype, model.cache_format))
+        self.scheduler = Scheduler(model)
         self.prefixes = Prefixes(model, CHUNK, prefix_memory(model))
         self._counts: Counter[str] = Counter()
         self._new: deque[Row] = deque()
@@ -54,8 +54,8 @@ class Engine:
         scheduler, counts = self.scheduler, self._counts
         return Stats(
             waiting=len(self._new) + len(scheduler.waiting), running=len(scheduler.running),
-            slots=len(self.runner.denoiser.slots), prefix_bytes=self.prefixes.nbytes,
-            cache_bytes=scheduler.reserved, cache_limit=self.memory, **counts,
+            slots=len(self.runner.denoiser.slots(scheduler.running)), prefix_bytes=self.prefixes.nbytes,
+            cache_bytes=scheduler.reserved, cache_limit=self.memory, reused=self.prefixes.reused, **counts,
         )  # fmt: skip
 
     # --- on the thread that steps -----------------------------------------------------------------------------------
@@ -83,50 +83,42 @@ class Engine:
 
     def share_memory(self) -> None:
         """For what running requests need now; then for those that wait; what is left is for cached beginnings."""
-        running, memory = self.scheduler.running, self.memory
-        while self.scheduler.reserved > memory and len(running) > 1:
-            self.preempt(running[-1])
-        for row in self.scheduler.admit(memory):
+        scheduler, memory = self.scheduler, self.memory
+        while (row := scheduler.to_preempt(memory)) is not None:
+            row.forget()  # its canvases stay as they are: it goes on with the very same tokens
+            self._counts["preempted"] += 1
+        for row in scheduler.admit(memory):
             row.cache = self.model.new_cache()
-            if row.wants is None and self.scheduler.least(row) <= memory:
+            if row.wants is None:
                 self.advance(row, None)
-        for row in list(running):
-            if (least := self.scheduler.least(row)) > memory:  # it is alone
-                self.end(row, Failed(too_little(row.tokens, least, memory)))
-        self.prefixes.fit(memory - self.scheduler.reserved)
-
-    def preempt(self, row: Row) -> None:
-        """Let a row wait, without its keys and values; its canvases stay as they are. When there is room again, what it
-        has encoded is encoded again, and it goes on with the very same tokens."""
-        self.scheduler.put_back(row)
-        self.runner.denoiser.set_aside(row)
-        row.forget(self.runner.shares_forwards)
-        self._counts["preempted"] += 1
+        for row in list(scheduler.running):
+            if (needed := scheduler.least(row)) > memory:  # it is alone
+                self.end(row, Failed(too_little(row.tokens, needed, memory)))
+        self.prefixes.fit(memory - scheduler.reserved)
 
     def schedule(self) -> list[Work]:
         """What every running row puts into the next pass."""
         self.prefixes.begin_step()
-        denoiser, batch = self.runner.denoiser, []
-        left = TOKENS - denoiser.slots.tokens
+        batch: list[Work] = []
+        left = TOKENS - sum(slot.length for slot in self.runner.denoiser.slots(self.scheduler.running))
         for row in self.scheduler.turns():
             with self.answerable(row):
-                if not row.again:
-                    denoiser.resume(row)
-                work = self.scheduler.work(row, left, denoiser.slots, self.prefixes)
-                left -= sum(len(one.piece.ids) for one in work if one.piece is not None and not one.slots)
-                batch += work
+                work = self.scheduler.work(row, left, self.prefixes)
+                if work is not None:
+                    left -= 0 if work.ids is None else len(work.ids)
+                    batch.append(work)
+        denoising = [work.row for work in batch if work.is_for(Denoise)]
+        self._counts["passes"] += len(self.runner.denoiser.slots(denoising))
+        self._counts["steps"] += 1
         return batch
 
     def keep(self, batch: list[Work]) -> None:
         """What was encoded may begin other requests, too."""
-        self._counts["steps"] += 1
         for work in batch:
-            self._counts["passes"] += len(work.slots)
-            if work.piece is not None and work.hidden is not None:
-                self._counts["prefilled"] += len(work.piece.ids)
-                work.row.encoded.append(work.piece)
+            if work.ids is not None and work.is_done:
+                self._counts["prefilled"] += len(work.ids)
                 with self.answerable(work.row):
-                    self.prefixes.keep(work.row, work.piece)
+                    self.prefixes.keep(work.row, len(work.ids), is_alone=not work.is_for(Denoise))
 
     def deliver(self, outcome: Outcome) -> None:
         row = outcome.row
@@ -166,11 +158,9 @@ class Engine:
         row.life.close()
         self.scheduler.remove(row)
         self.runner.denoiser.drop(row)
-        row.cache = row.wants = row.unread = None
-        row.encoded, row.again = [], []
+        row.cache = row.wants = None
         self._counts["cancelled" if last is None else "failed" if isinstance(last, Failed) else "finished"] += 1
-        self._counts["tokens"] += row.committed
-        self._counts["reused"] += row.reused
+        self._counts["tokens"] += len(row.answer)
         if last is not None:
             row.deliver(last)
 

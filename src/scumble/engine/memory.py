@@ -1,4 +1,4 @@
-"""How much memory caches take, and how much of it there is."""
+"""How much memory requests take, and how much of it there is."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ UNKNOWN = 4 * 2**30  # bytes for them where the system does not say what there i
 
 
 def cache_memory(device: torch.device) -> int:
-    """Bytes that all caches together may take: half of what the weights have left, on the card or of what this process
-    may take."""
+    """Bytes that all requests together may take: half of what the weights have left, on the card or of what this
+    process may take. The other half is for the tensors of a pass, and for whatever else the process does."""
     room = available(device)
     if room is not None:
         return int(room.bytes * SHARE)
@@ -37,7 +37,9 @@ def prefix_memory(model: Transformer) -> int:
 
 
 class CacheSize:
-    """Bytes of a row's keys and values, by how many tokens they are of; never less than what the buffers take.
+    """Bytes that a row takes: keys and values of so many tokens, never less than what the buffers take; and of each
+    token of its canvases two soft embeddings, the last pass's and the next one's. The rest of a row is small: ids, and
+    what a law keeps. A pass's own tensors are bounded by its tokens, whoever they are of, and fit beside.
 
     form: of a cache in eight bits."""
 
@@ -47,12 +49,14 @@ class CacheSize:
         self.full, self.sliding = (  # bytes a token
             sum(token_bytes(layer, dtype.itemsize, form) for layer in layers) for layers in (full, sliding)
         )
-        # A sliding layer keeps a window, and what is added at a time: a chunk, or a commit and the next canvas.
-        self.most = config.sliding_window + max(CHUNK, 2 * config.canvas_length)
+        self.soft = 2 * 4 * config.hidden_size
+        # A sliding layer keeps a window, and what is added at a time: a chunk, and the next canvas.
+        self.most = config.sliding_window + CHUNK + config.canvas_length
         self.whole = 0 if form is None else max(token_bytes(layer, dtype.itemsize) for layer in full)
 
-    def __call__(self, tokens: int) -> int:
-        return capacity(tokens) * self.full + capacity(min(tokens, self.most)) * self.sliding
+    def __call__(self, tokens: int, canvas_tokens: int = 0) -> int:
+        cache = capacity(tokens) * self.full + capacity(min(tokens, self.most)) * self.sliding
+        return cache + canvas_tokens * self.soft
 
     def room(self, tokens: int) -> int:
         """Bytes in which a forward makes one layer of a row whole, where that is needed (model/rounding.py: Room)."""
@@ -61,6 +65,6 @@ class CacheSize:
 
 def too_little(tokens: int, needed: int, memory: int) -> InvalidRequest:
     return InvalidRequest(
-        f"the request needs {size(needed)} for keys and values of {tokens} tokens, the engine has {size(memory)}; "
+        f"the request needs {size(needed)} for its {tokens} tokens, the engine has {size(memory)}; "
         "shorten the prompt or max_new_tokens"
     )

@@ -19,7 +19,7 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
-from scumble.engine.row import Piece, Row
+from scumble.engine.row import Row
 from scumble.model import Cache, Transformer
 
 SHORT = 16  # tokens a block where a prompt may be cut anywhere
@@ -42,6 +42,7 @@ class Prefixes:
         self.model, self.chunk, self.room = model, chunk, room
         self.blocks: OrderedDict[bytes, Block] = OrderedDict()
         self.nbytes = 0
+        self.reused = 0  # tokens that were taken up, of all rows
         self.limit = room  # of the room, what requests that run leave of it
         self._claimed: set[bytes] = set()
 
@@ -58,66 +59,55 @@ class Prefixes:
         self.limit = max(0, min(self.room, memory))
         self._shrink_to(self.limit)
 
-    def is_whole(self, piece: Piece) -> bool:
-        """Whether blocks are bit for bit what encoding the piece gives."""
-        return self.size < self.chunk or (len(piece.ids) == self.chunk and not piece.canvases)
-
-    def take_up(self, row: Row, ids: Tensor) -> int:
-        """Fill a row's cache with what is known of the ids that come next; returns how many that is."""
+    def take_up(self, row: Row) -> int:
+        """Fill a row's cache with what is known of its text, but for the last token; returns how much that is."""
         assert row.cache is not None
         found: list[Block] = []
-        name = self._name_at(row)
-        while name is not None and (len(found) + 1) * self.size <= len(ids):
-            name = named(name, ids[len(found) * self.size : (len(found) + 1) * self.size])
-            block = self.blocks.get(name)
-            if block is None:
-                break
+        if row.cache.length != len(row.blocks) * self.size:  # it stands in the middle of a block
+            return 0
+        while (name := self._next_name(row, row.length - 1)) is not None and name in self.blocks:
             self.blocks.move_to_end(name)
-            found.append(block)
-            row.names.append(name)
+            found.append(self.blocks[name])
+            row.blocks.append(name)
         if found:
             restore(row.cache, [block.layers for block in found])
-        row.reused += len(found) * self.size
+        self.reused += len(found) * self.size
         return len(found) * self.size
 
-    def claim(self, row: Row, ids: Tensor) -> bool:
-        """A row is about to encode these ids. False: another one encodes the same block in this very step, so it is
-        better to wait for it."""
-        name = self._name_at(row)
-        if name is None or len(ids) < self.size:
-            return True
-        name = named(name, ids[: self.size])
-        is_free = name not in self._claimed
-        self._claimed.add(name)
-        return is_free
+    def claim(self, row: Row) -> bool:
+        """A row is about to encode what comes next of its text. False: another one encodes the same block in this very
+        step, so it is better to wait for it."""
+        name = self._next_name(row, row.length)
+        if name in self._claimed:
+            return False
+        self._claimed |= set() if name is None else {name}
+        return True
 
-    def keep(self, row: Row, piece: Piece) -> None:
-        """Make blocks of what a row has just encoded, as far as they are full."""
-        cache, size, ids = row.cache, self.size, piece.ids
+    def keep(self, row: Row, tokens: int, is_alone: bool) -> None:
+        """Make blocks of the last tokens of a row's context, which it has just encoded, as far as they are full.
+        is_alone: no canvas was in the same forward."""
+        cache, size = row.cache, self.size
         assert cache is not None
         # A single token may go another way through the model than a prompt does; a long block has to be a chunk alone.
-        is_fit = len(ids) > 1 if size < self.chunk else self.is_whole(piece) and not len(row.tail)
-        behind = torch.cat((row.tail, ids))  # all ids behind the last full block
-        first = len(row.names) * size
-        full = len(behind) // size * size
-        row.tail = behind[full:]
+        is_fit = tokens > 1 if size < self.chunk else tokens == size and is_alone
         row.is_findable &= is_fit
-        for begin in range(0, full, size):
-            before = row.names[-1] if row.names else ROOT
-            name = named(before, behind[begin : begin + size])
-            row.names.append(name)
-            if row.is_findable and name not in self.blocks:
-                layers = copied(cache, first + begin, size)
+        while row.is_findable and (name := self._next_name(row, cache.length)) is not None:
+            if name not in self.blocks:
+                layers = copied(cache, len(row.blocks) * size, size)
                 if layers is None:  # a sliding layer has let go of some of them
                     row.is_findable = False
-                else:
-                    self._add(name, layers)
+                    return
+                self._add(name, layers)
+            row.blocks.append(name)
 
-    def _name_at(self, row: Row) -> bytes | None:
-        """The name of the block that ends where the row's context does; None: there is none to go on from."""
-        if len(row.tail) or not row.is_findable:
+    def _next_name(self, row: Row, end: int) -> bytes | None:
+        """The name of the block behind the row's last one; None: its text, up to `end`, has none, or none that others
+        could go on from."""
+        begin = len(row.blocks) * self.size
+        if not row.is_findable or begin + self.size > end:
             return None
-        return row.names[-1] if row.names else ROOT
+        before = row.blocks[-1] if row.blocks else ROOT
+        return blake2b(before + row.ids(begin, begin + self.size).numpy().tobytes(), digest_size=16).digest()
 
     def _add(self, name: bytes, layers: Layers) -> None:
         nbytes = sum(part.nbytes for parts in layers for part in parts)
@@ -129,10 +119,6 @@ class Prefixes:
     def _shrink_to(self, nbytes: int) -> None:
         while self.nbytes > nbytes:
             self.nbytes -= self.blocks.popitem(last=False)[1].nbytes
-
-
-def named(before: bytes, ids: Tensor) -> bytes:
-    return blake2b(before + ids.numpy().tobytes(), digest_size=16).digest()
 
 
 def copied(cache: Cache, first: int, size: int) -> Layers | None:

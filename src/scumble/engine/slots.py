@@ -7,7 +7,7 @@ diffusion/canvas.py). Tensors are put together anew only when canvases join or l
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
@@ -16,16 +16,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scumble.decode.constraint import Law
-from scumble.decode.steps import Start
+from scumble.decode.steps import Denoised, Start
 from scumble.diffusion import Address, Canvas, Proposal, SeededNoise
 from scumble.engine.row import Row
+from scumble.ops import VocabQuery
+from scumble.ops.classes import Classified
 
 T = TypeVar("T")
 
 
 @dataclass(eq=False)
 class Slot:
-    """The host's side of one canvas. soft [length, D]: what a pass leaves for the next; None before the first."""
+    """The host's side of one canvas. soft [length, D]: what a pass leaves for the next; None before the first.
+
+    home, place: the tensors in which its canvas lies, and which of the S there it is; None before the first pass.
+    asked: what the request's own noise and law have said in this pass. error: what one of them raised, or that its
+    numbers are none. result: when it is done.
+    """
 
     row: Row
     candidate: int
@@ -33,17 +40,21 @@ class Slot:
     start: Start
     pass_index: int = 0
     soft: Tensor | None = None
-    place: int = -1  # which of the S it is at present
-    is_done: bool = False
-    error: Exception | None = None  # of its own noise or law
+    home: Slots | None = None
+    place: int = -1
+    asked: dict[str, Any] = field(default_factory=dict)
+    error: Exception | None = None
+    result: Denoised | None = None
 
-    def tried(self, call: Callable[[], T]) -> T | None:
-        """What the request's own noise or law says; None after an error, which ends the request and nobody else's."""
+    def ask(self, name: str, call: Callable[[], T]) -> T | None:
+        """What the request's own noise or law says. It is asked once a pass, even if the pass is computed again for an
+        error of somebody else's. None after an error, which ends the request and nobody else's."""
         try:
-            return call() if self.error is None else None
+            if self.error is None and name not in self.asked:
+                self.asked[name] = call()
         except Exception as error:
             self.error = error
-            return None
+        return self.asked.get(name) if self.error is None else None
 
     @property
     def length(self) -> int:
@@ -65,6 +76,26 @@ class Slot:
     def is_last_pass(self) -> bool:
         return self.pass_index + 1 == self.row.request.schedule.passes
 
+    @property
+    def ids(self) -> Tensor:
+        """What stands on its canvas [length]."""
+        return self.start.canvas.ids[0] if self.home is None else self.home.canvas.ids[self.place, : self.length]
+
+    def state(self, device: torch.device) -> tuple[Tensor, ...]:
+        """Its own part of canvas, previous, unchanged and pass_index (see Slots)."""
+        rows, own = slice(self.place, self.place + 1), self.start.canvas
+        if self.home is None:
+            zero = torch.zeros(1, dtype=torch.int64, device=device)
+            return own.ids.to(device), own.pinned.to(device), torch.full_like(own.ids, -1, device=device), zero, zero
+        home, at = self.home, (rows, slice(self.length))
+        return (
+            home.canvas.ids[at],
+            home.canvas.pinned[at],
+            home.previous[at],
+            home.unchanged[rows],
+            home.pass_index[rows],
+        )
+
 
 @dataclass(eq=False)
 class Slots:
@@ -80,45 +111,18 @@ class Slots:
 
     def __post_init__(self) -> None:
         for place, slot in enumerate(self.slots):
-            slot.place = place
+            slot.home, slot.place = self, place
 
     @classmethod
-    def starting(cls, slots: Sequence[Slot], vocab: int, device: torch.device) -> Slots:
-        """Canvases before their first pass."""
-        length = max((slot.length for slot in slots), default=0)
-        ids, pinned = torch.zeros(0, length, dtype=torch.int64), torch.ones(0, length, dtype=torch.bool)
-        ids = torch.cat([ids, *(padded(slot.start.canvas.ids, length, 0) for slot in slots)]).to(device)
-        pinned = torch.cat([pinned, *(padded(slot.start.canvas.pinned, length, True) for slot in slots)]).to(device)
-        zeros = ids.new_zeros(len(slots))
-        return cls(list(slots), Canvas(ids, pinned), torch.full_like(ids, -1), zeros, zeros, vocab)
-
-    @classmethod
-    def joined(cls, parts: Sequence[Slots]) -> Slots:
-        """Several as one."""
-        length = max(part.canvas.ids.shape[1] for part in parts)
-        return cls(
-            [slot for part in parts for slot in part.slots],
-            Canvas(
-                torch.cat([padded(part.canvas.ids, length, 0) for part in parts]),
-                torch.cat([padded(part.canvas.pinned, length, True) for part in parts]),
-            ),
-            torch.cat([padded(part.previous, length, -1) for part in parts]),
-            torch.cat([part.unchanged for part in parts]),
-            torch.cat([part.pass_index for part in parts]),
-            parts[0].vocab,
-        )
-
-    def taken(self, wanted: Callable[[Slot], bool]) -> Slots:
-        """Those canvases alone."""
-        places = [place for place, slot in enumerate(self.slots) if wanted(slot)]
-        if len(places) == len(self.slots):
-            return self
-        taken = [self.slots[place] for place in places]
-        length = max((slot.length for slot in taken), default=0)
-        rows = torch.tensor(places, dtype=torch.int64, device=self.device)
-        canvas = Canvas(self.canvas.ids[rows, :length], self.canvas.pinned[rows, :length])
-        previous = self.previous[rows, :length]
-        return Slots(taken, canvas, previous, self.unchanged[rows], self.pass_index[rows], self.vocab)
+    def of(cls, slots: list[Slot], vocab: int, device: torch.device) -> Slots:
+        """These canvases, as far as each has come: the tensors in which they lie, if they are all that lies there."""
+        home = slots[0].home
+        if home is not None and home.slots == slots:
+            return home
+        length = max(slot.length for slot in slots)
+        ids, pinned, previous, unchanged, passes = zip(*(slot.state(device) for slot in slots), strict=True)
+        canvas = Canvas(padded(ids, length, 0), padded(pinned, length, True))
+        return cls(slots, canvas, padded(previous, length, -1), torch.cat(unchanged), torch.cat(passes), vocab)
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -127,51 +131,44 @@ class Slots:
     def device(self) -> torch.device:
         return self.canvas.ids.device
 
-    @property
-    def tokens(self) -> int:
-        return sum(slot.length for slot in self.slots)
-
     @cached_property
     def rules(self) -> Rules:
         return Rules(self)
-
-    def ids(self, slot: Slot) -> Tensor:
-        """What stands on one slot's canvas [length]."""
-        return self.canvas.ids[slot.place, : slot.length]
 
     def move_on(self, canvas: Canvas, argmax: Tensor, unchanged: Tensor) -> None:
         """A pass is over."""
         self.canvas, self.previous, self.unchanged = canvas, argmax, unchanged
         self.pass_index = self.pass_index + 1
         for slot in self.slots:
-            slot.pass_index += 1
+            slot.pass_index, slot.asked = slot.pass_index + 1, {}
 
 
 class Rules:
     """The settings of S slots as tensors, and how their positions lie packed, one slot after another, N in all."""
 
     def __init__(self, slots: Slots):
-        self.slots = slots
-        device = slots.device
+        self.slots, device = slots, slots.device
         requests = [slot.row.request for slot in slots.slots]
-        lengths = [slot.length for slot in slots.slots]
-        self.length = max(lengths, default=0)
+        lengths = torch.tensor([slot.length for slot in slots.slots])
+        self.length = int(lengths.max())
         self.samplers = stacked([request.sampler for request in requests], device)
         self.stoppings = stacked([request.stopping for request in requests], device)
         self.passes = torch.tensor([request.schedule.passes for request in requests], device=device)
         self.is_greedy = torch.tensor([[request.config.temperature == 0] for request in requests], device=device)
         self.takes_sample = torch.tensor([[request.config.commit == "sample"] for request in requests], device=device)
         noises = [slot.start.noise for slot in slots.slots]
-        seeded = [noise if type(noise) is SeededNoise else SeededNoise(0) for noise in noises]
-        self.address = Address.of(seeded, [slot.index for slot in slots.slots], device) if noises else None
         self.given = [slot for slot in slots.slots if type(slot.start.noise) is not SeededNoise]
-        self._is_even = len(set(lengths)) < 2
-        ends = torch.tensor(lengths, dtype=torch.int64).cumsum(0)
-        begins = ends - torch.tensor(lengths, dtype=torch.int64)
-        place = torch.arange(self.length)
-        inside = place < torch.tensor(lengths, dtype=torch.int64)[:, None]
-        self._packed = inside.flatten().nonzero()[:, 0].to(device)  # [N] places in S · L
-        self._padded = torch.where(inside, begins[:, None] + place, 0).to(device)  # [S, L] places in N
+        seeded = [noise if isinstance(noise, SeededNoise) else SeededNoise(0) for noise in noises]
+        self.address = Address.of(seeded, [slot.index for slot in slots.slots], device)
+        self.allowed, self.mask = masks(slots.slots, slots.vocab, device)
+        self._owner = torch.arange(len(requests)).repeat_interleave(lengths).to(device)  # [N] the slot of each position
+        self._begins = (lengths.cumsum(0) - lengths).tolist()
+        self._is_even = bool((lengths == self.length).all())
+        if not self._is_even:
+            place, begins = torch.arange(self.length), torch.tensor(self._begins)
+            inside = place < lengths[:, None]
+            self._packed = inside.flatten().nonzero()[:, 0].to(device)  # [N] places in S · L
+            self._padded = torch.where(inside, begins[:, None] + place, 0).to(device)  # [S, L] places in N
 
     def pack(self, values: Tensor) -> Tensor:
         """[S, L] -> [N]"""
@@ -183,10 +180,9 @@ class Rules:
 
     def noise(self) -> tuple[Tensor, Tensor]:
         """Of this pass: uniforms [S, L] float64 and ids to renoise [S, L]; on the device, but for what is handed in."""
-        assert self.address is not None
         uniforms, fresh = self.address.draw(self.slots.pass_index, self.length, self.slots.vocab)
         for slot in self.given:
-            drawn = slot.tried(partial(self._given, slot))
+            drawn = slot.ask("noise", partial(self._given, slot))
             if drawn is not None:
                 uniforms[slot.place, : slot.length], fresh[slot.place, : slot.length] = drawn
         return uniforms, fresh
@@ -195,6 +191,25 @@ class Rules:
         noise, at = slot.start.noise, (slot.index, slot.pass_index, slot.length)
         drawn = torch.as_tensor(noise.uniform(*at)), torch.as_tensor(noise.renoise(*at, self.slots.vocab))
         return drawn[0].to(self.slots.device), drawn[1].to(self.slots.device)
+
+    def query(self, uniforms: Tensor) -> VocabQuery:
+        """What is asked of the vocabulary operator about all positions [N] in one call. uniforms [S, L]."""
+        slots, temperatures = self.slots.slots, [slot.temperature for slot in self.slots.slots]
+        heat: float | Tensor = temperatures[0]
+        if len(set(temperatures)) > 1:
+            heat = torch.tensor(temperatures).to(uniforms.device)[self._owner]
+        return VocabQuery(
+            heat,
+            self.allowed,
+            None if all(slot.is_greedy for slot in slots) else self.pack(uniforms),
+            want_soft=not all(slot.is_last_pass for slot in slots),  # nothing follows that would read a soft embedding
+            classes=[
+                Classified(slot.law.classes, begin, begin + slot.length)
+                for slot, begin in zip(slots, self._begins, strict=True)
+                if slot.law is not None and slot.law.classes is not None
+            ],
+            mask=self.mask,
+        )
 
     def accept(self, proposal: Proposal) -> Tensor:
         return self._by_rule(self.samplers, lambda rule: rule.accept(self.slots.canvas, proposal))
@@ -211,6 +226,20 @@ class Rules:
         return result
 
 
+def masks(slots: Sequence[Slot], vocab: int, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    """The different masks of the slots' positions [m, V], the first of which allows all, and each position's [N]; or
+    nothing, where no position has any."""
+    every, found, which = [torch.ones(vocab, dtype=torch.bool)], {}, []  # found: by address, masks are shared
+    for slot in slots:
+        allowed = slot.start.restriction.allowed
+        for mask in allowed.values():
+            if id(mask) not in found:
+                found[id(mask)] = len(every)
+                every.append(mask)
+        which += [found[id(allowed[place])] if place in allowed else 0 for place in range(slot.length)]
+    return (torch.stack(every).to(device), torch.tensor(which).to(device)) if found else (None, None)
+
+
 def stacked(rules: Sequence[Any], device: torch.device) -> list[tuple[Any, Tensor]]:
     """(one rule for all S slots, which of them it is for [S]), by kind of rule. Where a slot has another kind, the rule
     has the numbers of the first of its own kind there."""
@@ -224,6 +253,6 @@ def stacked(rules: Sequence[Any], device: torch.device) -> list[tuple[Any, Tenso
     return out
 
 
-def padded(values: Tensor, length: int, value: int) -> Tensor:
-    """[S, l ≤ length] -> [S, length]"""
-    return values if values.shape[1] == length else F.pad(values, (0, length - values.shape[1]), value=value)
+def padded(parts: Sequence[Tensor], length: int, value: int) -> Tensor:
+    """[1, l ≤ length] of each slot -> [S, length]"""
+    return torch.cat([F.pad(part, (0, length - part.shape[1]), value=value) for part in parts])

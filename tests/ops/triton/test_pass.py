@@ -57,7 +57,7 @@ def replayed(rows: int) -> list[str]:
     row = Row(make_request([5, 6, 7], config, {}, RELEASE), lambda event: None)
     noise = SeededNoise(1)
     start = Start(start_canvas(noise, 0, RELEASE.canvas_length, RELEASE.vocab_size), noise, Restriction())
-    slots = Slots.starting([Slot(row, 0, 0, start) for _ in range(rows)], RELEASE.vocab_size, META)
+    slots = Slots.of([Slot(row, 0, 0, start) for _ in range(rows)], RELEASE.vocab_size, META)
     static = StaticPass(model, Arena(model, rows, 1024, RELEASE.canvas_length), slots, True, 16)
     with recorded(90) as launches:
         done = static.compute()

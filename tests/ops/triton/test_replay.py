@@ -142,8 +142,8 @@ def test_what_needs_the_host_is_not_replayed() -> None:
             made.add(request, not_failed)
         for _ in range(2):
             made.step()
-        assert len(made.runner.denoiser.slots) == len(requests)
-        assert replay.fits(made.runner.denoiser.slots) == is_fit
+        assert made.stats.slots == len(requests)
+        assert replay.fits(made.runner.denoiser.together(made.scheduler.running)) == is_fit
 
 
 def test_without_memory_passes_run_as_ever(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -56,9 +56,30 @@ def make_request(
                 "first is empty, so nothing could begin the answer; give at least one id, or None for any"
             )
         parts.append(OneOf(tuple(firsts)))
-    drafted = () if draft is None else _drafted(draft, _set(full.max_new_tokens), model)
-    plain = _as_set(ids, full, model)
-    return replace(plain, noises=_noises(noise, full), constraint=together(parts), draft=drafted, typed=typed)
+    scale = full.temperature or 1.0  # 0 keeps the schedule's scale and proposes the argmax instead
+    is_read = full.logprobs is not None or _set(full.best_of) > 1 or _set(full.revisions) > 0
+    longest = full.canvas_length if isinstance(full.canvas_length, int) else model.canvas_length
+    return Request(
+        prompt=ids,
+        config=full,
+        vocab=model.vocab_size,
+        max_new_tokens=_set(full.max_new_tokens),
+        shortest=longest if isinstance(full.canvas_length, int) else min(SHORTEST_CANVAS, longest),
+        longest=longest,
+        eos_ids=frozenset() if full.ignore_eos else frozenset(model.eos_token_ids),
+        pad_id=None if full.ignore_eos or model.pad_token_id in model.eos_token_ids else model.pad_token_id,
+        silent_ids=frozenset({*model.eos_token_ids, model.pad_token_id} - {None}),
+        schedule=LinearTemperature(_set(full.t_min) * scale, _set(full.t_max) * scale, _set(full.max_denoising_steps)),
+        sampler=EntropyBound(_set(full.entropy_bound)),
+        stopping=StableAndConfident(
+            _set(full.stability_threshold), _set(full.confidence_threshold), _set(full.stability)
+        ),
+        selector=Likeliest(_set(full.revisions)) if is_read else AsDenoised(),
+        noises=_noises(noise, full),
+        constraint=together(parts),
+        draft=() if draft is None else _drafted(draft, _set(full.max_new_tokens), model),
+        typed=typed,
+    )
 
 
 def _drafted(draft: Sequence[int] | Tensor, room: int, model: ModelConfig) -> tuple[int, ...]:
@@ -73,31 +94,6 @@ def _drafted(draft: Sequence[int] | Tensor, room: int, model: ModelConfig) -> tu
             "raise max_new_tokens, or shorten the draft"
         )
     return ids
-
-
-def _as_set(ids: Tensor, full: GenerationConfig, model: ModelConfig) -> Request:
-    """A request by its settings alone; every name that RELEASE_DEFAULTS holds is set in `full`."""
-    scale = full.temperature or 1.0  # 0 keeps the schedule's scale and proposes the argmax instead
-    is_read = full.logprobs is not None or _set(full.best_of) > 1 or _set(full.revisions) > 0
-    has_fixed_length = isinstance(full.canvas_length, int)
-    longest = full.canvas_length if isinstance(full.canvas_length, int) else model.canvas_length
-    return Request(
-        prompt=ids,
-        config=full,
-        vocab=model.vocab_size,
-        max_new_tokens=_set(full.max_new_tokens),
-        shortest=longest if has_fixed_length else min(SHORTEST_CANVAS, longest),
-        longest=longest,
-        eos_ids=frozenset() if full.ignore_eos else frozenset(model.eos_token_ids),
-        pad_id=None if full.ignore_eos or model.pad_token_id in model.eos_token_ids else model.pad_token_id,
-        silent_ids=frozenset({*model.eos_token_ids, model.pad_token_id} - {None}),
-        schedule=LinearTemperature(_set(full.t_min) * scale, _set(full.t_max) * scale, _set(full.max_denoising_steps)),
-        sampler=EntropyBound(_set(full.entropy_bound)),
-        stopping=StableAndConfident(
-            _set(full.stability_threshold), _set(full.confidence_threshold), _set(full.stability)
-        ),
-        selector=Likeliest(_set(full.revisions)) if is_read else AsDenoised(),
-    )
 
 
 def _noises(noise: Noise | None, full: GenerationConfig) -> tuple[Noise, ...]:

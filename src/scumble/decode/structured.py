@@ -110,7 +110,9 @@ class StructureLaw:
             uniforms,
         )
         if not np.isfinite(law.log_probability):
-            raise StructureError("the pinned ids leave no canvas that the structure allows; pin fewer or other ids")
+            raise StructureError(
+                "the ids that are pinned or forbidden leave no canvas that the structure allows; pin or forbid fewer"
+            )
         entropy = np.zeros(len(ids), np.float32)
         entropy[:n] = law.entropies
         argmax = self.filled(found.best_ids(np.arange(n), law.likely), ids, pinned)

@@ -52,7 +52,7 @@ class Row:
     blocks: list[bytes] = field(default_factory=list)
     is_findable: bool = True
     is_over: bool = False
-    _uniforms: list[float] = field(default_factory=list)
+    _uniforms: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.life = live(self.request)
@@ -116,12 +116,12 @@ class Row:
         """Token number `index`'s own number in [0, 1): canvas `index`, pass 0, position 0."""
         if self.request.config.temperature == 0:
             return 0.0
-        noise = self.request.noises[0]
-        if type(noise) is not SeededNoise:
-            return float(noise.uniform(index, 0, 1)[0])
-        if index % BLOCK == 0:
-            self._uniforms = noise.first_uniforms(index, BLOCK).tolist()
-        return self._uniforms[index % BLOCK]
+        if index not in self._uniforms:  # noise that is handed in is asked once, also where a step is computed again
+            noise = self.request.noises[0]
+            is_seeded = isinstance(noise, SeededNoise)
+            drawn = noise.first_uniforms(index, BLOCK) if is_seeded else noise.uniform(index, 0, 1)
+            self._uniforms = dict(enumerate(torch.as_tensor(drawn).tolist(), index))
+        return self._uniforms[index]
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ class Transformer(nn.Module):
 
         After an error the caches hold what they held before.
         """
-        inputs, positions, denoise, heard = [], [], [], []
+        positions, denoise, heard = [], [], []
         ahead: dict[Cache, int] = {}  # tokens that earlier segments of this batch append
         needed: dict[Cache, int] = {}  # tokens that a cache must have room for
         for segment in segments:
@@ -193,18 +193,16 @@ class Transformer(nn.Module):
             needed[segment.cache] = max(needed.get(segment.cache, 0), before + n)
             if segment.mode == "encode":
                 ahead[segment.cache] = before + n
-            denoises = segment.mode == "denoise"
-            inputs.append(self.condition(segment.tokens, segment.soft) if denoises else self.embed(segment.tokens))
             positions.append(torch.arange(first, first + n, device=self.device))
-            denoise.append(torch.full((n, 1), denoises, device=self.device))
-            heard.append(torch.full((n,), not segment.quiet, device=self.device))
+            denoise.append((segment.mode == "denoise", n))
+            heard.append((not segment.quiet, n))
         try:
             for cache, tokens in needed.items():
                 cache.reserve(tokens)
             hidden = self.body(
-                torch.cat(inputs), torch.cat(positions), torch.cat(denoise),
+                self._inputs(segments), torch.cat(positions), self._flags(denoise)[:, None],
                 SegmentAttention(segments, self.config, self.ops),
-                torch.cat(heard) if any(segment.quiet for segment in segments) else None,
+                self._flags(heard) if any(segment.quiet for segment in segments) else None,
             )  # fmt: skip
         except BaseException:
             for cache in needed:
@@ -215,6 +213,37 @@ class Transformer(nn.Module):
                 segment.cache.length += segment.tokens.shape[0]
         return hidden
 
+    def _inputs(self, segments: Sequence[Segment]) -> Tensor:
+        """What goes into the first layer [N, D]. All tokens that are encoded are embedded in one call, and all that are
+        denoised are conditioned in another."""
+        denoised = [segment for segment in segments if segment.mode == "denoise"]
+        encoded = [segment for segment in segments if segment.mode != "denoise"]
+        made: dict[bool, Iterator[Tensor]] = {}
+        for is_denoised, own in ((False, encoded), (True, denoised)):
+            if own:
+                tokens = torch.cat([segment.tokens for segment in own])
+                x = self.condition(tokens, self._soft(own)) if is_denoised else self.embed(tokens)
+                if len(own) == len(segments):
+                    return x
+                made[is_denoised] = iter(x.split([segment.tokens.shape[0] for segment in own]))
+        return torch.cat([next(made[segment.mode == "denoise"]) for segment in segments])
+
+    def _soft(self, segments: Sequence[Segment]) -> Tensor | None:
+        """Of the previous pass [n, D]; zeros in a canvas's first pass, None where it is the first one of all."""
+        parts = []
+        for segment in segments:
+            shape = segment.tokens.shape[0], self.config.hidden_size
+            if segment.soft is not None and segment.soft.shape != shape:
+                raise ValueError(f"soft embeddings must be {shape}, found {tuple(segment.soft.shape)}")
+            parts.append(torch.zeros(shape, device=self.device) if segment.soft is None else segment.soft)
+        return torch.cat(parts) if any(segment.soft is not None for segment in segments) else None
+
+    def _flags(self, runs: Sequence[tuple[bool, int]]) -> Tensor:
+        """[N] bool from runs of so many equal ones."""
+        if len({flag for flag, _ in runs}) == 1:
+            return torch.full((sum(n for _, n in runs),), runs[0][0], device=self.device)
+        return torch.cat([torch.full((n,), flag, device=self.device) for flag, n in runs])
+
     def embed(self, tokens: Tensor) -> Tensor:
         """Embedding × √D. The factor is rounded to the model's dtype, as the released weights were trained with."""
         return self.embed_tokens(tokens) * self._scale
@@ -222,11 +251,8 @@ class Transformer(nn.Module):
     def condition(self, tokens: Tensor, soft: Tensor | None) -> Tensor:
         """Input of a denoise segment: canvas embeddings joined with the soft embedding of the previous pass."""
         embedded = self.embed(tokens)
-        if soft is None:
-            return self.self_conditioning.mix(embedded, torch.zeros_like(embedded))
-        if soft.shape != embedded.shape:
-            raise ValueError(f"soft embeddings must be {tuple(embedded.shape)}, found {tuple(soft.shape)}")
-        return self.self_conditioning.mix(embedded, soft.to(self.dtype) * self._scale)
+        scaled = torch.zeros_like(embedded) if soft is None else soft.to(self.dtype) * self._scale
+        return self.self_conditioning.mix(embedded, scaled)
 
     @property
     def _scale(self) -> float:

@@ -40,7 +40,7 @@ def launched(segments: int, tokens: int) -> list[str]:
 
 
 def test_a_pass_waits_for_nothing_and_rows_share_their_launches() -> None:
-    """Attention is launched row by row, as is what mixes soft embeddings in; all else once for all rows."""
+    """Attention is launched row by row; all else, what mixes soft embeddings in too, once for all rows."""
     one, four = launched(1, 256), launched(4, 256)
     layers = len(RELEASE.layers)
     for name in ("router", "up plain", "down plain", "attention tail", "layer tail"):

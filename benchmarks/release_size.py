@@ -9,7 +9,8 @@ of 512 tokens with one canvas; then a few tokens are written one by one. Random 
 a canvas takes all the passes that it may: --passes says how many.
 
 Prints one JSON object. Peaks are what the system counts as resident, mapped file pages included.
---layers and --experts make a smaller one, to try the script.
+--layers and --experts make a smaller one, to try the script. --calibrate TOKENS rounds by so many tokens of the
+standard library, and tells the CPU seconds of each part; --layers 1 --convert-only measures one full layer.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import argparse
 import json
 import math
 import multiprocessing
+import shutil
+import sysconfig
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +29,7 @@ from typing import Any
 import torch
 
 from scumble import LLM, GenerationConfig
+from scumble.checkpoint.calibrate.run import TOKENS
 from scumble.checkpoint.convert import KEPT, convert, finish, ignored
 from scumble.checkpoint.files import Stored
 from scumble.checkpoint.gguf.reader import read_gguf
@@ -37,6 +41,7 @@ from scumble.checkpoint.pieces import plan_files
 from scumble.checkpoint.schemes import Assembled, Entry
 from scumble.checkpoint.stream import Slot, StreamedFile
 from scumble.config import parse_model_config
+from scumble.llm import embedded_path
 from scumble.model import weight_shapes
 
 SHARD = 5 * 10**9
@@ -161,8 +166,18 @@ def add_tokenizer(folder: Path, vocabulary: Path) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def convert_and_delete(source: Path, out: Path) -> None:
-    """convert; source files whose weights all are in finished files go at once."""
+def add_texts(source: Path) -> Path:
+    """What to calibrate with; without a tokenizer of its own the folder gets the embedded model's."""
+    if not (source / "tokenizer.json").exists():
+        shutil.copyfile(embedded_path() / "tokenizer.json", source / "tokenizer.json")
+    texts = source.with_name("texts.txt")
+    texts.write_text((Path(sysconfig.get_paths()["stdlib"]) / "argparse.py").read_text(encoding="utf-8"))
+    return texts
+
+
+def convert_and_delete(source: Path, out: Path, texts: Path | None, tokens: int, threads: int) -> dict[str, Any]:
+    """convert; source files whose weights all are in finished files go at once. -> CPU seconds by part."""
+    torch.set_num_threads(threads)
     found = read_contents(source)
     pending: dict[Path, set[str]] = {}
     for stored in found.tensors.values():
@@ -170,12 +185,15 @@ def convert_and_delete(source: Path, out: Path) -> None:
         part = ".".join(name.split(".")[:2]) if name.startswith("layers.") else "the rest"
         part = "vision" if "vision" in stored.key else part
         pending.setdefault(stored.file, set()).add(part)
-    for step in convert(source, out, "int4"):
+    seconds, begin = {}, time.process_time()
+    for step in convert(source, out, "int4", calibrate=texts, tokens=tokens):
+        seconds[step.part], begin = round(time.process_time() - begin, 1), time.process_time()
         for file, parts in list(pending.items()):
             parts.discard(step.part)
             if not parts:
                 file.unlink()
                 del pending[file]
+    return {"cpu_seconds": seconds}
 
 
 def status(name: str) -> float:
@@ -249,6 +267,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16, help="to write one by one")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--answer-only", action="store_true", help="make the int4 folder itself; needs 16 GB")
+    parser.add_argument("--convert-only", action="store_true", help="ask the result nothing")
+    parser.add_argument("--calibrate", type=int, metavar="TOKENS", help="round by what so many tokens give the layers")
     parser.add_argument("--keep", action="store_true", help="leave the converted folder there")
     arguments = parser.parse_args()
     source, out = arguments.folder / "bf16", arguments.folder / "int4"
@@ -271,10 +291,13 @@ def main() -> None:
             print(json.dumps(report["made"]), flush=True)
         if arguments.vocabulary:
             add_tokenizer(source, arguments.vocabulary)
-        report["converted"] = apart(convert_and_delete, source, out)
+        texts = add_texts(source) if arguments.calibrate else None
+        count = arguments.calibrate or TOKENS
+        report["converted"] = apart(convert_and_delete, source, out, texts, count, arguments.threads)
         report["converted"]["gb"] = round(sum(file.stat().st_size for file in out.iterdir()) / 1e9, 2)
         print(json.dumps(report["converted"]), flush=True)
-    report["answered"] = apart(answer, out, arguments.passes, arguments.tokens, arguments.threads)
+    if not arguments.convert_only:
+        report["answered"] = apart(answer, out, arguments.passes, arguments.tokens, arguments.threads)
     print(json.dumps(report))
     if not arguments.keep:
         for folder in (source, out):

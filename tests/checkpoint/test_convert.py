@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from compressed_tensors.quantization import QuantizationConfig
+from compressed_tensors.quantization import QuantizationConfig, QuantizationScheme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -20,6 +23,7 @@ from scumble.checkpoint import pieces as module
 from scumble.checkpoint.convert import FORMS, convert
 from scumble.checkpoint.pack import packing, round_fp4
 from scumble.formats.int4 import FP4
+from scumble.formats.int4_weights import Int4Weight
 from tiny import prompt, save_folder
 
 ERROR = {"int4": 0.09, "int8": 0.01, "fp8": 0.03, "nvfp4": 0.11}  # relative, of normal numbers rounded to the nearest
@@ -68,6 +72,7 @@ def test_the_reference_package_unpacks_the_same_numbers(source, tmp_path, form):
     for name in ("layers.0.self_attn.q_proj", "layers.1.mlp.down_proj"):
         prefix = f"model.decoder.{name}."
         parts = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        assert isinstance(scheme, QuantizationScheme)
         theirs = unpacked(parts, scheme, compressor)
         torch.testing.assert_close(ours.get_submodule(name).weight, theirs, rtol=2e-6, atol=0)
 
@@ -91,8 +96,12 @@ def test_it_runs_as_the_folder_rounded_at_load_does(source, tmp_path):
     """Rounding while converting and rounding while loading are one; only self-conditioning is left as it is."""
     converted = load_checkpoint(run(source, tmp_path / "out", keep=[]))
     rounded = load_checkpoint(source, "int4")
-    for one, other in zip(converted.layers, rounded.layers, strict=True):
-        assert torch.equal(one.mlp.up_proj.matrix.packed, other.mlp.up_proj.matrix.packed)
+    for number in range(len(converted.layers)):
+        name = f"layers.{number}.mlp.up_proj"
+        one, other = (model.get_submodule(name) for model in (converted, rounded))
+        assert isinstance(one, Int4Weight)
+        assert isinstance(other, Int4Weight)
+        assert torch.equal(one.matrix.packed, other.matrix.packed)
     assert (logits(converted).softmax(-1) - logits(rounded).softmax(-1)).abs().max() < 0.1
 
 
@@ -102,6 +111,20 @@ def test_parts_can_be_kept(source, tmp_path):
     assert "model.decoder.layers.0.self_attn.q_proj.weight" in keys
     assert "model.decoder.layers.0.mlp.up_proj.weight" in keys
     assert "model.decoder.layers.1.mlp.up_proj.weight_packed" in keys
+    load_checkpoint(out)
+
+
+def test_a_single_expert_can_be_kept(source, tmp_path):
+    """ "experts.1." is expert 1 alone, not 10 … 19 as well; the others of the layer stay in four bits."""
+    out = run(source, tmp_path / "out", keep=["layers.0.experts.1."])
+    keys = json.loads((out / "model.safetensors.index.json").read_text())["weight_map"]
+    assert "model.decoder.layers.0.experts.1.up_proj.weight" in keys
+    assert "model.decoder.layers.0.experts.0.up_proj.weight_packed" in keys
+    assert "model.decoder.layers.1.experts.1.up_proj.weight_packed" in keys
+    before, after = (load_checkpoint(folder, torch.float32).state_dict() for folder in (source, out))
+    name = "layers.0.experts.gate_up_proj"
+    assert torch.equal(after[name][1], before[name][1].bfloat16().float())
+    assert not torch.equal(after[name][0], before[name][0])
     load_checkpoint(out)
 
 
@@ -146,6 +169,42 @@ def test_a_failure_within_a_file_leaves_no_part_of_it(source, tmp_path, monkeypa
     assert [file.name for file in (tmp_path / "out.converting").iterdir()] == ["conversion.json"]
     monkeypatch.undo()
     load_checkpoint(run(source, tmp_path / "out"))
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from scumble.checkpoint import convert
+from scumble.checkpoint.stream import StreamedFile
+
+moment, count = sys.argv[3], int(sys.argv[4])
+
+def dying(function):
+    def run(*given, **named):
+        global count
+        count -= 1
+        if not count:
+            os.kill(os.getpid(), 9)
+        return function(*given, **named)
+    return run
+
+owner = {"write": StreamedFile, "replace": os, "rename": os, "write_text": Path}[moment]
+setattr(owner, moment, dying(getattr(owner, moment)))
+list(convert.convert(Path(sys.argv[1]), Path(sys.argv[2]), "int4"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "count"), [("write", 9), ("replace", 1), ("replace", 3), ("write_text", 3), ("rename", 1)]
+)
+def test_a_kill_at_any_moment_leaves_nothing_half_written(source, tmp_path, moment, count):
+    """Within a file, before the state or a file gets its name, within the small files, before the folder gets its."""
+    command = [sys.executable, "-c", KILLED, str(source), str(tmp_path / "out"), moment, str(count)]
+    assert subprocess.run(command, capture_output=True, timeout=120).returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    out, whole = run(source, tmp_path / "out"), run(source, tmp_path / "whole")
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == {f.name: f.read_bytes() for f in whole.iterdir()}
+    assert not (tmp_path / "out.converting").exists()
 
 
 def test_another_conversion_is_not_mixed_in(source, tmp_path):

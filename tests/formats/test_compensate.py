@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scumble.formats import int4
-from scumble.formats.compensate import Grid, Inputs, compensated
+from scumble.formats.compensate import DAMPING, Grid, Inputs, compensated
 
 FOUR = Grid(-8, 7, 32)
 EIGHT = Grid(-127, 127, None)
@@ -36,6 +36,38 @@ def test_products_with_such_inputs_come_nearer(seed, rank, grid):
     weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(seed))
     plain = off(weight, meant(*compensated(weight, None, grid)), x)
     assert off(weight, meant(*compensated(weight, Inputs.of(x.T @ x), grid)), x) < 0.7 * plain
+
+
+@pytest.mark.parametrize("grid", [FOUR, EIGHT])
+@pytest.mark.parametrize("columns", [64, 160, 192])
+def test_columns_are_rounded_as_the_paper_s_inverse_matrix_says(grid, columns):
+    """Its rule in float64: round a column, and take the error, by the inverse's factor, from the columns behind it.
+    What lies halfway between two numbers may go to either, and others then differ in turn: few."""
+    x = inputs_like(5, columns, 12)
+    weight = torch.randn(24, columns, generator=torch.Generator().manual_seed(6))
+    numbers, steps = compensated(weight, Inputs.of(x.T @ x), grid)
+    gram = (x.T @ x).double()
+    order = gram.diagonal().argsort(descending=True, stable=True)
+    damped = gram[order][:, order] + DAMPING * gram.diagonal().mean() * torch.eye(columns)
+    ahead = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+    left = weight.double()[:, order]
+    wide = steps.double().repeat_interleave(columns // steps.shape[1], dim=1)[:, order]
+    expected = torch.empty_like(left)
+    for at in range(columns):
+        expected[:, at] = (left[:, at] / wide[:, at]).round().clamp(grid.lowest, grid.highest)
+        error = (left[:, at] - expected[:, at] * wide[:, at]) / ahead[at, at]
+        left[:, at + 1 :] -= error[:, None] * ahead[at, at + 1 :]
+    assert (numbers[:, order].double() == expected).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("grid", [FOUR, EIGHT])
+def test_a_weight_in_slabs_is_rounded_as_at_once(grid, monkeypatch):
+    x, weight = inputs_like(7, 64, 6), torch.randn(40, 64)
+    whole = compensated(weight, Inputs.of(x.T @ x), grid)
+    monkeypatch.setattr("scumble.formats.compensate.SLAB", 7 * 64)
+    numbers, steps = compensated(weight, Inputs.of(x.T @ x), grid)
+    assert torch.equal(steps, whole[1])
+    assert (numbers == whole[0]).float().mean() > 0.99  # products of other sizes round differently
 
 
 @pytest.mark.parametrize("grid", [FOUR, EIGHT])

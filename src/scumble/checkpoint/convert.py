@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ class Progress:
 def convert(
     source: Path, out: Path, form: str, group: int = 32, keep: Sequence[str] = (), calibrate: Path | None = None,
     tokens: int = TOKENS,
-) -> Iterator[Progress]:  # fmt: skip
+) -> Generator[Progress, None, None]:  # fmt: skip
     """Write `source` (a folder or GGUF file) to the folder `out` in `form`. Yields after every file that is done.
 
     group: numbers that share a scale (int4). keep: parts of module names that stay in bfloat16, beside KEPT.
@@ -71,13 +72,15 @@ def convert(
         raise InvalidRequest(f"calibration serves {' and '.join(CALIBRATED)}; for {form} leave it out")
     check_tokens(tokens)
     found = read_contents(source)
-    for name in keep:
-        if not any(name in key for key in (*found.plan, *found.tensors)):
-            raise InvalidRequest(
-                f"keep: no weight of {source} has {shown(name)} in its name; try self_attn, mlp, experts or layers.0."
-            )
     how, kept = None if form == PLAIN else packing(form, group), (*KEPT, *keep)
     parts, left = plan_files(found, how, kept)
+    written = [slot.key for pieces in parts.values() for piece in pieces for slot in piece.slots]
+    for name in keep:
+        if not any(name in key for key in (*found.plan, *written)):
+            raise InvalidRequest(
+                f"keep: no weight of {source} has {shown(name)} in its name; try self_attn, mlp, experts, experts.7. "
+                "(that one alone) or layers.0."
+            )
     settings = {} if how is None else how.settings(ignored(kept, left))
     work = out.with_name(out.name + ".converting")
     files = {part: work / f"model-{i + 1:05d}-of-{len(parts):05d}.safetensors" for i, part in enumerate(parts)}
@@ -94,6 +97,7 @@ def convert(
         yield from _write_files(parts, files, how, calibration)
         finish(work, found, source, settings, parts, {part: file.name for part, file in files.items()})
         os.rename(work, out)
+        (out / STATE).unlink()  # not before: a folder without it would not go on
     except OSError as error:
         raise CheckpointError(
             f"{out}: cannot be written: {error.strerror or error}; what is done stays in {work.name}: "
@@ -162,9 +166,9 @@ def _begin(work: Path, state: dict[str, Any]) -> None:
         if before != state:
             raise InvalidRequest(f"{work}: holds another unfinished conversion; finish it, or remove the folder")
         return
-    if any(work.iterdir()):
-        raise InvalidRequest(f"{work}: is there already and holds no conversion; remove it")
     temporary = file.with_suffix(".part")
+    if any(one != temporary for one in work.iterdir()):
+        raise InvalidRequest(f"{work}: is there already and holds no conversion; remove it")
     temporary.write_text(json.dumps(state), encoding="utf-8")
     os.replace(temporary, file)
 
@@ -195,8 +199,8 @@ def finish(
         for name in COPIED:
             if (source / name).is_file():
                 shutil.copyfile(source / name, work / name)
-    for left in (*work.glob(".*.part"), work / STATE):
-        left.unlink(missing_ok=True)
+    for left in work.glob(".*.part"):
+        left.unlink()
 
 
 def _json(file: Path, value: dict[str, Any]) -> None:
@@ -205,4 +209,4 @@ def _json(file: Path, value: dict[str, Any]) -> None:
 
 def ignored(kept: Sequence[str], left: list[str]) -> list[str]:
     """The configuration's list of modules that stay as they are."""
-    return ["lm_head", *(f"re:.*{word}.*" for word in kept), *left]
+    return ["lm_head", *(f"re:.*{re.escape(word)}.*" for word in kept), *left]

@@ -17,7 +17,8 @@ from torch import Tensor
 
 DAMPING = 0.01  # of the mean input, added to every column's: directions that no input took keep the weight as it is
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7)  # a smaller step than the largest number needs: it is cut, others gain
-BLOCK = 128  # columns whose errors are handed on together
+BLOCK = 64  # columns that hear of the errors behind them together
+SLAB = 2**23  # numbers of a weight that are rounded at a time, in whole rows: each is rounded by itself
 
 
 @dataclass(frozen=True)
@@ -36,40 +37,47 @@ class Grid:
 class Inputs:
     """What the solver needs of a Gram matrix [k, k]: made once for all weights with the same inputs.
 
-    size [k]: Σ x². order [k]: columns, most input first. ahead [k, k]: upper triangular, aheadᵀ·ahead = (G + damping)⁻¹
+    size [k]: Σ x². order [k]: columns, least input first. factor [k, k]: lower triangular, factor·factorᵀ = G + damping
     in that order.
     """
 
     size: Tensor
     order: Tensor
-    ahead: Tensor
+    factor: Tensor
 
     @classmethod
     @torch.no_grad()
     def of(cls, gram: Tensor) -> Inputs | None:
-        """None where the matrix is zero or holds numbers that are not finite: then there is nothing to go by."""
+        """None where the matrix is zero or holds numbers that are not finite: then there is nothing to go by.
+
+        Beside the Gram matrix, which may have a quarter of a gigabyte, there is one matrix of its size.
+        """
         size = gram.diagonal().clone()
         mean = float(size.mean())
         if not 0 < mean < float("inf"):
             return None
-        order = size.argsort(descending=True, stable=True)
-        ordered = gram[order][:, order]
+        order = size.argsort(descending=True, stable=True).flip(0)
+        # Column-major, as LAPACK has it, so that it is factored where it lies.
+        factor, failed = torch.empty_like(gram).T, torch.empty((), dtype=torch.int32)
         for damping in (DAMPING, 10 * DAMPING, 1.0):
-            raised = ordered.clone()
-            raised.diagonal().add_(damping * mean)
-            lower, failed = torch.linalg.cholesky_ex(raised)
-            if failed:
-                continue
-            ahead, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if not failed and bool(torch.isfinite(ahead).all()):
-                return cls(size, order, ahead)
+            for rows, wanted in zip(factor.T.split(BLOCK), order.split(BLOCK), strict=True):
+                torch.index_select(gram[wanted], 1, order, out=rows)
+            factor.diagonal().add_(damping * mean)
+            torch.linalg.cholesky_ex(factor, out=(factor, failed))
+            if not failed and bool(torch.isfinite(factor.diagonal()).all()):
+                return cls(size, order, factor)
         return None
 
 
 @torch.no_grad()
 def compensated(weight: Tensor, inputs: Inputs | None, grid: Grid) -> tuple[Tensor, Tensor]:
     """weight [rows, k] -> whole numbers int8 [rows, k], steps bfloat16 [rows, groups]. inputs None: to the nearest."""
-    weight = weight.float()
+    slabs = [_slab(part.float(), inputs, grid) for part in weight.split(max(1, SLAB // weight.shape[1]))]
+    numbers, steps = zip(*slabs, strict=True)
+    return torch.cat(numbers), torch.cat(steps)
+
+
+def _slab(weight: Tensor, inputs: Inputs | None, grid: Grid) -> tuple[Tensor, Tensor]:
     size = torch.ones(weight.shape[1]) if inputs is None else inputs.size
     steps = _steps(weight, size, grid, SHRINKS if inputs is not None else (1.0,))
     wide = torch.where(steps == 0, 1.0, steps.float()).repeat_interleave(grid.width(weight.shape[1]), dim=1)
@@ -77,7 +85,7 @@ def compensated(weight: Tensor, inputs: Inputs | None, grid: Grid) -> tuple[Tens
         return (weight / wide).round_().clamp_(grid.lowest, grid.highest).to(torch.int8), steps
     order = inputs.order
     numbers = torch.empty(weight.shape, dtype=torch.int8)
-    numbers[:, order] = _one_after_another(weight[:, order], wide[:, order], inputs.ahead, grid)
+    numbers[:, order] = _one_after_another(weight[:, order], wide[:, order], inputs.factor, grid)
     return numbers, steps
 
 
@@ -99,19 +107,21 @@ def _steps(weight: Tensor, size: Tensor, grid: Grid, shrinks: tuple[float, ...])
     return best[..., 0].bfloat16()
 
 
-def _one_after_another(weight: Tensor, steps: Tensor, ahead: Tensor, grid: Grid) -> Tensor:
-    """Columns in order; weight [rows, k] is used up."""
-    columns = weight.T.contiguous()  # a column is a row here: contiguous
-    step, numbers = steps.T.contiguous(), torch.empty_like(columns)
-    for begin in range(0, len(columns), BLOCK):
+def _one_after_another(weight: Tensor, steps: Tensor, factor: Tensor, grid: Grid) -> Tensor:
+    """Columns from the last to the first.
+
+    With F the factor and e = w - ŵ, what matters is Σ_j (F_jj e_j + Σ_{i>j} F_ij e_i)², whose term j hears of columns
+    from j on only: it is least where w_j + Σ_{i>j} F_ij e_i / F_jj is rounded to the nearest. That is GPTQ's rule
+    without its inverse matrix (Chen et al., arXiv 2507.18553).
+    """
+    columns, step = weight.T.contiguous(), steps.T.contiguous()  # a column is a row here: contiguous
+    numbers, errors = torch.empty_like(columns), torch.empty_like(columns)
+    for begin in reversed(range(0, len(columns), BLOCK)):
         end = min(begin + BLOCK, len(columns))
-        errors = torch.empty(end - begin, columns.shape[1])
-        for at in range(begin, end):
-            column = columns[at]
-            torch.div(column, step[at], out=numbers[at])
-            numbers[at].round_().clamp_(grid.lowest, grid.highest)
-            error = (column - numbers[at] * step[at]).div_(ahead[at, at])
-            columns[at + 1 : end].addr_(ahead[at, at + 1 : end], error, alpha=-1)
-            errors[at - begin] = error
-        columns[end:].addmm_(ahead[begin:end, end:].T, errors, alpha=-1)
+        heard = factor[end:, begin:end].T @ errors[end:]
+        for at in range(end - 1, begin - 1, -1):
+            behind = factor[at + 1 : end, at] @ errors[at + 1 : end]
+            target = behind.add_(heard[at - begin]).div_(factor[at, at]).add_(columns[at])
+            torch.div(target, step[at], out=numbers[at]).round_().clamp_(grid.lowest, grid.highest)
+            torch.addcmul(columns[at], numbers[at], step[at], value=-1, out=errors[at])
     return numbers.T.to(torch.int8)

@@ -5,6 +5,7 @@ import torch
 
 from scumble.formats import build
 from scumble.model import transformer
+from scumble.model.layer import Layer
 from scumble.ops import choose
 from scumble.ops.cpu import native
 from tiny import FULL, SLIDING, prompt, tiny_model
@@ -37,6 +38,15 @@ def test_a_step_equals_its_modules(monkeypatch, sizes, form, layers):
     assert torch.equal(mine, plain)
     assert torch.equal(logits, expected)
     assert [(one.start, one.end) for one in cache.layers] == [(one.start, one.end) for one in other.layers]
+
+
+@pytest.mark.parametrize("form", [None, "int8", "int4"])
+def test_no_module_runs_in_a_step(monkeypatch, form):
+    model = native_model(form)
+    cache = model.new_cache()
+    model.encode(torch.tensor(prompt(5)), cache)
+    monkeypatch.setattr(Layer, "forward", lambda *_: pytest.fail("a layer ran module by module"))
+    model.encode(torch.tensor(prompt(1)), cache)
 
 
 def test_a_replaced_weight_is_seen_at_once():

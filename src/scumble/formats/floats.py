@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from scumble.formats.weight import ExpertWeights, Weight
+from scumble.formats.weight import Addresses, ExpertWeights, Weight
 from scumble.ops import Ops
 
 
@@ -89,8 +89,8 @@ class PackedWeight(Weight):
     def nbytes(self) -> int:
         return self.packed.nbytes
 
-    def addresses(self) -> tuple[int | None, int | None, int | None]:
-        return self.packed.base
+    def addresses(self) -> Addresses:
+        return (*self.packed.base, None)
 
 
 class PackedExperts(ExpertWeights):
@@ -114,8 +114,9 @@ class PackedExperts(ExpertWeights):
     def nbytes(self) -> int:
         return self.packed.nbytes
 
-    def addresses(self) -> tuple[tuple[int | None, int | None, int | None], ...]:
-        return self.packed.bases
+    def addresses(self) -> tuple[Addresses, Addresses]:
+        up, down = self.packed.bases
+        return (*up, None), (*down, None)
 
 
 def unpacked(module: nn.Module) -> nn.Module:

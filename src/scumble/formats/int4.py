@@ -16,13 +16,14 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from scumble.formats import int8
 from scumble.formats.int8 import pieces
-from scumble.ops.cpu.native import library, pointer
+from scumble.ops.cpu.native import FourExperts, FourWeight, library, pointer
 
 GROUP = 32
 SCALES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, torch.float8_e4m3fn: 3}  # as in four_bit.h
@@ -121,6 +122,11 @@ class Int4Matrix:
         """Of packed, scale, zero and factor, as FourBits in four_bit.h has them."""
         return pointer(self.packed), pointer(self.scale), pointer(self.zero), pointer(self.factor)
 
+    @cached_property
+    def native(self) -> FourWeight:
+        """What a native call that runs a whole layer reads of it."""
+        return FourWeight(*self.pointers(), self.padded, self.rows, self.group, *self.kind())
+
     def kind(self) -> tuple[int, int, int]:
         """Format of scales, table of values, and zero point of all (fp4's values are raised by 12 to be unsigned)."""
         return SCALES[self.scale.dtype], int(self.fp4), 0 if self.zero is not None else 12 if self.fp4 else 8
@@ -169,6 +175,14 @@ class Int4ExpertMatrices:
         alike = len(first) == len(second) == len(kinds) == 1
         self.serves = alike and all(m.has_kernel() for m in (*self.gate, *self.up, *self.down))
         self.tables = [_table(matrices) for matrices in (self.gate, self.up, self.down)] if self.serves else []
+        self.native = self._native() if self.serves else None
+
+    def _native(self) -> FourExperts:
+        """What a native call that runs a whole layer reads of them."""
+        gate, down = self.gate[0], self.down[0]
+        tables = (ctypes.addressof(table) for table in self.tables)
+        sizes = gate.padded, gate.rows, down.padded, down.rows, gate.group, down.group
+        return FourExperts(*tables, *sizes, *gate.kind())
 
     def __deepcopy__(self, memo: object) -> Int4ExpertMatrices:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from scumble.formats import int8
 from scumble.formats.int4 import Int4ExpertMatrices, Int4Matrix, quantize
-from scumble.formats.weight import ExpertWeights, Weight
+from scumble.formats.weight import Addresses, ExpertWeights, Weight
 from scumble.ops import REFERENCE, Ops
 
 
@@ -36,6 +37,9 @@ class Int4Weight(Weight):
     @property
     def nbytes(self) -> int:
         return self.matrix.nbytes
+
+    def addresses(self) -> Addresses | None:
+        return (None, None, None, ctypes.addressof(self.matrix.native)) if self.matrix.has_kernel() else None
 
 
 class Int4Experts(ExpertWeights):
@@ -99,6 +103,11 @@ class Int4Experts(ExpertWeights):
     @property
     def nbytes(self) -> int:
         return self.matrices.nbytes
+
+    def addresses(self) -> tuple[Addresses, Addresses] | None:
+        native = self.matrices.native
+        none = (None, None, None, None)
+        return None if native is None else ((None, None, None, ctypes.addressof(native)), none)
 
 
 def _wide(matrix: Int4Matrix, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from scumble.formats import int8
 from scumble.formats.int8 import Int8Matrix
-from scumble.formats.weight import ExpertWeights, Weight
+from scumble.formats.weight import Addresses, ExpertWeights, Weight
 from scumble.ops import REFERENCE, Ops
 
 HALF = 32  # gate columns and up columns that share a panel, as in ops/cpu/src/experts.cpp
@@ -44,8 +44,8 @@ class Int8Weight(Weight):
     def nbytes(self) -> int:
         return self.matrix.nbytes
 
-    def addresses(self) -> tuple[int, int, int] | None:
-        return None if self.matrix.lib is None else self.matrix.base
+    def addresses(self) -> Addresses | None:
+        return None if self.matrix.lib is None else (*self.matrix.base, None)
 
 
 class Int8Experts(ExpertWeights):
@@ -111,8 +111,8 @@ class Int8Experts(ExpertWeights):
     def nbytes(self) -> int:
         return self.up.nbytes + self.down.nbytes
 
-    def addresses(self) -> tuple[tuple[int, int, int], ...] | None:
-        return None if self.up.lib is None else (self.up.base, self.down.base)
+    def addresses(self) -> tuple[Addresses, Addresses] | None:
+        return None if self.up.lib is None else ((*self.up.base, None), (*self.down.base, None))
 
 
 def pad(x: Tensor, multiple: int) -> Tensor:

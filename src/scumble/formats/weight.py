@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 from scumble.ops import Ops
 
+# Where a native call that runs a whole layer finds a weight: panels, shift and scale; or, last, what is in four bits.
+Addresses = tuple[int | None, int | None, int | None, int | None]
+
 
 class _Stored(nn.Module):
     """A module whose tensors go into a state_dict as `state()` gives them."""
@@ -53,8 +56,8 @@ class Weight(_Stored):
     def forward(self, x: Tensor) -> Tensor:
         return self.product(x)
 
-    def addresses(self) -> tuple[int | None, int | None, int | None] | None:
-        """Panels, shift and scale for a native call that runs a whole layer; None where it cannot take this weight."""
+    def addresses(self) -> Addresses | None:
+        """For a native call that runs a whole layer; None where it cannot take this weight."""
         return None
 
 
@@ -68,8 +71,8 @@ class ExpertWeights(_Stored):
     def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         return self.mix(x, weights, chosen)
 
-    def addresses(self) -> tuple[tuple[int | None, int | None, int | None], ...] | None:
-        """As `Weight.addresses`, of gate_up and of down."""
+    def addresses(self) -> tuple[Addresses, Addresses] | None:
+        """As `Weight.addresses`, of gate_up and of down; what is in four bits is all at gate_up's."""
         return None
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from scumble.config import ModelConfig
+from scumble.formats.weight import Addresses
 from scumble.model.attention import Attend, SegmentAttention
 from scumble.model.layer import Layer
 from scumble.model.segment import Segment
@@ -55,13 +56,13 @@ def run(
     return out
 
 
-def addresses(layer: Layer) -> Iterator[tuple[int | None, ...] | None]:
-    """Panels, shift and scale of every matrix, in the order of LayerWeights (ops/cpu/native.py)."""
+def addresses(layer: Layer) -> Iterator[Addresses | None]:
+    """Of every matrix, in the order of LayerWeights (ops/cpu/native.py)."""
     parts: dict[str, Any] = layer._modules  # nn.Module's attribute lookup would take most of the time of a step
     attention, mlp = parts["self_attn"]._modules, parts["mlp"]._modules
     for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
         weight = attention.get(name)
-        yield (None, None, None) if weight is None else weight.addresses()  # a full-attention layer has no v_proj
+        yield (None, None, None, None) if weight is None else weight.addresses()  # a full-attention layer has no v_proj
     for name in ("gate_proj", "up_proj", "down_proj"):
         yield mlp[name].addresses()
     yield from parts["experts"].addresses() or (None,)

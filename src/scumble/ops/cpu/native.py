@@ -69,7 +69,7 @@ SIGNATURES = {
 
 
 class LayerWeights(ctypes.Structure):
-    """struct Weights of src/layer.cpp: a layer's vectors, then three addresses (panels, shift, scale) a matrix."""
+    """struct Weights of src/layer.cpp: a layer's vectors, then four addresses a matrix (panels, shift, scale, four)."""
 
     VECTORS = (
         "input_norm", "q_norm", "k_norm", "attention_norm", "mlp_norm", "experts_norm", "after_mlp", "after_experts",
@@ -78,7 +78,26 @@ class LayerWeights(ctypes.Structure):
     MATRICES = ("q", "k", "v", "o", "gate", "up", "down", "experts_up", "experts_down")
     _fields_ = [
         *((name, ctypes.c_void_p) for name in VECTORS),
-        *((f"{name}_{part}", ctypes.c_void_p) for name in MATRICES for part in ("panels", "shift", "scale")),
+        *((f"{name}_{part}", ctypes.c_void_p) for name in MATRICES for part in ("panels", "shift", "scale", "four")),
+    ]
+
+
+class FourWeight(ctypes.Structure):
+    """struct FourWeight of src/layer.cpp: one matrix of four bits."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("packed", "scale", "zero", "factor")),
+        *((name, ctypes.c_int64) for name in ("k", "columns", "group", "scales", "table", "zero_point")),
+    ]
+
+
+class FourExperts(ctypes.Structure):
+    """struct FourExperts of src/layer.cpp: where the matrices of all experts are, and their sizes."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("gate", "up", "down")),
+        *((name, ctypes.c_int64) for name in ("d", "f", "f_in", "d_out", "group", "down_group")),
+        *((name, ctypes.c_int64) for name in ("scales", "table", "zero_point")),
     ]
 
 
@@ -129,6 +148,8 @@ class ClassTile(ctypes.Structure):
 SHARED = {
     "scumble_layer_weights_size": LayerWeights,
     "scumble_layer_sizes_size": LayerSizes,
+    "scumble_four_weight_size": FourWeight,
+    "scumble_four_experts_size": FourExperts,
     "scumble_vocab_state_size": VocabState,
     "scumble_vocab_head_size": VocabHead,
     "scumble_class_tile_size": ClassTile,

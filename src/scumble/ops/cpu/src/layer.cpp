@@ -1,9 +1,10 @@
 // A whole layer for a few encoded tokens (an autoregressive step), in one call: at that size every separate call from
 // Python costs as much as its work. The steps are the other files' kernels, in the order of model/transformer.py.
+#include <algorithm>
 #include <vector>
 
+#include "four_bit.h"
 #include "guard.h"
-#include "simd.h"
 
 extern "C" {
 void scumble_rms_norm(const bf16*, const bf16*, bf16*, int64_t, int64_t, int64_t, float, int);
@@ -23,19 +24,38 @@ int scumble_experts_int8(const bf16*, const float*, const int64_t*, const int32_
 void scumble_layer_tail(const bf16*, const bf16*, const bf16*, const bf16*, const bf16*, const bf16*, const uint8_t*,
                         const bf16*, const bf16*, bf16*, int64_t, int64_t, float, int);
 int scumble_linear(const bf16*, const int32_t*, const bf16*, bf16*, int64_t, int64_t, int64_t, int);
+void scumble_linear_four(const bf16*, const uint8_t*, const uint8_t*, const float*, const float*, int8_t*, int32_t*,
+                         float*, bf16*, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int);
+void scumble_experts_four(const bf16*, const float*, const int64_t*, const FourBits*, const FourBits*, const FourBits*,
+                          int8_t*, int32_t*, float*, bf16*, bf16*, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
+                          int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int);
 void scumble_quantized_linear(const bf16*, uint8_t*, float*, const int32_t*, const int32_t*, const float*, bf16*,
                               int64_t, int64_t, int64_t, int);
 }
 
 namespace {
 
-// A weight as packed for the kernels: in bfloat16 (shift null), or in int8.
+// A matrix [columns, k] of four bits as in four_bit.h, k whole groups: what multiplies it is padded with zeros.
+struct FourWeight {
+  FourBits bits;
+  int64_t k, columns, group, scales, table, zero_point;
+};
+
+// The experts' matrices, one after another; sizes as scumble_experts_four takes them.
+struct FourExperts {
+  const FourBits *gate, *up, *down;
+  int64_t d, f, f_in, d_out, group, down_group, scales, table, zero_point;
+};
+
+// A weight as packed for the kernels: in bfloat16 (shift null), or in int8. `four`, where it is not null, is all there is.
 struct Weight {
   const int32_t *panels, *shift;
   const float* scale;
+  const FourWeight* four;  // of the experts: FourExperts, at experts_up
+  bool there() const { return panels || four; }
 };
 
-// Everything that a layer reads; the same order as in ops/cpu/layer.py, which checks the size.
+// Everything that a layer reads; the same order as in ops/cpu/native.py, which checks the size.
 struct Weights {
   const bf16 *input_norm, *q_norm, *k_norm, *attention_norm, *mlp_norm, *experts_norm, *after_mlp, *after_experts,
       *after_both, *router_scale, *router, *per_expert, *denoise_scalar, *encode_scalar;
@@ -57,11 +77,42 @@ struct Room {  // memory for intermediate results, kept by the thread from call 
   }
 };
 
-int multiply(const bf16* x, const Weight& w, bf16* out, int64_t n, int64_t k, int64_t columns, uint8_t* q, float* scale,
+// Room for rows as products take them. padded, sums: for weights of four bits.
+struct Rounded {
+  uint8_t* q;
+  float* scale;
+  bf16* padded;
+  int32_t* sums;
+};
+
+const bf16* padded_rows(const bf16* x, int64_t n, int64_t k, int64_t wanted, bf16* room) {
+  if (k == wanted) return x;
+  for (int64_t i = 0; i < n; i++) {
+    std::memcpy(room + i * wanted, x + i * k, k * sizeof(bf16));
+    std::memset(room + i * wanted + k, 0, (wanted - k) * sizeof(bf16));
+  }
+  return room;
+}
+
+int multiply(const bf16* x, const Weight& w, bf16* out, int64_t n, int64_t k, int64_t columns, const Rounded& room,
              int threads) {
+  if (const FourWeight* f = w.four) {
+    scumble_linear_four(padded_rows(x, n, k, f->k, room.padded), f->bits.packed, f->bits.scale, f->bits.zero,
+                        f->bits.factor, (int8_t*)room.q, room.sums, room.scale, out, n, f->k, columns, f->group,
+                        f->scales, f->table, f->zero_point, threads);
+    return 0;
+  }
   if (!w.shift) return scumble_linear(x, w.panels, nullptr, out, n, k, columns, threads);
-  scumble_quantized_linear(x, q, scale, w.panels, w.shift, w.scale, out, n, k, columns, threads);
+  scumble_quantized_linear(x, room.q, room.scale, w.panels, w.shift, w.scale, out, n, k, columns, threads);
   return 0;
+}
+
+// The longest row that a product takes: with weights of four bits, whole groups.
+int64_t longest(const Weights& w, int64_t k) {
+  for (const Weight* one : {&w.q, &w.k, &w.v, &w.o, &w.gate, &w.up, &w.down})
+    if (one->four) k = std::max(k, one->four->k);
+  const FourExperts* experts = (const FourExperts*)w.experts_up.four;
+  return experts ? std::max({k, experts->d, experts->f_in}) : k;
 }
 }  // namespace
 
@@ -71,27 +122,27 @@ extern "C" int scumble_layer(const bf16* x, bf16* out, const bf16* cos, const bf
                               const Weights* w, const Sizes* s, float eps, int threads) {
   static thread_local Room room;
   const int64_t n = s->n, d = s->d, wide = s->heads * s->k, narrow_ = s->groups * s->k, seen = s->end + n - s->start;
-  const int64_t largest = d + wide + s->mlp;
+  const int64_t largest = longest(*w, d + wide + s->mlp);
   room.used = 0;
   Guard guard;
-  guard([&] { room.bytes.resize(n * (20 * largest + 2 * s->chosen * (d + 16) + 8 * s->experts) + 65536); });
+  guard([&] { room.bytes.resize(n * (25 * largest + 2 * s->chosen * (d + 16) + 8 * s->experts) + 65536); });
   if (guard.result()) return guard.result();
   int failed = 0;
   auto take = [&](int64_t count) { return room.take<bf16>(n * count); };
-  uint8_t* quantized = room.take<uint8_t>(n * largest);
-  float* scale = room.take<float>(n);
+  const Rounded rounded{room.take<uint8_t>(n * largest), room.take<float>(n), take(largest),
+                        room.take<int32_t>(n * largest / 8)};
   auto times = [&](const bf16* in, const Weight& weight, bf16* to, int64_t size, int64_t columns) {
-    failed |= multiply(in, weight, to, n, size, columns, quantized, scale, threads);
+    failed |= multiply(in, weight, to, n, size, columns, rounded, threads);
   };
 
   bf16 *normed = take(d), *q = take(wide), *k = take(narrow_), *v = take(narrow_), *turned = take(narrow_);
   scumble_rms_norm(x, w->input_norm, normed, n, d, d, eps, threads);
   times(normed, w->q, q, d, wide);
   times(normed, w->k, k, d, narrow_);
-  if (w->v.panels) times(normed, w->v, v, d, narrow_);
+  if (w->v.there()) times(normed, w->v, v, d, narrow_);
   scumble_norm_rope(q, w->q_norm, cos, sin, q, n, s->heads, s->k, eps, threads);
   scumble_norm_rope(k, w->k_norm, cos, sin, turned, n, s->groups, s->k, eps, threads);
-  scumble_rms_norm(w->v.panels ? v : k, nullptr, v, n * s->groups, s->k, s->k, eps, threads);
+  scumble_rms_norm(w->v.there() ? v : k, nullptr, v, n * s->groups, s->k, s->k, eps, threads);
   for (int64_t i = 0; i < n; i++)
     for (int64_t g = 0; g < s->groups; g++) {
       int64_t to = g * s->stride + (s->end + i) * s->k, from = (i * s->groups + g) * s->k;
@@ -119,9 +170,13 @@ extern "C" int scumble_layer(const bf16* x, bf16* out, const bf16* cos, const bf
   scumble_router(h, w->router_scale, w->router, w->per_expert, scores, shares, chosen, n, d, s->experts, s->chosen, eps,
                  threads);
   const Weight &a = w->experts_up, &b = w->experts_down;
-  if (a.shift)
+  if (const FourExperts* f = (const FourExperts*)a.four)
+    scumble_experts_four(padded_rows(for_experts, n, d, f->d, rounded.padded), shares, chosen, f->gate, f->up, f->down,
+                         (int8_t*)rounded.q, rounded.sums, rounded.scale, slots, sparse, n, s->chosen, s->experts, f->d,
+                         f->f, f->f_in, f->d_out, f->group, f->down_group, f->scales, f->table, f->zero_point, threads);
+  else if (a.shift)
     failed |= scumble_experts_int8(for_experts, shares, chosen, a.panels, a.shift, a.scale, b.panels, b.shift, b.scale,
-                                   slots, quantized, scale, sparse, n, s->chosen, s->experts, d, s->width, threads);
+                                   slots, rounded.q, rounded.scale, sparse, n, s->chosen, s->experts, d, s->width, threads);
   else
     failed |= scumble_experts(for_experts, shares, chosen, a.panels, b.panels, nullptr, nullptr, slots, sparse, n,
                               s->chosen, s->experts, d, s->width, threads);
@@ -134,3 +189,5 @@ extern "C" int scumble_layer(const bf16* x, bf16* out, const bf16* cos, const bf
 // Sizes in bytes of what this file and vocab.cpp share with Python by position; asked for when the library is loaded.
 extern "C" int64_t scumble_layer_weights_size() { return sizeof(Weights); }
 extern "C" int64_t scumble_layer_sizes_size() { return sizeof(Sizes); }
+extern "C" int64_t scumble_four_weight_size() { return sizeof(FourWeight); }
+extern "C" int64_t scumble_four_experts_size() { return sizeof(FourExperts); }

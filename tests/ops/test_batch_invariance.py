@@ -8,6 +8,7 @@ from torch import Tensor
 
 from scumble.formats import build
 from scumble.model import Segment
+from scumble.model.layer import Layer
 from scumble.ops import VocabQuery, choose
 from scumble.ops.cpu import native
 from tiny import FULL, SLIDING, prompt, tiny_model
@@ -157,6 +158,13 @@ def cached(model, ids: list[int]):
     return cache
 
 
+def by_steps(model, ids: list[int]):
+    cache = model.new_cache()
+    for one in ids:
+        model.encode(torch.tensor([one]), cache)
+    return cache
+
+
 @torch.no_grad()
 def test_rows_of_mixed_segments_in_one_forward(model):
     """Prefill, an autoregressive step, passes over canvases of several lengths, a reading: alone, and all at once."""
@@ -181,6 +189,22 @@ def test_rows_of_mixed_segments_in_one_forward(model):
             group = segments()[first : first + size]
             mine = model(group).split([segment.tokens.shape[0] for segment in group])
             assert all(torch.equal(a, b) for a, b in zip(mine, hidden[first : first + size], strict=True))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sizes", [(1,) * 8, (1, 3, 1, 2), (1, 20)])
+def test_steps_of_several_rows_in_one_call(model, sizes, monkeypatch):
+    """Rows of contexts of different lengths, below the window and past it, each over its own cache: twice in turn."""
+    monkeypatch.setattr(Layer, "forward", lambda *_: pytest.fail("a layer ran module by module"))
+    batch, alone = ([by_steps(model, prompt(1 + 3 * row, row)) for row in range(len(sizes))] for _ in range(2))
+    for turn in range(2):
+        tokens = [torch.tensor(prompt(size, 10 * turn + row)) for row, size in enumerate(sizes)]
+        together = model([Segment(ids, cache, "encode") for ids, cache in zip(tokens, batch, strict=True)]).split(sizes)
+        for ids, cache, mine in zip(tokens, alone, together, strict=True):
+            assert torch.equal(model.encode(ids, cache), mine)
+    for one, other in zip(batch, alone, strict=True):
+        for a, b in zip(one.layers, other.layers, strict=True):
+            assert torch.equal(a.keys[:, a.start : a.end], b.keys[:, b.start : b.end])
 
 
 @torch.no_grad()

@@ -1,12 +1,12 @@
 """A layer of an autoregressive step in one native call, where the operations offer that (`Ops.few_tokens`).
 
-It serves a few encoded tokens of one row; else, and where a weight's format is not for it, the layer runs module by
-module, with the same results. The weights stay where they are; what goes along is addresses.
+It serves a few encoded tokens of one row or of several; else, and where a weight's format is not for it, the layer runs
+module by module, with the same results. The weights stay where they are; what goes along is addresses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +17,7 @@ from scumble.model.attention import Attend, SegmentAttention
 from scumble.model.layer import Layer
 from scumble.model.segment import Segment
 from scumble.ops import Ops
+from scumble.ops.api import StepRow
 
 Rope = tuple[Tensor, Tensor]
 Step = Callable[[Tensor, int, Layer, Rope], Tensor | None]
@@ -24,35 +25,41 @@ Step = Callable[[Tensor, int, Layer, Rope], Tensor | None]
 
 def stepper(x: Tensor, attend: Attend, config: ModelConfig, ops: Ops) -> Step | None:
     """The function that runs one layer on x [n, D], where one call may do it; None where it may not."""
-    if x.shape[0] > ops.few_tokens or not isinstance(attend, SegmentAttention) or len(attend.segments) != 1:
+    if x.shape[0] > ops.few_tokens or not isinstance(attend, SegmentAttention):
         return None
-    segment = attend.segments[0]
-    if segment.mode != "encode" or segment.quiet or segment.cache.form is not None:
+    segments = attend.segments
+    if any(segment.mode != "encode" or segment.quiet or segment.cache.form is not None for segment in segments):
         return None
-    return lambda x, index, layer, rope: run(ops, x, index, layer, rope, segment, config)
+    if len({id(segment.cache) for segment in segments}) < len(segments):  # one sees what another appends
+        return None
+    return lambda x, index, layer, rope: run(ops, x, index, layer, rope, segments, config)
 
 
 def run(
-    ops: Ops, x: Tensor, index: int, layer: Layer, rope: Rope, segment: Segment, config: ModelConfig
+    ops: Ops, x: Tensor, index: int, layer: Layer, rope: Rope, segments: Sequence[Segment], config: ModelConfig
 ) -> Tensor | None:
-    """Layer number `index` on x [n, D], which its cache takes up; None, with nothing done, where a weight is unfit.
+    """Layer number `index` on x [N, D], which the segments' caches take up; None, with nothing done, where a weight is
+    unfit.
 
     Addresses are gathered anew in every step: a weight may be replaced at any time.
     """
     found = list(addresses(layer))
     if any(one is None for one in found):
         return None
-    n, shape, cache = x.shape[0], config.layers[index], segment.cache.layers[index]
-    cache.reserve(n)
-    seen = cache.end + n - cache.start
+    shape, rows = config.layers[index], []
+    for segment in segments:
+        n, cache = segment.tokens.shape[0], segment.cache.layers[index]
+        cache.reserve(n)
+        window = config.sliding_window if shape.is_sliding else cache.end + n - cache.start
+        rows.append(StepRow(cache.keys, cache.values, n, cache.start, cache.end, window, cache.first))
     sizes = (
-        n, config.hidden_size, config.num_attention_heads, shape.num_key_value_heads, shape.head_dim,
+        x.shape[0], config.hidden_size, config.num_attention_heads, shape.num_key_value_heads, shape.head_dim,
         config.intermediate_size, config.num_experts, config.top_k_experts, config.moe_intermediate_size,
-        cache.keys.stride(0), cache.start, cache.end, config.sliding_window if shape.is_sliding else seen, cache.first,
     )  # fmt: skip
     matrices = [part for one in found for part in one]  # type: ignore[union-attr]
-    out = ops.layer_step(x, rope, cache.keys, cache.values, vectors(layer), matrices, sizes, config.rms_norm_eps)
-    cache.extend(n)
+    out = ops.layer_step(x, rope, rows, vectors(layer), matrices, sizes, config.rms_norm_eps)
+    for segment, row in zip(segments, rows, strict=True):
+        segment.cache.layers[index].extend(row.n)
     return out
 
 

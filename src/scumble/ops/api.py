@@ -11,7 +11,7 @@ token, F expert width, V vocabulary. Statistics are float32 everywhere.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -20,6 +20,21 @@ from scumble.ops.pages import Pages
 from scumble.ops.query import VocabQuery
 from scumble.ops.result import VocabResult
 from scumble.structure.law import Graph, Masses, Solution
+
+
+class StepRow(NamedTuple):
+    """n encoded tokens of one row, and its cache in a layer: keys and values [G, capacity, K], with room for n more.
+
+    Slots start … end - 1 are live; first: the position of the first of them. window: how many tokens a token may see.
+    """
+
+    keys: Tensor
+    values: Tensor
+    n: int
+    start: int
+    end: int
+    window: int
+    first: int
 
 
 class Ops(Protocol):
@@ -31,7 +46,7 @@ class Ops(Protocol):
     formats: number formats whose weights it lays out by itself (`pack` with a format, `pack_stored`).
     attends_pages: it has `attend_pages`, and nothing of it waits for the device: so a pass may be captured and replayed
         (engine/replay.py).
-    few_tokens: up to so many tokens of one row it runs a whole layer in one call (`layer_step`); 0: never.
+    few_tokens: up to so many encoded tokens it runs a whole layer in one call (`layer_step`); 0: never.
     """
 
     name: str
@@ -143,12 +158,13 @@ class Ops(Protocol):
         ...
 
     def layer_step(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, vectors: Sequence[Tensor],
+        self, x: Tensor, rope: tuple[Tensor, Tensor], rows: Sequence[StepRow], vectors: Sequence[Tensor],
         matrices: Sequence[int | None], sizes: Sequence[int], eps: float,
     ) -> Tensor:  # fmt: skip
-        """A whole layer on x [n, D], n ≤ few_tokens, encoded; the cache's keys and values [G, capacity, K] take it up.
+        """A whole layer on x [N, D], N ≤ few_tokens, encoded: the tokens of `rows`, which have caches of their own.
 
-        vectors, matrices and sizes in the order of the native structures (model/step.py gathers them).
+        The caches' keys and values take them up. vectors, matrices and sizes in the order of the native structures
+        (model/step.py gathers them).
         """
         ...
 

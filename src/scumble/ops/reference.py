@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scumble.config import ModelConfig
+from scumble.ops.api import StepRow
 from scumble.ops.pages import Pages
 from scumble.ops.tiled import vocab_head
 from scumble.structure.law import solve
@@ -82,7 +83,7 @@ class ReferenceOps:
         raise NotImplementedError("weights are read as they lie")
 
     def layer_step(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, vectors: Sequence[Tensor],
+        self, x: Tensor, rope: tuple[Tensor, Tensor], rows: Sequence[StepRow], vectors: Sequence[Tensor],
         matrices: Sequence[int | None], sizes: Sequence[int], eps: float,
     ) -> Tensor:  # fmt: skip
         raise NotImplementedError("layers run module by module")

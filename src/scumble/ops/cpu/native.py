@@ -34,7 +34,7 @@ SIGNATURES = {
     "scumble_pack_experts": "pppp lll i",
     "scumble_experts": "!ppp pp pp pp lllll i",
     "scumble_experts_int8": "!ppp ppp ppp ppp p lllll i",
-    "scumble_layer": "!pppppp pp f i",
+    "scumble_layer": "!ppppp pp f i",
     "scumble_pack_bf16": "pp ll i",
     "scumble_linear": "!pppp lll i",
     "scumble_pack_int8": "ppp ll",
@@ -107,10 +107,18 @@ class LayerSizes(ctypes.Structure):
     _fields_ = [
         (name, ctypes.c_int64)
         for name in (
-            "n", "d", "heads", "groups", "k", "mlp", "experts", "chosen", "width", "stride", "start", "end", "window",
-            "first",
+            "rows", "n", "d", "heads", "groups", "k", "mlp", "experts", "chosen", "width",
         )
     ]  # fmt: skip
+
+
+class LayerRow(ctypes.Structure):
+    """struct Row of src/layer.cpp: the tokens of one row, and its cache."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("keys", "values")),
+        *((name, ctypes.c_int64) for name in ("n", "stride", "start", "end", "window", "first", "few")),
+    ]
 
 
 class VocabState(ctypes.Structure):
@@ -148,6 +156,7 @@ class ClassTile(ctypes.Structure):
 SHARED = {
     "scumble_layer_weights_size": LayerWeights,
     "scumble_layer_sizes_size": LayerSizes,
+    "scumble_layer_row_size": LayerRow,
     "scumble_four_weight_size": FourWeight,
     "scumble_four_experts_size": FourExperts,
     "scumble_vocab_state_size": VocabState,

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scumble.ops.api import StepRow
 from scumble.ops.cpu import vocab
 from scumble.ops.cpu.law import solve
-from scumble.ops.cpu.native import LayerSizes, LayerWeights, address, instructions
+from scumble.ops.cpu.native import LayerRow, LayerSizes, LayerWeights, address, instructions
 from scumble.ops.cpu.packed import Packed, PackedExperts
 from scumble.ops.query import VocabQuery
 from scumble.ops.reference import ReferenceOps
@@ -28,13 +29,18 @@ PACKED_ROWS = 16  # query rows a key head, from which packing keys and values pa
 PACKED_KEYS = 32_768  # beyond, packing keys and values would hold too much memory: they are read as they lie
 
 
+def reads_as_they_lie(rows: int, seen: int) -> bool:
+    """Keys and values of `seen` tokens, for `rows` query rows a key head; otherwise they are packed first."""
+    return rows < PACKED_ROWS or seen > PACKED_KEYS
+
+
 class CpuOps(ReferenceOps):
     """The methods of `Ops` (ops/api.py says what each computes)."""
 
     name = "cpu"
     batch_invariant = True
     packs = True
-    few_tokens = 4
+    few_tokens = 32
 
     def __init__(self, lib: ctypes.CDLL):
         self.lib, self.variant = lib, instructions()
@@ -95,7 +101,7 @@ class CpuOps(ReferenceOps):
         """Keys and values [G, S, K] of equal strides, rows contiguous. window 0: all see all."""
         (n, heads, dim), (groups, seen, _) = queries.shape, keys.shape
         out = torch.empty_like(queries)
-        few = n * heads // groups < PACKED_ROWS or seen > PACKED_KEYS
+        few = reads_as_they_lie(n * heads // groups, seen)
         self.lib.scumble_attention(
             address(queries), keys.data_ptr(), values.data_ptr(), out.data_ptr(), n, heads, groups, dim, seen,
             keys.stride(0), window, first, few, torch.get_num_threads(),
@@ -130,13 +136,22 @@ class CpuOps(ReferenceOps):
         return weights, chosen, None
 
     def layer_step(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, vectors: Sequence[Tensor],
+        self, x: Tensor, rope: tuple[Tensor, Tensor], rows: Sequence[StepRow], vectors: Sequence[Tensor],
         matrices: Sequence[int | None], sizes: Sequence[int], eps: float,
     ) -> Tensor:  # fmt: skip
-        out = torch.empty_like(x)
-        weights, numbers = LayerWeights(*map(address, vectors), *matrices), LayerSizes(*sizes)
+        out, numbers = torch.empty_like(x), LayerSizes(len(rows), *sizes)
+        weights = LayerWeights(*map(address, vectors), *matrices)
+        share = numbers.heads // numbers.groups
+        caches = [
+            LayerRow(
+                keys.data_ptr(), values.data_ptr(), n, keys.stride(0), start, end, window, first,
+                reads_as_they_lie(n * share, end + n - start),
+            )
+            for keys, values, n, start, end, window, first in rows
+        ]  # fmt: skip
+        taken = (LayerRow * len(caches))(*caches)
         self.lib.scumble_layer(
-            address(x), out.data_ptr(), address(rope[0]), address(rope[1]), keys.data_ptr(), values.data_ptr(),
+            address(x), out.data_ptr(), address(rope[0]), address(rope[1]), ctypes.addressof(taken),
             ctypes.addressof(weights), ctypes.addressof(numbers), eps, torch.get_num_threads(),
         )  # fmt: skip
         return out

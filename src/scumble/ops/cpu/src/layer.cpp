@@ -1,5 +1,5 @@
-// A whole layer for a few encoded tokens (an autoregressive step), in one call: at that size every separate call from
-// Python costs as much as its work. The steps are the other files' kernels, in the order of model/transformer.py.
+// A whole layer for a few encoded tokens (an autoregressive step, of one row or of several), in one call: at that size every
+// separate call from Python costs as much as its work. Rows share the products; each attends over its own cache. The steps are the other files' kernels, in the order of model/transformer.py.
 #include <algorithm>
 #include <vector>
 
@@ -63,7 +63,14 @@ struct Weights {
 };
 
 struct Sizes {
-  int64_t n, d, heads, groups, k, mlp, experts, chosen, width, stride, start, end, window, first;
+  int64_t rows, n, d, heads, groups, k, mlp, experts, chosen, width;  // n: tokens of all rows
+};
+
+// n tokens of one row, and its cache in this layer: heads lie `stride` numbers apart, slots start … end - 1 are live, and
+// there is room for n more. window, first, few: as in attention.cpp, window never 0.
+struct Row {
+  bf16 *keys, *values;
+  int64_t n, stride, start, end, window, first, few;
 };
 
 struct Room {  // memory for intermediate results, kept by the thread from call to call
@@ -116,12 +123,11 @@ int64_t longest(const Weights& w, int64_t k) {
 }
 }  // namespace
 
-// x, out [n, d], n small; cos, sin [n, k]; keys, values: the layer's cache, heads `stride` numbers apart, whose slots
-// start … end - 1 are live, and which has room for n more. window, first: as in attention.cpp, window never 0.
-extern "C" int scumble_layer(const bf16* x, bf16* out, const bf16* cos, const bf16* sin, bf16* keys, bf16* values,
-                              const Weights* w, const Sizes* s, float eps, int threads) {
+// x, out [n, d], n small: the tokens of all rows, one row after another; cos, sin [n, k].
+extern "C" int scumble_layer(const bf16* x, bf16* out, const bf16* cos, const bf16* sin, const Row* rows,
+                             const Weights* w, const Sizes* s, float eps, int threads) {
   static thread_local Room room;
-  const int64_t n = s->n, d = s->d, wide = s->heads * s->k, narrow_ = s->groups * s->k, seen = s->end + n - s->start;
+  const int64_t n = s->n, d = s->d, wide = s->heads * s->k, narrow_ = s->groups * s->k;
   const int64_t largest = longest(*w, d + wide + s->mlp);
   room.used = 0;
   Guard guard;
@@ -143,17 +149,20 @@ extern "C" int scumble_layer(const bf16* x, bf16* out, const bf16* cos, const bf
   scumble_norm_rope(q, w->q_norm, cos, sin, q, n, s->heads, s->k, eps, threads);
   scumble_norm_rope(k, w->k_norm, cos, sin, turned, n, s->groups, s->k, eps, threads);
   scumble_rms_norm(w->v.there() ? v : k, nullptr, v, n * s->groups, s->k, s->k, eps, threads);
-  for (int64_t i = 0; i < n; i++)
-    for (int64_t g = 0; g < s->groups; g++) {
-      int64_t to = g * s->stride + (s->end + i) * s->k, from = (i * s->groups + g) * s->k;
-      std::memcpy(keys + to, turned + from, s->k * sizeof(bf16));
-      std::memcpy(values + to, v + from, s->k * sizeof(bf16));
-    }
 
   bf16 *mixed = take(wide), *attended = take(d), *h = take(d), *for_mlp = take(d), *for_experts = take(d);
-  int64_t first = s->start * s->k;
-  failed |= scumble_attention(q, keys + first, values + first, mixed, n, s->heads, s->groups, s->k, seen, s->stride,
-                              s->window, s->first, 1, threads);
+  int64_t at = 0;
+  for (const Row* row = rows; row < rows + s->rows; at += row++->n) {
+    for (int64_t i = 0; i < row->n; i++)
+      for (int64_t g = 0; g < s->groups; g++) {
+        int64_t to = g * row->stride + (row->end + i) * s->k, from = ((at + i) * s->groups + g) * s->k;
+        std::memcpy(row->keys + to, turned + from, s->k * sizeof(bf16));
+        std::memcpy(row->values + to, v + from, s->k * sizeof(bf16));
+      }
+    int64_t first = row->start * s->k, seen = row->end + row->n - row->start;
+    failed |= scumble_attention(q + at * wide, row->keys + first, row->values + first, mixed + at * wide, row->n,
+                                s->heads, s->groups, s->k, seen, row->stride, row->window, row->first, row->few, threads);
+  }
   times(mixed, w->o, attended, wide, d);
   scumble_attention_tail(x, attended, w->attention_norm, w->mlp_norm, w->experts_norm, h, for_mlp, for_experts, n, d,
                          eps, threads);
@@ -180,7 +189,8 @@ extern "C" int scumble_layer(const bf16* x, bf16* out, const bf16* cos, const bf
   else
     failed |= scumble_experts(for_experts, shares, chosen, a.panels, b.panels, nullptr, nullptr, slots, sparse, n,
                               s->chosen, s->experts, d, s->width, threads);
-  static const uint8_t encode[4] = {0, 0, 0, 0};
+  uint8_t* encode = room.take<uint8_t>(n);  // no token is denoised
+  std::memset(encode, 0, n);
   scumble_layer_tail(h, dense, sparse, w->after_mlp, w->after_experts, w->after_both, encode, w->denoise_scalar,
                      w->encode_scalar, out, n, d, eps, threads);
   return failed;
@@ -189,5 +199,6 @@ extern "C" int scumble_layer(const bf16* x, bf16* out, const bf16* cos, const bf
 // Sizes in bytes of what this file and vocab.cpp share with Python by position; asked for when the library is loaded.
 extern "C" int64_t scumble_layer_weights_size() { return sizeof(Weights); }
 extern "C" int64_t scumble_layer_sizes_size() { return sizeof(Sizes); }
+extern "C" int64_t scumble_layer_row_size() { return sizeof(Row); }
 extern "C" int64_t scumble_four_weight_size() { return sizeof(FourWeight); }
 extern "C" int64_t scumble_four_experts_size() { return sizeof(FourExperts); }

@@ -75,13 +75,56 @@ def test_a_log_written_anew_by_somebody_without_the_key_is_noticed(tmp_path):
     assert verify(theirs, theirs / "audit-key.pub").fault is None
 
 
-def test_a_log_cut_short_is_noticed_by_whoever_kept_its_head(tmp_path):
+@pytest.mark.parametrize("change", ["tail", "older copy", "older copy that went on"])
+def test_a_log_that_lost_its_end_is_noticed_by_whoever_kept_its_head(tmp_path, capsys, change):
+    """What is left is a whole log, with signatures; only a head that was kept elsewhere says that there was more."""
+    folder, older = filled(tmp_path / "audit"), tmp_path / "older"
+    older.write_bytes((folder / LOG).read_bytes())
+    filled(folder)
+    assert main(["audit", "verify", "--state", str(tmp_path), "--json"]) == 0
+    head = json.loads(capsys.readouterr().out)["head"]
+    filled(folder)
+    assert main(["audit", "verify", "--state", str(tmp_path), "--head", head]) == 0, "later lines are no fault"
+    if change == "tail":
+        lines = (folder / LOG).read_bytes().splitlines(keepends=True)
+        (folder / LOG).write_bytes(b"".join(lines[:8]))
+    else:
+        (folder / LOG).write_bytes(older.read_bytes())
+    if change == "older copy that went on":
+        filled(folder, lines=30)
+    assert main(["audit", "verify", "--state", str(tmp_path)]) == 0
+    assert main(["audit", "verify", "--state", str(tmp_path), "--head", head]) == 1
+    assert "no line has the head that was kept" in capsys.readouterr().err
+
+
+def test_a_kept_head_may_have_been_pruned(tmp_path):
     head = verify(filled(tmp_path)).head
-    path = tmp_path / LOG
-    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
-    verdict = verify(tmp_path)
-    assert verdict.head != head
-    assert verdict.unsigned == 2, "and nothing vouches for the rest"
+    prune(tmp_path, 1, datetime.now(UTC) + timedelta(days=2))
+    assert verify(tmp_path, kept_head=head).fault is None
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda lines: [lines[0].replace(b"hello", b"jello"), *lines[1:]], "was changed"),
+        (lambda lines: lines[1:], "1 texts are missing"),
+        (lambda lines: [], "2 texts are missing"),
+        (lambda lines: [lines[0].replace(b"nonce", b"nunce"), *lines[1:]], "not what a server writes"),
+        (lambda lines: lines[::-1], None),
+    ],
+    ids=["changed", "removed", "all removed", "no text", "moved"],
+)
+def test_stored_texts_are_held_against_the_log(tmp_path, change, fault):
+    log = AuditLog(tmp_path, keep_texts=True)
+    for name in ("req_1", "req_2"):
+        log.append("begin", request=name)
+        log.append("end", request=name, texts=log.text(name, ["hello"], ["there"]))
+    log.close()
+    assert verify(tmp_path).texts == 2
+    path = tmp_path / TEXTS
+    path.write_bytes(b"".join(change(path.read_bytes().splitlines(keepends=True))))
+    found = verify(tmp_path).fault
+    assert found is None if fault is None else fault in (found or "")
 
 
 def test_half_a_line_after_a_kill_is_mended_and_noted(tmp_path):
@@ -148,7 +191,11 @@ def test_texts_are_kept_apart_redacted_and_deleted_on_their_own(tmp_path):
     assert prune_texts(tmp_path, 1, datetime.now(UTC) + timedelta(days=2)) == 1
     assert (tmp_path / TEXTS).read_text() == ""
     assert verify(tmp_path).fault is None
-    failing = AuditLog(tmp_path, keep_texts=True, redact=lambda text: 1 / 0)
+
+    def broken(text: str) -> str:
+        raise ValueError(text)
+
+    failing = AuditLog(tmp_path, keep_texts=True, redact=broken)
     failing.text("req_2", ["secret"], [])
     assert "secret" not in (tmp_path / TEXTS).read_text()
 

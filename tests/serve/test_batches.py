@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import httpx
 import openai
@@ -14,7 +16,7 @@ import pytest
 from serving import SHORT, running, until
 from test_batch import request
 
-from scumble.serve import kept_files
+from scumble.serve import batch_runs, kept_files
 from scumble.serve.errors import ApiError
 from scumble.serve.kept_files import FileStore
 from scumble.serve.keys import Keys
@@ -40,13 +42,17 @@ def upload(client, lines):
     return client.files.create(file=("requests.jsonl", content), purpose="batch")
 
 
-def start(client, lines):
+def start(client, lines) -> Any:
     return client.batches.create(input_file_id=upload(client, lines).id, endpoint=URL, completion_window="24h")
 
 
-def ended(client, batch, seconds=60):
+def ended(client, batch, seconds=60) -> Any:
     until(lambda: client.batches.retrieve(batch.id).status in ("completed", "failed", "cancelled", "expired"), seconds)
     return client.batches.retrieve(batch.id)
+
+
+def answered(client, batch) -> int:
+    return client.batches.retrieve(batch.id).request_counts.completed
 
 
 def answers(client, file_id):
@@ -97,7 +103,7 @@ def test_cancelling_keeps_what_is_there(client):
     with pytest.raises(openai.ConflictError):
         client.files.delete(long.input_file_id)
     assert client.batches.cancel(behind.id).status == "cancelled"
-    until(lambda: client.batches.retrieve(long.id).request_counts.completed > 0, 60)
+    until(lambda: answered(client, long) > 0, 60)
     assert client.batches.cancel(long.id).status == "cancelling"
     done = ended(client, long)
     assert done.status == "cancelled"
@@ -171,14 +177,120 @@ def test_files_and_batches_belong_to_their_key(llm, tmp_path):
                     look()
             late = start(ours, [request(number, max_tokens=40) for number in range(500)])
             keys.revoke("mine")
-            until(lambda: one.service.batches.get(late.id, "mine").is_over, 60)
-            refused = one.service.batches.get(late.id, "mine")
+            batches = one.service.batches
+            assert batches is not None
+            until(lambda: batches.get(late.id, "mine").is_over, 60)
+            refused = batches.get(late.id, "mine")
             assert refused.counts["failed"] > 0, "who may no longer ask is no longer answered"
 
 
 def test_a_server_without_a_folder_says_so(http):
     answer = http.get("/v1/files")
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "no_state")
+
+
+def test_a_batch_that_takes_too_long_ends_with_what_it_has(llm, tmp_path, monkeypatch):
+    monkeypatch.setattr(batch_runs, "WINDOW", 5)
+    with running(llm, state=tmp_path) as one, openai.OpenAI(base_url=f"{one.url}/v1", api_key="x") as client:
+        done = ended(client, start(client, [request(number, max_tokens=8) for number in range(4000)]))
+        assert done.status == "expired"
+        assert done.expired_at is not None
+        assert done.output_file_id is not None
+        answered = answers(client, done.output_file_id)
+        assert 0 < len(answered) < 4000
+        assert done.request_counts.completed == len(answered)
+        assert done.request_counts.total == 4000
+
+
+def test_a_batch_that_expired_while_no_server_ran_is_not_answered(llm, tmp_path, monkeypatch):
+    """What is over when the server comes back is closed at once; the next batch is answered."""
+    with running(llm, state=tmp_path) as one, openai.OpenAI(base_url=f"{one.url}/v1", api_key="x") as client:
+        late = start(client, [request(number, max_tokens=300) for number in range(300)])
+        until(lambda: client.batches.retrieve(late.id).status == "in_progress")
+    state = json.loads((tmp_path / "batches" / f"{late.id}.json").read_text())
+    (tmp_path / "batches" / f"{late.id}.json").write_text(
+        json.dumps({**state, "created_at": 1000 + state["created_at"] - 2 * 86400})
+    )
+    with running(llm, state=tmp_path) as one, openai.OpenAI(base_url=f"{one.url}/v1", api_key="x") as client:
+        assert ended(client, late).status == "expired"
+        assert ended(client, start(client, [request(1)])).status == "completed"
+
+
+def test_a_full_disk_pauses_a_batch_until_there_is_room(llm, tmp_path, monkeypatch):
+    """Nothing half-written stays; live requests are answered meanwhile; when there is room, the batch goes on."""
+    monkeypatch.setattr(batch_runs, "PAUSE", 0.1)
+    is_full, write, tries = [True], os.write, []
+
+    def limited(descriptor, data):
+        if is_full[0] and data.startswith(b'{"id": "batch_req_'):
+            tries.append(len(data))
+            write(descriptor, data[: len(data) // 2])
+            raise OSError(28, "No space left on device")
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", limited)
+    with running(llm, state=tmp_path) as one, openai.OpenAI(base_url=f"{one.url}/v1", api_key="x") as client:
+        batch = start(client, [request(number) for number in range(6)])
+        until(lambda: len(tries) > 2)
+        assert client.completions.create(model="tiny", prompt="the canvas", max_tokens=2, extra_body=SHORT).choices
+        assert client.batches.retrieve(batch.id).status == "in_progress"
+        is_full[0] = False
+        done = ended(client, batch)
+        assert done.status == "completed"
+        assert done.output_file_id is not None
+        assert len(answers(client, done.output_file_id)) == 6
+
+
+def test_a_full_disk_refuses_what_cannot_be_kept(llm, tmp_path, monkeypatch):
+    """A batch whose state cannot be written is refused with 507, not forgotten later."""
+    with running(llm, state=tmp_path) as one, one.client() as http:
+        uploaded = http.post("/v1/files", data={"purpose": "batch"}, files={"file": b"{}"}).json()["id"]
+
+        def full(path, value):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(batch_runs, "write_json", full)
+        ask = {"input_file_id": uploaded, "endpoint": URL, "completion_window": "24h"}
+        refused = http.post("/v1/batches", json=ask)
+        assert refused.status_code == 507
+        assert refused.json()["error"]["code"] == "disk"
+        monkeypatch.undo()
+        assert http.get("/v1/batches").json()["data"] == []
+        assert http.post("/v1/batches", json=ask).status_code == 200
+
+
+def test_of_servers_that_share_a_folder_one_answers_its_batches_and_the_next_takes_over(llm, tmp_path, monkeypatch):
+    monkeypatch.setattr(batch_runs, "LOOK", 0.1)
+    lines = [request(number, max_tokens=100) for number in range(60)]
+    with running(llm, state=tmp_path) as second_to_end:
+        other = openai.OpenAI(base_url=f"{second_to_end.url}/v1", api_key="x", max_retries=0)
+        with other:
+            upload(other, lines[:1])
+            with running(llm, state=tmp_path) as later:
+                client = openai.OpenAI(base_url=f"{later.url}/v1", api_key="x", max_retries=0)
+                kept_by_both = upload(client, lines)
+                for ask in (
+                    client.batches.list, lambda: client.batches.retrieve("batch_x"),
+                    lambda: client.files.delete(kept_by_both.id), lambda: start(client, lines),
+                ):  # fmt: skip
+                    with pytest.raises(openai.InternalServerError, match="another server process has the batches"):
+                        ask()
+                batch = start(other, lines)
+                until(lambda: answered(other, batch) > 0, 60)
+                second_to_end.server.should_exit = True
+                until(lambda: _lists(client), 60)
+                done = ended(client, batch, 120)
+                assert done.status == "completed"
+                assert done.output_file_id is not None
+                assert len(answers(client, done.output_file_id)) == 60
+                client.close()
+
+
+def _lists(client) -> bool:
+    try:
+        return bool(client.batches.list().data)
+    except openai.InternalServerError:
+        return False
 
 
 @pytest.mark.slow
@@ -199,7 +311,7 @@ def test_a_batch_outlives_kill_9(llm, tmp_path):
     process, client = serve(_free_port())
     try:
         batch = start(client, lines)
-        until(lambda: client.batches.retrieve(batch.id).request_counts.completed >= 3, 120)
+        until(lambda: answered(client, batch) >= 3, 120)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()

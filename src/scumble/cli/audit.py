@@ -26,20 +26,24 @@ def verify(
     public_key: Annotated[
         Path | None, typer.Option(help="The log's public key, from where you keep it; default: the folder's own.")
     ] = None,
+    head: Annotated[
+        str | None, typer.Option(help="A head that verify printed earlier and you kept: is it still in the log?")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Check every hash, number and signature. Exit code 1 where anything was changed."""
+    """Check every hash, number, signature and stored text. Exit code 1 where anything was changed."""
     need_serve()
     from scumble.serve.audit_review import verify as check
 
-    verdict = check(state_folder(state) / "audit", public_key)
+    verdict = check(state_folder(state) / "audit", public_key, head)
     if as_json:
         print(json.dumps(vars(verdict)))
     elif verdict.fault is None:
         print(
             f"whole: {verdict.lines} lines from {verdict.first} to {verdict.last}, {verdict.checkpoints} signatures, "
             f"{verdict.unsigned} lines since the last one, {verdict.pruned} lines pruned, "
-            f"{verdict.unfinished} requests without an end\nhead: {verdict.head}"
+            f"{verdict.unfinished} requests without an end"
+            f"{f', {verdict.texts} stored texts' if verdict.texts else ''}\nhead: {verdict.head}"
         )
     if verdict.fault is not None:
         print(f"scumble: error: the audit log is NOT whole: {verdict.fault}", file=sys.stderr)

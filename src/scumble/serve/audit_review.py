@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from scumble.serve.audit import AuditLog
+from scumble.serve.audit import AuditLog, text_digest
 from scumble.serve.chain import (
     LOG,
     PUBLIC_KEY,
@@ -40,6 +40,7 @@ class Verdict:
         self.checkpoints = 0
         self.unsigned = 0  # lines after the last signature
         self.pruned = 0  # lines that tombstones stand for
+        self.texts = 0  # stored texts that are what the log says they were
         self.unfinished = 0  # requests that began and never ended: the process was killed, or they still run
         self.first: str | None = None
         self.last: str | None = None
@@ -47,9 +48,15 @@ class Verdict:
         self.fault: str | None = None
 
 
-def verify(folder: Path, public_key: Path | None = None) -> Verdict:
-    """Read the whole log and check every hash, number and signature."""
-    verdict, open_requests = Verdict(), set()
+def verify(folder: Path, public_key: Path | None = None, kept_head: str | None = None) -> Verdict:
+    """Read the whole log and check every hash, number and signature, and the stored texts against it.
+
+    kept_head: a head that this log once had. A log that was cut at its end, or replaced by an older copy of itself, is
+    a whole one; only who kept a head elsewhere sees that it is not there any more.
+    """
+    verdict, texts = Verdict(), _Texts()
+    open_requests: dict[str, str] = {}  # when they began
+    is_head_there = kept_head is None
     key = read_public_key(public_key or folder / PUBLIC_KEY)
     seq, head, tombstone = 0, START, START
     for number, raw in enumerate(lines_of(folder / LOG), 1):
@@ -64,6 +71,7 @@ def verify(folder: Path, public_key: Path | None = None) -> Verdict:
                 break
             tombstone = record["hash"]
             seq, head = record["last_seq"], record["last_hash"]
+            is_head_there = is_head_there or head == kept_head
             verdict.pruned += record["records"]
             continue
         if record["prev"] != head or record["seq"] != seq + 1:
@@ -75,15 +83,55 @@ def verify(folder: Path, public_key: Path | None = None) -> Verdict:
                 break
             verdict.checkpoints += 1
         seq, head = record["seq"], record["hash"]
+        is_head_there = is_head_there or head == kept_head
         verdict.lines += 1
         verdict.unsigned = 0 if record["kind"] == "checkpoint" else verdict.unsigned + 1
         verdict.first, verdict.last, verdict.head = verdict.first or record["time"], record["time"], head
         if record["kind"] == "begin":
-            open_requests.add(record["request"])
+            open_requests[record["request"]] = record["time"]
         elif record["kind"] == "end":
-            open_requests.discard(record["request"])
+            begun = open_requests.pop(record["request"], "")
+            if "texts" in record:
+                texts.expected[record["request"]] = (record["texts"], begun)
+        elif record["kind"] == "texts_pruned":
+            texts.pruned_until = max(texts.pruned_until, record["until"])
     verdict.unfinished = len(open_requests)
+    if verdict.fault is None and not is_head_there:
+        verdict.fault = (
+            "no line has the head that was kept: lines were cut off the end, or the file was replaced by an older one"
+        )
+    verdict.fault = verdict.fault or texts.fault(folder)
+    verdict.texts = texts.found
     return verdict
+
+
+class _Texts:
+    """What the log says of the texts that are stored beside it. expected: by request, the digest and when it began."""
+
+    def __init__(self) -> None:
+        self.expected: dict[str, tuple[str, str]] = {}
+        self.pruned_until = ""
+        self.found = 0
+
+    def fault(self, folder: Path) -> str | None:
+        """The first text that was changed, or is missing although nobody pruned it.
+
+        A text whose request has no end in the log is of a process that was killed, or of a line that was pruned.
+        """
+        missing = {name for name, (_, begun) in self.expected.items() if begun >= self.pruned_until}
+        if (folder / TEXTS).exists():
+            for number, raw in enumerate(lines_of(folder / TEXTS), 1):
+                try:
+                    record = json.loads(raw)
+                    body = {"prompts": record["prompts"], "answers": record["answers"]}
+                    request, digest = record["request"], text_digest(record["nonce"], body)
+                except (ValueError, KeyError, TypeError):
+                    return f"line {number} of {TEXTS} is not what a server writes"
+                if request in self.expected and self.expected[request][0] != digest:
+                    return f"line {number} of {TEXTS} was changed: the log has another digest of that request's texts"
+                self.found += request in self.expected
+                missing.discard(request)
+        return f"{len(missing)} texts are missing from {TEXTS} that were never pruned" if missing else None
 
 
 def records(folder: Path, since: str = "", until: str = "~") -> Iterator[dict[str, Any]]:

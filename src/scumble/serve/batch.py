@@ -120,7 +120,7 @@ class Output:
         except OSError as error:
             raise BatchError(f"{path} cannot be written: {error.strerror}") from None
         self._turn = asyncio.Lock()
-        self.done: set[str] = set()
+        self.done: set[str] = set()  # the custom_id of every line that is there
         size = 0
         with path.open("rb") as file:
             for raw in file:
@@ -144,14 +144,14 @@ class Output:
         """One line, whole and on the disk, or none at all and a BatchError."""
         line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
         async with self._turn:
-            writing = asyncio.ensure_future(asyncio.to_thread(self._append, line))
+            writing = asyncio.ensure_future(asyncio.to_thread(self._append, line, record["custom_id"]))
             try:
                 await asyncio.shield(writing)
             except asyncio.CancelledError:  # the line is written to its end before the file may be closed
                 await asyncio.wait([writing])
                 raise
 
-    def _append(self, line: bytes) -> None:
+    def _append(self, line: bytes, custom_id: str) -> None:
         try:
             if os.write(self._file, line) < len(line):
                 raise OSError("short write")
@@ -162,6 +162,7 @@ class Output:
                 f"{self._path} cannot be written: {error.strerror or error}; free some space and run it again"
             ) from None
         self._size += len(line)
+        self.done.add(custom_id)
 
     def close(self) -> None:
         os.close(self._file)

@@ -6,11 +6,14 @@ seed has one made of its custom_id, so what is asked again gets the same text.
 
 Requests of batches go through the whole app, in this process, on behalf of the key that made the batch: same checks,
 limits, audit log and engine. They take at most half of the places, and none while anybody waits.
+
+Of several processes over one folder the first has its batches; the others say so, and one takes over when it ends.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import secrets
 import time
@@ -30,6 +33,7 @@ from scumble.serve.slots import Slots
 
 WINDOW = DAY  # seconds in which a batch is answered, or ends as it is
 PAUSE = 30.0  # seconds after a disk was full
+LOOK = 1.0  # seconds between looks whether another process has ended
 MOST_LINES = 50_000
 MOST_WAITING = 1000
 OVER = ("completed", "failed", "cancelled", "expired")
@@ -86,6 +90,17 @@ class Batches:
         self._came = asyncio.Event()  # a batch, since the last look
         self._current = ""
         self._batches: dict[str, Batch] = {}
+        self._lock = (self._folder / "lock").open("w")
+        self._is_ours = False
+        self._take_over()
+
+    def _take_over(self) -> None:
+        """Have the folder's batches, unless another process has them."""
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        self._is_ours = True
         oldest = time.time() - KEPT_DAYS * DAY
         for path in self._folder.glob("batch_*.json"):
             batch = Batch(**json.loads(path.read_bytes()))
@@ -93,6 +108,18 @@ class Batches:
                 path.unlink()
             else:
                 self._batches[batch.id] = batch
+
+    def close(self) -> None:
+        self._is_ours = False
+        self._lock.close()
+
+    def check_ours(self) -> None:
+        """Raises 503 while another process has this folder's batches."""
+        if not self._is_ours:
+            raise ApiError(
+                503, "another server process has the batches of this folder; ask it, or try again when it has ended",
+                code="batches_elsewhere", headers={"retry-after": "5"},
+            )  # fmt: skip
 
     # --- what clients ask ------------------------------------------------------------------------------------------
 
@@ -105,7 +132,10 @@ class Batches:
             f"batch_{secrets.token_hex(16)}", owner, input_file_id, endpoint, metadata, int(time.time()),
             self.files.new_id(), self.files.new_id(),
         )  # fmt: skip
-        await asyncio.to_thread(self._save, batch)
+        try:
+            await asyncio.to_thread(self._save, batch)
+        except BatchError as error:
+            raise ApiError(507, str(error), code="disk") from None
         self._batches[batch.id] = batch
         self._came.set()
         return batch
@@ -137,6 +167,9 @@ class Batches:
 
     async def run(self, app: ASGIApp) -> None:
         """Answer batches, the oldest first, until this is cancelled."""
+        while not self._is_ours:
+            await asyncio.sleep(LOOK)
+            self._take_over()
         while True:
             self._came.clear()
             waiting = [one for one in self._batches.values() if not one.is_over]
@@ -153,7 +186,7 @@ class Batches:
                     self._task.cancel()
                     await asyncio.gather(self._task, return_exceptions=True)
                     raise
-            except BatchError as error:  # a full disk, or another server that shares the folder and is at it
+            except BatchError as error:  # a full disk
                 log_event("batch_paused", batch=batch.id, error=type(error).__name__)
                 await asyncio.sleep(PAUSE)
             except Exception as error:
@@ -175,11 +208,9 @@ class Batches:
         wanted = {line.custom_id for line in lines}
         answers = Output(self.files.path(batch.answers_id), wanted)
         refusals = Output(self.files.path(batch.refusals_id), wanted)
-        before = len(refusals.done)
 
-        def tell(progress: Progress) -> None:
-            failed = before + progress.failed
-            batch.counts = {"total": progress.total, "completed": progress.done - failed, "failed": failed}
+        def count(_: Progress | None = None) -> None:
+            batch.counts = {"total": len(lines), "completed": len(answers.done), "failed": len(refusals.done)}
 
         end = "completed"
         try:
@@ -187,7 +218,7 @@ class Batches:
             async with asyncio.timeout(max(0.0, batch.expires_at - time.time())):
                 places = max(1, self._slots.max_running // 2)
                 await run_batch(
-                    app, lines, answers, places, tell, refusals=refusals, owner=batch.owner, room=self._room
+                    app, lines, answers, places, count, refusals=refusals, owner=batch.owner, room=self._room
                 )
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
@@ -200,6 +231,7 @@ class Batches:
         finally:
             answers.close()
             refusals.close()
+        count()  # an answer may have been written after the end was called
         self._close(batch, end)
 
     async def _room(self) -> None:

@@ -29,6 +29,7 @@ class NewBatch(Body):
 def batches_of(service: Service) -> Batches:
     files_of(service)
     assert service.batches is not None
+    service.batches.check_ours()
     return service.batches
 
 

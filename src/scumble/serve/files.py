@@ -103,6 +103,7 @@ async def delete_file(file_id: str, request: Request) -> dict[str, Any]:
     files = files_of(service)
     kept = files.get(file_id, owner)
     assert service.batches is not None
+    service.batches.check_ours()
     if service.batches.needs(kept.id):
         raise ApiError(409, "a batch that is not over needs this file; cancel it first", code="file_in_use")
     await asyncio.to_thread(files.delete, kept.id)

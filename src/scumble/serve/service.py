@@ -167,6 +167,8 @@ class Service:
     def stop(self) -> None:
         self.backend.close()
         self.access.close()
+        if self.batches is not None:
+            self.batches.close()
 
 
 def service_of(request: Request) -> Service:

@@ -80,6 +80,9 @@ async function look() {
       "Tokens a pass": number(mean("scumble:tokens_per_pass"), 1),
       "First text, mean": mean("vllm:time_to_first_token_seconds") === null
         ? "–" : duration(mean("vllm:time_to_first_token_seconds")),
+      "Cache in use": number(100 * metrics["vllm:kv_cache_usage_perc"], 1) + " %",
+      "Prompts found in the cache": metrics["vllm:prefix_cache_queries_total"]
+        ? number(100 * metrics["vllm:prefix_cache_hits_total"] / metrics["vllm:prefix_cache_queries_total"]) + " %" : "–",
       "Clients that left": number(metrics["scumble:cancelled_total"]),
     });
   } catch (problem) {

@@ -261,7 +261,7 @@ def test_a_full_disk_refuses_what_cannot_be_kept(llm, tmp_path, monkeypatch):
 
 def test_of_servers_that_share_a_folder_one_answers_its_batches_and_the_next_takes_over(llm, tmp_path, monkeypatch):
     monkeypatch.setattr(batch_runs, "LOOK", 0.1)
-    lines = [request(number, max_tokens=100) for number in range(60)]
+    lines = [request(number, max_tokens=40) for number in range(40)]
     with running(llm, state=tmp_path) as second_to_end:
         other = openai.OpenAI(base_url=f"{second_to_end.url}/v1", api_key="x", max_retries=0)
         with other:
@@ -282,7 +282,7 @@ def test_of_servers_that_share_a_folder_one_answers_its_batches_and_the_next_tak
                 done = ended(client, batch, 120)
                 assert done.status == "completed"
                 assert done.output_file_id is not None
-                assert len(answers(client, done.output_file_id)) == 60
+                assert len(answers(client, done.output_file_id)) == 40
                 client.close()
 
 

@@ -93,6 +93,7 @@ class Server(uvicorn.Server):
         with contextlib.suppress(asyncio.CancelledError):
             self._warming.cancel()
             self._watching.cancel()
+            await asyncio.gather(self._batching, return_exceptions=True)  # its files are closed before others get them
         self.service.stop()
 
 

@@ -10,6 +10,8 @@ from scumble.engine.scheduler import CHUNK
 from scumble.ops import choose
 from tiny import prompt, tiny_model
 
+from .ways import ClaimsInvariance
+
 FREE = {"ignore_eos": True, "max_denoising_steps": 4}
 ROWS = [
     (prompt(3, 1), GenerationConfig(max_new_tokens=20, seed=1, **FREE)),
@@ -56,3 +58,12 @@ def test_rows_share_forwards(model, monkeypatch):
     monkeypatch.setattr(type(model), "forward", lambda self, s: forwards.append(len(s)) or original(self, s))
     answered(Engine(model), [(prompt(4, n), GenerationConfig(max_new_tokens=8, seed=n, **FREE)) for n in range(8)])
     assert forwards == [8] * (1 + FREE["max_denoising_steps"])
+
+
+def test_canvases_of_all_rows_are_conditioned_in_one_call(monkeypatch):
+    calls = []
+    model = tiny_model().use(ClaimsInvariance())
+    original = model.self_conditioning.mix
+    monkeypatch.setattr(model.self_conditioning, "mix", lambda *both: calls.append(len(both[0])) or original(*both))
+    answered(Engine(model), [(prompt(4, n), GenerationConfig(max_new_tokens=8, seed=n, **FREE)) for n in range(8)])
+    assert calls == [8 * 8] * FREE["max_denoising_steps"]

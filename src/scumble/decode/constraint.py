@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from scumble.diffusion import Canvas, Proposal
+from scumble.errors import InvalidRequest
 from scumble.ops.classes import ClassStatistics, TokenClasses
 
 
@@ -152,6 +153,11 @@ class All(Constraint):
             pinned.update(own.pinned)
             for position, mask in own.allowed.items():
                 allowed[position] = mask & allowed[position] if position in allowed else mask
+                if not allowed[position].any():
+                    raise InvalidRequest(
+                        f"the constraints on the answer, together, leave no id for position {position} of what comes "
+                        "next; loosen one of them"
+                    )
             laws += [] if own.law is None else [own.law]
         assert len(laws) < 2, "two laws for one canvas"
         return Restriction(pinned, allowed, laws[0] if laws else None)

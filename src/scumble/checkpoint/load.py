@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from scumble.checkpoint.gguf.reader import read_gguf
 from scumble.checkpoint.keep import CPU, Keeper, in_four_bits, is_in_few_bits
 from scumble.checkpoint.memory import check_memory
 from scumble.checkpoint.names import VISION, candidates
+from scumble.checkpoint.pages import give_back, let_go
 from scumble.checkpoint.quantized import declared_scheme, refuse_parts
 from scumble.checkpoint.raw import map_stored
 from scumble.checkpoint.schemes import Assembled, Entry, assemble, parse_quantization, read_entry, scheme_counts
@@ -244,7 +243,7 @@ def _load_converted(
             else:
                 build.add_head(model.embed_tokens, form)
                 model.quantized = form
-            _give_back()
+            give_back()
             continue
         if form is not None:
             kept = _keep(model, prefix, plan, keeper)
@@ -259,7 +258,9 @@ def _load_converted(
         model.load_state_dict(read, strict=False, assign=True)
         del read
         model.convert(form, part)
-        _give_back()
+        give_back()
+    if model.embed_tokens.head is not None:  # it has copies of its own; of the table only some rows are wanted
+        let_go(model.embed_tokens.weight)
     return seen
 
 
@@ -282,12 +283,6 @@ def _keep(model: Transformer, prefix: str, plan: Mapping[str, Entry], keeper: Ke
     path = (prefix or "self_conditioning") + "."
     inside = {name.removeprefix(path): entry for name, entry in plan.items() if name.startswith(path)}
     return {path + name for name in keeper.keep(model.get_submodule(path[:-1]), inside)}
-
-
-def _give_back() -> None:
-    """Hand freed memory back to the system where the C library can (glibc keeps pieces of it otherwise)."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _plan(

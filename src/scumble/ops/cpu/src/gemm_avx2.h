@@ -16,32 +16,68 @@ struct Halves;
 
 template <>
 struct Halves<Bf16> {  // the upper number first, as dot2 of simd_avx2.h
-  template <bool FULL>
-  INLINE __m256i first(__m256i b) {  // FULL: by two shifts, as a mask would take a register that the sums need
-    if (!FULL) return _mm256_and_si256(b, _mm256_set1_epi32(0xFFFF0000));
-    b = _mm256_srli_epi32(b, 16);
-    asm("" : "+x"(b));
-    return _mm256_slli_epi32(b, 16);
-  }
+  INLINE __m256i first(__m256i b) { return _mm256_and_si256(b, _mm256_set1_epi32(0xFFFF0000)); }
   INLINE __m256i second(__m256i b) { return _mm256_slli_epi32(b, 16); }
   INLINE __m128i first_of_row(__m128i x) { return _mm_and_si128(x, _mm_set1_epi32(0xFFFF0000)); }
   INLINE __m128i second_of_row(__m128i x) { return _mm_slli_epi32(x, 16); }
-  // As an instruction that keeps the sum's register: from the intrinsic GCC moves sums about until some lie in memory.
   INLINE void add(__m256i& sum, __m256i x, __m256i b) { asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(x), "x"(b)); }
+  // A step of 4, 5 or 6 rows by 16 columns. Written out, because twelve sums leave four registers: from intrinsics, GCC
+  // moves loads about until some of the sums lie in memory. Rows are 2 · RUN · 4 = 2048 bytes apart.
+#define ROW(AT, R)                                                                                        \
+  "vbroadcastss " #AT "(%[x]), %%ymm15\n\tvfmadd231ps %%ymm13, %%ymm15, %[a" #R "]\n\t"                   \
+  "vfmadd231ps %%ymm14, %%ymm15, %[b" #R "]\n\t"
+#define LOAD "vmovdqu (%[p]), %%ymm13\n\tvmovdqu 32(%[p]), %%ymm14\n\t"
+#define UP "vpslld $16, %%ymm13, %%ymm13\n\tvpslld $16, %%ymm14, %%ymm14\n\t"
+#define DOWN "vpsrld $16, %%ymm13, %%ymm13\n\tvpsrld $16, %%ymm14, %%ymm14\n\t"
+#define SUM(R) [a##R] "+x"(sum[R][0]), [b##R] "+x"(sum[R][1])
+#define STEP(FIRST, SECOND, ...)                                                                          \
+  asm(LOAD DOWN UP FIRST LOAD UP SECOND                                                                   \
+      : __VA_ARGS__                                                                                       \
+      : [x] "r"(x), [p] "r"(panel), "m"(*(const int32_t(*)[2 * RUN * (R - 1) + 2])x),                     \
+        "m"(*(const int32_t(*)[16])panel)                                                                 \
+      : "xmm13", "xmm14", "xmm15")
+#define FOUR(BY) ROW(BY, 0) ROW(2048 + BY, 1) ROW(4096 + BY, 2) ROW(6144 + BY, 3)
+  template <int R>
+  INLINE void step(__m256i sum[R][2], const int32_t* x, const int32_t* panel) {
+    if constexpr (R == 6)
+      STEP(FOUR(0) ROW(8192, 4) ROW(10240, 5), FOUR(4) ROW(8196, 4) ROW(10244, 5), SUM(0), SUM(1), SUM(2), SUM(3), SUM(4),
+           SUM(5));
+    else if constexpr (R == 5)
+      STEP(FOUR(0) ROW(8192, 4), FOUR(4) ROW(8196, 4), SUM(0), SUM(1), SUM(2), SUM(3), SUM(4));
+    else
+      STEP(FOUR(0), FOUR(4), SUM(0), SUM(1), SUM(2), SUM(3));
+  }
+#undef FOUR
+#undef STEP
+#undef SUM
+#undef DOWN
+#undef UP
+#undef LOAD
+#undef ROW
   static constexpr int columns(int rows) { return rows == 1 ? 8 : rows <= 3 ? 4 : 2; }
   static constexpr int rows(int rows) { return rows; }
 };
 
 template <>
 struct Halves<Int8> {  // products of words in pairs, exact: at most 2 · 255 · 128 each
-  template <bool FULL>
-  INLINE __m256i first(__m256i b) {
-    return _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8);
-  }
+  INLINE __m256i first(__m256i b) { return _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8); }
   INLINE __m256i second(__m256i b) { return _mm256_srai_epi16(b, 8); }
   INLINE __m128i first_of_row(__m128i x) { return _mm_and_si128(x, _mm_set1_epi16(0xFF)); }
   INLINE __m128i second_of_row(__m128i x) { return _mm_srli_epi16(x, 8); }
   INLINE void add(__m256i& sum, __m256i x, __m256i b) { sum = _mm256_add_epi32(sum, _mm256_madd_epi16(x, b)); }
+  template <int R>
+  INLINE void step(__m256i sum[R][2], const int32_t* x, const int32_t* panel) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; half++) {
+      const __m256i p = _mm256_loadu_si256((const __m256i*)panel), q = _mm256_loadu_si256((const __m256i*)(panel + 8));
+      const __m256i b[2] = {half ? second(p) : first(p), half ? second(q) : first(q)};
+#pragma GCC unroll 5
+      for (int r = 0; r < R; r++) {
+        const __m256i one = _mm256_set1_epi32(x[r * 2 * RUN + half]);
+        add(sum[r][0], one, b[0]), add(sum[r][1], one, b[1]);
+      }
+    }
+  }
   // A product needs a register of its own before it is added: six rows are two tiles of three.
   static constexpr int columns(int rows) { return rows == 1 ? 8 : rows == 2 ? 4 : 2; }
   static constexpr int rows(int rows) { return rows == 6 ? 3 : rows; }
@@ -60,33 +96,21 @@ INLINE void times_tile(const int32_t* rows, const int32_t* panel, int64_t groups
   for (int64_t g = 0; g < groups; g++) {
 #pragma GCC unroll 2
     for (int line = 0; line < LINES; line++) _mm_prefetch(ahead + 2 * LINE * g + LINE * line, _MM_HINT_T1);
+    if constexpr (C == 2) {
+      H::template step<R>(sum, rows + 2 * g, panel + g * PANEL);
+      continue;
+    }
 #pragma GCC unroll 2
     for (int half = 0; half < 2; half++) {
-      const auto column = [&](int c) {
+      __m256i x[R];
+#pragma GCC unroll 3
+      for (int r = 0; r < R; r++) x[r] = _mm256_set1_epi32(rows[r * 2 * RUN + 2 * g + half]);
+#pragma GCC unroll 8
+      for (int c = 0; c < C; c++) {
         __m256i b = _mm256_loadu_si256((const __m256i*)(panel + g * PANEL + 8 * c));
-        return half ? H::second(b) : H::template first<R * C == 12>(b);
-      };
-      const auto row = [&](int r) { return _mm256_set1_epi32(rows[r * 2 * RUN + 2 * g + half]); };
-      if (R < C) {
-        __m256i x[R];
-#pragma GCC unroll 6
-        for (int r = 0; r < R; r++) x[r] = row(r);
-#pragma GCC unroll 8
-        for (int c = 0; c < C; c++) {
-          __m256i b = column(c);
-#pragma GCC unroll 6
-          for (int r = 0; r < R; r++) H::add(sum[r][c], x[r], b);
-        }
-      } else {
-        __m256i b[C];
-#pragma GCC unroll 8
-        for (int c = 0; c < C; c++) b[c] = column(c);
-#pragma GCC unroll 6
-        for (int r = 0; r < R; r++) {
-          __m256i x = row(r);
-#pragma GCC unroll 8
-          for (int c = 0; c < C; c++) H::add(sum[r][c], x, b[c]);
-        }
+        b = half ? H::second(b) : H::first(b);
+#pragma GCC unroll 3
+        for (int r = 0; r < R; r++) H::add(sum[r][c], x[r], b);
       }
     }
   }
@@ -152,11 +176,11 @@ static void rows_times_plain(const int32_t* a, int64_t stride, const int32_t* we
       }
       transpose8(v);
       for (int64_t i = 0; i < count; i++) {
-        const __m256i b1 = H::template first<false>(v[i]), b2 = H::second(v[i]);
+        const __m256i b1 = H::first(v[i]), b2 = H::second(v[i]);
 #pragma GCC unroll 6
         for (int r = 0; r < R; r++) {
           const __m256i x = _mm256_set1_epi32(a[r * stride + g + i]);
-          H::add(sum[r], H::template first<false>(x), b1), H::add(sum[r], H::second(x), b2);
+          H::add(sum[r], H::first(x), b1), H::add(sum[r], H::second(x), b2);
         }
       }
     }

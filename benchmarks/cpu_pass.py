@@ -191,7 +191,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--ours", action="store_true", help="without transformers")
-    parser.add_argument("--beside", choices=("float32", "bfloat16", "int8", "int4"), help="our own in another format, as the peer")
+    parser.add_argument(
+        "--beside", choices=("float32", "bfloat16", "int8", "int4"), help="our own in another format, as the peer"
+    )
     parser.add_argument("--profile", action="store_true", help="operators of one run of each task")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()

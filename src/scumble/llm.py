@@ -54,7 +54,7 @@ class LLM(Asking):
         """Load a checkpoint folder in the released format, or a GGUF file; None loads the embedded model.
 
         dtype: "float32", "bfloat16", "int8" (weights and activations; quickest), "int4" (weights; smallest) or "auto"
-            (as stored; float32 on a CPU without native bfloat16). On graphics cards "fp8" and "nvfp4" too.
+            (as stored; float32 on a CPU where bfloat16 is slow). On graphics cards "fp8" and "nvfp4" too.
         device: "cpu", "cuda", "cuda:1" …, or "auto" (the GPU when there is one).
         ops: which operations serve: "cpu" (native kernels), "reference" (plain torch) …; None: the quickest that
             can, or what the environment variable SCUMBLE_OPS names.
@@ -63,7 +63,7 @@ class LLM(Asking):
         """
         folder = embedded_path() if path is None else as_folder(path)
         where = choose_device(device)
-        form = choose_dtype(dtype, where)
+        form = choose_dtype(dtype, where, ops)
         tokenizer, defaults = _read_small_files(folder)  # a mistake there shows before minutes of reading weights
         model = load_checkpoint(folder, form, where, ops, cache_dtype)
         return cls(model, tokenizer, folder=folder, defaults=defaults)

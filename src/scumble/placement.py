@@ -6,6 +6,7 @@ import torch
 
 from scumble.errors import InvalidRequest, shown
 from scumble.formats import Format
+from scumble.ops import choose
 
 DTYPES: dict[str, torch.dtype | Format] = {
     "float32": torch.float32, "bfloat16": torch.bfloat16, "int8": "int8", "int4": "int4", "fp8": "fp8",
@@ -40,13 +41,17 @@ def named_dtype(dtype: torch.dtype | str | None) -> torch.dtype | Format | None:
     )
 
 
-def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | Format | None:
-    """The dtype to convert to; None keeps what is stored. Raises InvalidRequest."""
+def choose_dtype(dtype: str | torch.dtype, device: torch.device, ops: str | None = None) -> torch.dtype | Format | None:
+    """The dtype to convert to; None keeps what is stored. ops: as of `ops.choose`. Raises InvalidRequest.
+
+    "auto" on a CPU: as stored where bfloat16 is quick there, with the native kernels or in torch; else float32.
+    """
     if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
         return dtype
     if dtype == "auto":
-        native = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
-        return None if native else torch.float32
+        if device.type != "cpu" or choose(device, torch.bfloat16, name=ops).ops.packs:
+            return None
+        return None if torch.cpu._is_avx512_bf16_supported() else torch.float32
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise InvalidRequest(f"dtype must be one of auto, {', '.join(DTYPES)}; found {shown(dtype)}")
     return DTYPES[dtype]

@@ -16,7 +16,7 @@ from scumble.ops import REFERENCE, choose
 from scumble.ops.cpu import native
 from tiny import prompt, save_folder, tiny_model
 
-needs_kernels = pytest.mark.skipif(native.library() is None, reason="no compiler, or a processor without AVX-512")
+needs_kernels = pytest.mark.skipif(native.library() is None, reason="no compiler, or a processor without AVX2")
 
 
 def some(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -20,7 +20,7 @@ from tiny import prompt, save_folder, tiny_model
 
 CLOSE = 2.0**-7
 OPS = {False: REFERENCE, None: choose("cpu", torch.bfloat16).ops}  # by `packed`: plain, and the quickest there are
-needs_kernels = pytest.mark.skipif(native.library() is None, reason="no compiler, or a processor without AVX-512")
+needs_kernels = pytest.mark.skipif(native.library() is None, reason="no compiler, or a processor without AVX2")
 
 
 def some(*shape: int, seed: int = 0) -> torch.Tensor:

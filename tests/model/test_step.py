@@ -10,7 +10,7 @@ from scumble.ops import choose
 from scumble.ops.cpu import native
 from tiny import FULL, SLIDING, prompt, tiny_model
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason="no compiler, or a processor without AVX-512 BF16")
+pytestmark = pytest.mark.skipif(native.library() is None, reason="no compiler, or a processor without AVX2")
 
 
 def native_model(form=None, **changes):

@@ -13,7 +13,7 @@ from scumble.ops import VocabQuery, choose
 from scumble.ops.cpu import native
 from tiny import FULL, SLIDING, prompt, tiny_model
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason="no compiler, or a processor without AVX-512 BF16")
+pytestmark = pytest.mark.skipif(native.library() is None, reason="no compiler, or a processor without AVX2")
 TOGETHER = 17
 GROUPS = (1, 2, 3, 8)  # rows that are asked together, out of 17
 OPS = choose("cpu", torch.bfloat16).ops

@@ -13,6 +13,7 @@ from scumble.model.layer import Layer
 from scumble.ops import REFERENCE, choose
 from scumble.ops.cpu import native
 from scumble.ops.cpu.binary import InstructionSet, choose_instructions
+from scumble.placement import choose_dtype
 from tiny import save_folder, tiny_config, tiny_model
 
 AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni")
@@ -103,6 +104,17 @@ def test_instructions_that_the_processor_lacks_or_nobody_knows_are_said(monkeypa
     monkeypatch.setenv("SCUMBLE_INSTRUCTIONS", "sse")
     with pytest.raises(InvalidRequest, match="SCUMBLE_INSTRUCTIONS must be one of auto, avx512, avx2; found 'sse'"):
         choose_instructions(frozenset())
+
+
+@pytest.mark.parametrize(
+    ("kernels", "quick_in_torch", "expected"),
+    [(True, False, None), (False, True, None), (False, False, torch.float32)],
+)
+def test_a_cpu_keeps_bfloat16_where_it_is_quick(monkeypatch, kernels, quick_in_torch, expected):
+    if kernels and native.library() is None:
+        pytest.skip("no compiler, or a processor without AVX2")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: quick_in_torch)
+    assert choose_dtype("auto", torch.device("cpu"), "cpu" if kernels else "reference") is expected
 
 
 def test_a_converted_model_gets_operations_that_fit():

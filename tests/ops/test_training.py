@@ -26,7 +26,7 @@ from scumble.train.config import Objective
 from scumble.train.precision import choose_training, precision, training_ops
 
 LIB = native.library()
-needs_kernels = pytest.mark.skipif(LIB is None, reason="no compiler, or a processor without AVX-512 BF16")
+needs_kernels = pytest.mark.skipif(LIB is None, reason="no compiler, or a processor without AVX2")
 NARROW, WIDE = torch.bfloat16, torch.float32
 
 

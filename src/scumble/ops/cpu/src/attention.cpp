@@ -29,49 +29,58 @@ struct Shape {
   int64_t place(int64_t g, int64_t row) const { return (row / share() * heads + g * share() + row % share()) * k; }
 };
 
-// R rows of weights, in pairs of positions low … low + steps - 1, times values as they lie -> out [R][64] from column c on.
-template <int R>
+// R rows of weights, in pairs of positions low … low + steps - 1, times values as they lie, of BLOCKS times 16 columns from
+// column c on -> out [R][64].
+template <int R, int BLOCKS>
 void rows_times_pairs(const int32_t* w, int64_t stride, const bf16* values, int64_t k, int64_t c, int64_t low,
                       int64_t steps, int64_t odd, int64_t seen, float* out) {
-  Floats acc[R][4];
-  Mask m[4];
-  for (int j = 0; j < 4; j++) m[j] = c + 16 * j < k ? tail_mask(k - c - 16 * j) : 0;
+  Floats acc[R][BLOCKS];
+  Mask m[BLOCKS];
+  for (int j = 0; j < BLOCKS; j++) m[j] = c + 16 * j < k ? tail_mask(k - c - 16 * j) : 0;
 #pragma GCC unroll 6
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) acc[r][j] = floats(0);
+    for (int j = 0; j < BLOCKS; j++) acc[r][j] = floats(0);
   for (int64_t g = low; g < low + steps; g++) {
     int64_t first = 2 * g - odd, second = first + 1;
-    Ints b[4];
+    Ints b[BLOCKS];
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) {
+    for (int j = 0; j < BLOCKS; j++) {
       Mask one = first >= 0 ? m[j] : 0, two = second < seen ? m[j] : 0;
       Ints high = load_words(values + second * k + c + 16 * j, two);
-      b[j] = either(load_words(values + first * k + c + 16 * j, one),
-                             shl(high, 16));
+      b[j] = either(load_words(values + first * k + c + 16 * j, one), shl(high, 16));
     }
 #pragma GCC unroll 6
     for (int r = 0; r < R; r++) {
       Ints x = ints(w[r * stride + g]);
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; j++) acc[r][j] = Bf16::dot(acc[r][j], x, b[j]);
+      for (int j = 0; j < BLOCKS; j++) acc[r][j] = Bf16::dot(acc[r][j], x, b[j]);
     }
   }
 #pragma GCC unroll 6
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) store(out + r * PANEL + 16 * j, acc[r][j]);
+    for (int j = 0; j < BLOCKS; j++) store(out + r * PANEL + 16 * j, acc[r][j]);
+}
+
+// 64 columns, as many at a time as their sums have registers.
+template <int R>
+void rows_times_values(const int32_t* w, int64_t stride, const bf16* values, int64_t k, int64_t c, int64_t low,
+                       int64_t steps, int64_t odd, int64_t seen, float* out) {
+  constexpr int BLOCKS = SUMS >= 4 * R ? 4 : SUMS >= 2 * R ? 2 : 1;
+  for (int j = 0; j < PANEL; j += 16 * BLOCKS)
+    rows_times_pairs<R, BLOCKS>(w, stride, values, k, c + j, low, steps, odd, seen, out + j);
 }
 
 void times_pairs(int rows, const int32_t* w, int64_t stride, const bf16* values, int64_t k, int64_t c, int64_t low,
                  int64_t steps, int64_t odd, int64_t seen, float* out) {
   switch (rows) {
-    case 6: return rows_times_pairs<6>(w, stride, values, k, c, low, steps, odd, seen, out);
-    case 5: return rows_times_pairs<5>(w, stride, values, k, c, low, steps, odd, seen, out);
-    case 4: return rows_times_pairs<4>(w, stride, values, k, c, low, steps, odd, seen, out);
-    case 3: return rows_times_pairs<3>(w, stride, values, k, c, low, steps, odd, seen, out);
-    case 2: return rows_times_pairs<2>(w, stride, values, k, c, low, steps, odd, seen, out);
-    default: return rows_times_pairs<1>(w, stride, values, k, c, low, steps, odd, seen, out);
+    case 6: return rows_times_values<6>(w, stride, values, k, c, low, steps, odd, seen, out);
+    case 5: return rows_times_values<5>(w, stride, values, k, c, low, steps, odd, seen, out);
+    case 4: return rows_times_values<4>(w, stride, values, k, c, low, steps, odd, seen, out);
+    case 3: return rows_times_values<3>(w, stride, values, k, c, low, steps, odd, seen, out);
+    case 2: return rows_times_values<2>(w, stride, values, k, c, low, steps, odd, seen, out);
+    default: return rows_times_values<1>(w, stride, values, k, c, low, steps, odd, seen, out);
   }
 }
 

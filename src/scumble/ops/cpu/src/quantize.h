@@ -23,8 +23,7 @@ static inline float quantize_values(Load value, int64_t k, uint8_t* q) {
   for (int64_t i = 0; i < k; i += 16) {
     Mask m = tail_mask(k - i);
     Ints n = to_ints(mul(value(i, m), inverse));
-    n = add(min(max(n, ints(-127)), ints(127)),
-                         ints(128));
+    n = add(min(max(n, ints(-127)), ints(127)), ints(128));
     store(q + i, m, low_bytes(n));
   }
   return scale;

@@ -12,6 +12,8 @@ struct Doubles {  // eight
   __m256d low, high;
 };
 
+constexpr int SUMS = 6;  // vectors of sums that stay in registers through a loop
+
 #define LANEWISE static inline __attribute__((always_inline))
 
 LANEWISE Floats floats(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }

@@ -5,6 +5,8 @@ using Floats = __m512;
 using Ints = __m512i;  // sixteen int32
 using Doubles = __m512d;  // eight
 
+constexpr int SUMS = 24;  // vectors of sums that stay in registers through a loop
+
 static inline Floats floats(float x) { return _mm512_set1_ps(x); }
 static inline Ints ints(int32_t x) { return _mm512_set1_epi32(x); }
 static inline Doubles doubles(double x) { return _mm512_set1_pd(x); }

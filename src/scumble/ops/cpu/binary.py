@@ -12,6 +12,7 @@ import os
 import platform
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ log = logging.getLogger("scumble")
 
 SOURCES = Path(__file__).parent / "src"
 SWITCH = "SCUMBLE_INSTRUCTIONS"  # this environment variable names the instruction set; unset or "auto": the best one
-FLAGS = ("-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
+FLAGS = ("-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,6 @@ def processor_features() -> frozenset[str]:
 
 def build(compiler: str, instructions: InstructionSet) -> Path:
     """Compile what is not yet there; returns the binary's path."""
-    sources = sorted(SOURCES.glob("*.cpp"))
     digest = hashlib.sha256(" ".join((compiler, *instructions.flags)).encode())
     for file in sorted(SOURCES.glob("*.[ch]*")):
         digest.update(file.read_bytes())
@@ -94,11 +94,22 @@ def build(compiler: str, instructions: InstructionSet) -> Path:
             instructions.name, compiler,
         )  # fmt: skip
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = Path(scratch) / "kernels.so"
-            command = [compiler, *instructions.flags, *map(str, sources), "-o", str(made)]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
-            os.replace(made, path)
+            os.replace(_compiled([compiler, *instructions.flags], Path(scratch)), path)
     return path
+
+
+def _compiled(command: list[str], scratch: Path) -> Path:
+    """The binary, linked from files that were compiled side by side, the largest first."""
+
+    def run(*arguments: str | Path, to: str) -> Path:
+        made = scratch / to
+        subprocess.run([*command, *arguments, "-o", made], check=True, capture_output=True, text=True, timeout=600)
+        return made
+
+    sources = sorted(SOURCES.glob("*.cpp"), key=lambda file: -file.stat().st_size)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(lambda source: run("-c", source, to=f"{source.stem}.o"), sources))
+    return run("-shared", *objects, to="kernels.so")
 
 
 def cache_folder() -> Path:

@@ -91,10 +91,15 @@ static inline Ints looked_up(Bytes table, Ints at) {  // every byte 0 … 15 -> 
 // What the products take: a lane's two bfloat16, or its four bytes (u unsigned, s signed), times those of another.
 static inline Floats dot2(Floats sum, Ints a, Ints b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
 static inline Ints dot4(Ints sum, Ints u, Ints s) { return _mm512_dpbusd_epi32(sum, u, s); }
+#ifdef __AVX512VNNI__
 // The same as an instruction: from the intrinsic GCC makes copies of all sums at every step where they are used again
 // behind the loop.
 static inline void add_dot4(Ints& sum, Ints u, Ints s) { asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u), "v"(s)); }
 static inline void kept(Ints& x) { asm("" : "+v"(x)); }  // in its register
+#else  // where tests emulate the instructions
+static inline void add_dot4(Ints& sum, Ints u, Ints s) { sum = dot4(sum, u, s); }
+static inline void kept(Ints&) {}
+#endif
 
 // 16 vectors of 16 dwords, transposed in place.
 static inline void transpose16(Ints r[16]) {

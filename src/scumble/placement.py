@@ -7,6 +7,7 @@ import torch
 from scumble.errors import InvalidRequest, shown
 from scumble.formats import Format
 from scumble.ops import choose
+from scumble.ops.quick import multiplies_bfloat16
 
 DTYPES: dict[str, torch.dtype | Format] = {
     "float32": torch.float32, "bfloat16": torch.bfloat16, "int8": "int8", "int4": "int4", "fp8": "fp8",
@@ -49,9 +50,8 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device, ops: str | None
     if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
         return dtype
     if dtype == "auto":
-        if device.type != "cpu" or choose(device, torch.bfloat16, name=ops).ops.packs:
-            return None
-        return None if torch.cpu._is_avx512_bf16_supported() else torch.float32
+        quick = multiplies_bfloat16(device) or choose(device, torch.bfloat16, name=ops).ops.packs
+        return None if quick else torch.float32
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise InvalidRequest(f"dtype must be one of auto, {', '.join(DTYPES)}; found {shown(dtype)}")
     return DTYPES[dtype]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from scumble.ops.quick import multiplies_bfloat16
 from scumble.train.ranks import ALONE, Ranks
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's coefficients: fast, to singular values in 0.7 … 1.2
@@ -83,7 +84,7 @@ class Muon(torch.optim.Optimizer):
 def orthogonal(matrix: Tensor) -> Tensor:
     """The matrices [..., m, n] with their singular values brought near 1, in bfloat16 products."""
     a, b, c = QUINTIC
-    x = matrix.bfloat16()
+    x = matrix.bfloat16() if multiplies_bfloat16(matrix.device) else matrix.float()
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from scumble.model import Transformer
 from scumble.ops import softcap
+from scumble.ops.quick import multiplies_bfloat16
 
 ROWS = 1024  # positions whose distributions are held at a time
 
@@ -19,9 +20,11 @@ def soft_embeddings(model: Transformer, hidden: Tensor, level: Tensor, t_min: fl
     """
     length = hidden.shape[0] // level.numel()
     temperature = (t_min + (t_max - t_min) * level).flatten().repeat_interleave(length)[:, None]
-    weight = model.embed_tokens.weight
+    weight, kind = model.embed_tokens.weight, hidden.device.type
+    as_around = torch.is_autocast_enabled(kind) and multiplies_bfloat16(hidden.device)
     soft = []
-    for rows, heat in zip(hidden.split(ROWS), temperature.split(ROWS), strict=True):
-        z = softcap((rows @ weight.T).float(), model.config.final_logit_softcapping) / heat
-        soft.append((torch.log_softmax(z, dim=-1).exp().to(rows.dtype) @ weight).float())
+    with torch.autocast(kind, enabled=as_around):
+        for rows, heat in zip(hidden.to(weight.dtype).split(ROWS), temperature.split(ROWS), strict=True):
+            z = softcap((rows @ weight.T).float(), model.config.final_logit_softcapping) / heat
+            soft.append((torch.log_softmax(z, dim=-1).exp().to(rows.dtype) @ weight).float())
     return torch.cat(soft)

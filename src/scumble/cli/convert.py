@@ -26,7 +26,7 @@ def convert(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; it may not exist yet.")],
     form: Annotated[str, typer.Option("--format", help="int4, int8, fp8, nvfp4; bfloat16: plain again.")] = "int4",
     group_size: Annotated[int, typer.Option(help="int4: how many numbers share a scale.")] = 32,
-    keep: Annotated[str, typer.Option(help="Parts of module names that stay as they are, with commas between.")] = "",
+    keep: Annotated[str, typer.Option(help="Parts of module names that stay as they are: self_attn,experts.7.")] = "",
     calibrate: Annotated[
         Path | None,
         typer.Option(

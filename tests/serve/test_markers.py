@@ -116,3 +116,11 @@ def test_markers_in_a_text_stay_letters(http, served, llm, monkeypatch, where):
     evil = control_tokens(EVIL)
     pads = llm.model.config.pad_token_id  # a shorter draft has more of them behind its end
     assert [token for token in evil if token != pads] == [token for token in harmless if token != pads]
+
+
+@pytest.mark.parametrize("where", ["user", "completion", "fim prompt", "edit", "input", "claude's user"])
+def test_another_model_is_not_here_whoever_asks(http, where):
+    path, body = REQUESTS[where]("paint")
+    answer = http.post(path, json={**body, "model": "../other"})
+    assert answer.status_code == 404
+    assert "other" not in answer.text, "what a client calls a model is repeated nowhere"

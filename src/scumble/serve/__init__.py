@@ -4,6 +4,7 @@
     backend     the only file that knows LLM: requests in, events out, slots and a queue around it
     fields      what all request bodies share: strict types, sampling settings, what is refused and what is reported
     chat, completions, messages, responses, models, health   one file per API family
+    message_fields   the bodies of messages
     files, batches   OpenAI's batch API; kept_files, batch_runs: what is on disk, and who answers it; batch: one file
     stream      server-sent events, and what happens when the reader leaves
     gate        who may come in: hosts, origins, keys, scopes, limits, sizes; every route has a scope

@@ -172,10 +172,8 @@ class Requests:
         request = make_request(
             ids, config, self.defaults, self.model.config, noise, draft, pinned, first, constraint, typed=typed
         )
-        if asked is None:
-            return request
-        asked.constraint.check(request.max_new_tokens)
-        return replace(request, parse=asked.parse)
+        request.constraint.check(request.max_new_tokens, request.vocab)
+        return request if asked is None else replace(request, parse=asked.parse)
 
     def encode_prompt(self, text: str) -> list[int]:
         """Prompt ids of a text: the beginning-of-sequence id, where there is one, then the text as plain data."""

@@ -166,7 +166,9 @@ def test_pinned_ids_are_obeyed_or_refused(llm: LLM) -> None:
     config = GenerationConfig(json_schema=PERSON, max_new_tokens=50, max_denoising_steps=6)
     pinned = llm.generate_ids([5], config, pinned={12: x})
     assert pinned.token_ids[12] == x
-    assert pinned.parsed
+    assert jsonschema_rs.is_valid(PERSON, pinned.parsed)
+    letters = GenerationConfig(regex="[a-w]{38}([yz]{9}|x[yz]{5})", max_new_tokens=50, max_denoising_steps=6)
+    assert llm.generate_ids([5], letters, pinned={38: x}).text[38] == "x"  # on the second canvas of 24
     with pytest.raises(StructureError, match="pinned"):
         llm.generate_ids([5], config, pinned={0: brace})
 
@@ -200,7 +202,7 @@ def test_refused_before_anything_runs(llm: LLM, settings: dict, words: str) -> N
 def test_the_mask_of_the_next_token(llm: LLM) -> None:
     structure: Structured = llm.structuring.constraint(JsonSchema.of({"const": "a"}))
     assert structure.state == START
-    mask = structure.mask(room=4)
+    mask = structure.restrict(1, 4, llm.model.config.vocab_size).allowed[0]
     assert llm.tokenizer is not None
     allowed = {llm.tokenizer.token(int(id)) for id in torch.nonzero(mask)[:, 0]}
     assert allowed == {'"'}

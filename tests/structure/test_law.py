@@ -13,7 +13,8 @@ from scipy.stats import chisquare
 from scumble.structure import Regex, StructureError, Vocabulary, compiled
 from scumble.structure.automaton import DEAD, START, Budget
 from scumble.structure.classes import Tokens, classify
-from scumble.structure.law import Graph, Masses, chain, most_probable
+from scumble.structure.graph import Graph, Window
+from scumble.structure.law import Masses, chain, most_probable
 
 TOKENS = [b"a", b"b", b"ab", b"ba", b"c", None, b"bc", b"aa"]
 END = 5
@@ -22,6 +23,12 @@ CASES = [("(a|b)*c?", 4, 0), ("a{0,3}b", 4, 2), ("(ab|c)+", 5, 1), ("a*b*c", 3, 
 
 def tokens_of(pattern: str, tokens: list[bytes | None] = TOKENS) -> Tokens:
     return classify(Regex(pattern).automaton(Budget()), Vocabulary(tokens), (END,), Budget())
+
+
+def window_of(tokens: Tokens, length: int, room: int) -> Window:
+    """A canvas at the beginning of a text, with `room` tokens left behind it."""
+    graph = Graph.of(tokens)
+    return Window(graph, START, length, graph.within(room))
 
 
 def masses_of(logits: np.ndarray, tokens: Tokens) -> tuple[Masses, np.ndarray, np.ndarray]:
@@ -65,7 +72,7 @@ def test_probability_entropies_and_best_canvas(pattern: str, length: int, room: 
     masses, logs, best_id = masses_of(np.random.default_rng(3).normal(size=(length, len(TOKENS))) * 1.5, tokens)
     every = canvases(pattern, tokens, logs, room)
     total = sum(every.values())
-    law = chain(Graph.of(tokens), masses, START, room)
+    law = chain(window_of(tokens, length, room), masses)
     assert law.log_probability == pytest.approx(np.log(total), abs=1e-12)
 
     for i, entropy in enumerate(law.entropies()):
@@ -74,7 +81,7 @@ def test_probability_entropies_and_best_canvas(pattern: str, length: int, room: 
             shares[ids[i] if i < len(ids) else None] += probability / total
         assert entropy == pytest.approx(-sum(p * np.log(p) for p in shares.values()), abs=1e-10)
 
-    classes, log_probability = most_probable(Graph.of(tokens), masses, START, room)
+    classes, log_probability = most_probable(window_of(tokens, length, room), masses)
     best = max(every, key=lambda ids: every[ids])
     assert log_probability == pytest.approx(np.log(every[best]), abs=1e-12)
     assert tuple(best_id[i, c] for i, c in enumerate(classes[: len(best)])) == best
@@ -87,7 +94,7 @@ def test_draws_follow_the_law(pattern: str, length: int, room: int) -> None:
     rng = np.random.default_rng(11)
     masses, logs, _ = masses_of(rng.normal(size=(length, len(TOKENS))), tokens)
     every = canvases(pattern, tokens, logs, room)
-    law, draws = chain(Graph.of(tokens), masses, START, room), 6000
+    law, draws = chain(window_of(tokens, length, room), masses), 6000
     counts = Counter(draw(law, tokens, logs, rng.random(length)) for _ in range(draws))
     assert counts.keys() <= every.keys()
     total = sum(every.values())
@@ -118,7 +125,7 @@ def test_improbable_by_a_thousand_nats_is_still_valid() -> None:
     logits = np.zeros((5, len(TOKENS)))
     logits[:, 4] = 5000.0  # the model insists on "c", which has no place
     masses, _, _ = masses_of(logits, tokens)
-    law = chain(Graph.of(tokens), masses, START, 0)
+    law = chain(window_of(tokens, 5, 0), masses)
     for uniforms in np.random.default_rng(5).random((20, 5)):
         classes, _ = law.draw(uniforms)
         state = START

@@ -78,6 +78,9 @@ class Constraint:
         """The constraint on what follows these ids, once they are committed."""
         return self
 
+    def check(self, max_new_tokens: int, vocab: int) -> None:
+        """Raises InvalidRequest where no answer of so many tokens could do what is asked."""
+
     def fits(self, ids: Sequence[int]) -> bool:
         """Whether a text may follow that did not come from `restrict`: a draft, or what a revision makes of it."""
         return True
@@ -139,28 +142,53 @@ class Forbidden(Constraint):
         return self.ids.isdisjoint(ids)
 
 
+class Joint(Constraint):
+    """A constraint on whole answers. It has to know what others ask of later positions, or it would begin what cannot
+    end."""
+
+    def restrict(self, length: int, room: int, vocab: int) -> Restriction:
+        return self.restrict_beside(length, room, vocab, Restriction())
+
+    def check(self, max_new_tokens: int, vocab: int) -> None:
+        self.check_beside(max_new_tokens, Restriction())
+
+    def restrict_beside(self, length: int, room: int, vocab: int, others: Restriction) -> Restriction:
+        """`restrict`; others: what others ask of all `room` positions."""
+        raise NotImplementedError
+
+    def check_beside(self, max_new_tokens: int, others: Restriction) -> None:
+        """`check`; others: what others ask of all these positions."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
 class All(Constraint):
-    """Several constraints at once. At most one of them may have a law."""
+    """Several constraints at once, at most one of them on whole answers."""
 
     parts: tuple[Constraint, ...]
 
+    def __post_init__(self) -> None:
+        assert sum(isinstance(part, Joint) for part in self.parts) < 2, "two laws for one answer"
+
     def restrict(self, length: int, room: int, vocab: int) -> Restriction:
-        pinned: dict[int, int] = {}
-        allowed: dict[int, Tensor] = {}
-        laws = []
-        for own in (part.restrict(length, room, vocab) for part in self.parts):
-            pinned.update(own.pinned)
-            for position, mask in own.allowed.items():
-                allowed[position] = mask & allowed[position] if position in allowed else mask
-                if not allowed[position].any():
-                    raise InvalidRequest(
-                        f"the constraints on the answer, together, leave no id for position {position} of what comes "
-                        "next; loosen one of them"
-                    )
-            laws += [] if own.law is None else [own.law]
-        assert len(laws) < 2, "two laws for one canvas"
-        return Restriction(pinned, allowed, laws[0] if laws else None)
+        found = self._apart(length, room, vocab)
+        for part in self.parts:
+            if isinstance(part, Joint):
+                found = both(part.restrict_beside(length, room, vocab, self._apart(room, room, vocab)), found)
+        return found
+
+    def check(self, max_new_tokens: int, vocab: int) -> None:
+        for part in self.parts:
+            if isinstance(part, Joint):
+                part.check_beside(max_new_tokens, self._apart(max_new_tokens, max_new_tokens, vocab))
+
+    def _apart(self, length: int, room: int, vocab: int) -> Restriction:
+        """What is asked of positions one by one."""
+        found = Restriction()
+        for part in self.parts:
+            if not isinstance(part, Joint):
+                found = both(found, part.restrict(length, room, vocab))
+        return found
 
     def after(self, ids: Sequence[int]) -> Constraint:
         return together(part.after(ids) for part in self.parts)
@@ -179,6 +207,24 @@ def together(parts: Iterable[Constraint]) -> Constraint:
     if len(kept) < 2:
         return kept[0] if kept else Constraint()
     return All(kept)
+
+
+def both(one: Restriction, two: Restriction) -> Restriction:
+    """Masks that stand at several positions stay one tensor. Raises InvalidRequest where nothing is left."""
+    joined: dict[tuple[int, int], Tensor] = {}
+    allowed = {**one.allowed, **two.allowed}
+    for position in sorted(one.allowed.keys() & two.allowed.keys()):
+        left, right = one.allowed[position], two.allowed[position]
+        key = id(left), id(right)
+        if key not in joined:
+            joined[key] = left & right
+            if not joined[key].any():
+                raise InvalidRequest(
+                    f"the constraints on the answer, together, leave no id for position {position} of what comes "
+                    "next; loosen one of them"
+                )
+        allowed[position] = joined[key]
+    return Restriction({**one.pinned, **two.pinned}, allowed, one.law or two.law)
 
 
 def only(ids: Iterable[int], vocab: int) -> Tensor:

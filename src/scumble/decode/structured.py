@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -10,25 +10,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scumble.decode.constraint import Constraint, Look, Restriction
+from scumble.decode.constraint import Joint, Look, Restriction
 from scumble.diffusion import Proposal
 from scumble.errors import InvalidRequest
 from scumble.ops.classes import ClassStatistics, TokenClasses
 from scumble.structure.automaton import DEAD, START
 from scumble.structure.classes import END
 from scumble.structure.compiled import Compiled
-from scumble.structure.law import Graph, Masses, Solution, solve
+from scumble.structure.graph import Window
+from scumble.structure.law import Masses, Solution, solve
 from scumble.structure.tree import StructureError
 
 FINISHED = -1
-Solver = Callable[[Graph, Masses, int, int, np.ndarray | None], Solution]
+Solver = Callable[[Window, Masses, np.ndarray | None], Solution]
 
 
 @dataclass(frozen=True)
-class Structured(Constraint):
+class Structured(Joint):
     """An answer that is a text of a language, followed by an end id.
 
-    Whatever the model says, every canvas can be completed within `max_new_tokens`: see structure/law.py.
+    Whatever the model says, every canvas can be completed within `max_new_tokens`, with what others ask of the ids that
+    follow: see structure/law.py. Pins behind the end have no effect.
     state: of the automaton, where the answer stands; FINISHED behind the end id. solve: Ops.canvas_law.
     filler: the id that stands behind the end id on a canvas.
     """
@@ -38,22 +40,47 @@ class Structured(Constraint):
     solve: Solver = solve
     state: int = START
 
-    def restrict(self, length: int, room: int, vocab: int) -> Restriction:
+    def restrict_beside(self, length: int, room: int, vocab: int, others: Restriction) -> Restriction:
         if self.state == FINISHED:
             return Restriction()
-        if length == 1:
-            return Restriction(allowed={0: self.mask(room)})
         positions = min(length, room)
-        return Restriction(law=StructureLaw(self, positions, room - positions))
+        ends = self.ends(positions, room, others)
+        if length == 1:
+            return Restriction(allowed={0: self.mask(ends)})
+        return Restriction(law=StructureLaw(self, Window(self.compiled.graph, self.state, positions, ends)))
 
-    def mask(self, room: int) -> Tensor:
-        """The ids [V] of which one may come next, of an answer that has `room` tokens left."""
+    def ends(self, position: int, room: int, others: Restriction) -> np.ndarray:
+        """[S] bool: the states before `position` from which a text can end within `room` positions in all, where others
+        restrict some of them."""
+        last = max((place + 1 for place in (*others.pinned, *others.allowed)), default=0)
+        graph = self.compiled.graph
+        if last <= position:
+            return graph.within(room - position)
+        return graph.endings(graph.within(room - last), self.kinds(range(last - 1, position - 1, -1), others))
+
+    def kinds(self, positions: Sequence[int], others: Restriction) -> Iterator[np.ndarray | None]:
+        """The classes [C] bool that others allow at some positions; None: all."""
+        tokens = self.compiled.tokens
+        known: dict[int, np.ndarray] = {}
+        for position in positions:
+            mask = others.allowed.get(position)
+            if position in others.pinned:
+                yield np.arange(tokens.classes) == tokens.of_token[others.pinned[position]]
+            elif mask is not None:
+                if id(mask) not in known:
+                    known[id(mask)] = np.bincount(tokens.of_token[mask.numpy()], minlength=tokens.classes) > 0
+                yield known[id(mask)]
+            else:
+                yield None
+
+    def mask(self, ends: np.ndarray) -> Tensor:
+        """The ids [V] that lead to one of some states, or to the end."""
         tokens = self.compiled.tokens
         after = tokens.step[self.state]
-        fits = (after != DEAD) & (tokens.distance[after] < room)
+        fits = (after != DEAD) & ends[after]
         fits[END] = bool(tokens.ends[self.state])
         if not fits.any():
-            raise StructureError(f"no text of the structure can end within the {room} tokens that are left")
+            raise StructureError("no text of the structure can end within the tokens that are left")
         return torch.from_numpy(fits[tokens.of_token])
 
     def after(self, ids: Sequence[int]) -> Structured:
@@ -76,39 +103,38 @@ class Structured(Constraint):
     def is_movable(self) -> bool:
         return False
 
-    def check(self, max_new_tokens: int) -> None:
-        """Refuse a budget in which no text of the language can end."""
+    def check_beside(self, max_new_tokens: int, others: Restriction) -> None:
+        """Refuse a budget in which no text of the language can end, and what leaves no text."""
         least = int(self.compiled.tokens.distance[self.state])
         if max_new_tokens < least:
             raise InvalidRequest(
                 f"max_new_tokens must be ≥ {least} for this structure (its shortest text, with the end), "
                 f"found {max_new_tokens}"
             )
+        if not self.ends(0, max_new_tokens, others)[self.state]:
+            raise StructureError(
+                f"the ids that are pinned, or asked for otherwise, leave no text that the structure allows and that "
+                f"ends within max_new_tokens={max_new_tokens}; pin fewer or other ids, or raise max_new_tokens"
+            )
 
 
 class StructureLaw:
-    """The law of one canvas: its first `positions` ids, with `room` more tokens behind them.
+    """The law of one canvas, of which the window covers the first positions.
 
     Positions beyond, and those behind the end id, hold a filler; nothing of them is committed.
     """
 
-    def __init__(self, structure: Structured, positions: int, room: int) -> None:
-        self.structure, self.positions, self.room = structure, positions, room
+    def __init__(self, structure: Structured, window: Window) -> None:
+        self.structure, self.window = structure, window
         self.classes: TokenClasses | None = token_classes(structure.compiled)
 
     def propose(self, look: Look) -> Proposal:
         found = look.classes
         assert found is not None
         pinned, ids = (values[0].cpu().numpy() for values in (look.canvas.pinned, look.canvas.ids))
-        n = self.positions
+        n = self.window.length
         uniforms = None if look.uniforms is None else look.uniforms[:n].cpu().numpy()
-        law = self.structure.solve(
-            self.structure.compiled.graph,
-            self.masses(look.logsumexp, found, pinned, ids),
-            self.structure.state,
-            self.room,
-            uniforms,
-        )
+        law = self.structure.solve(self.window, self.masses(look.logsumexp, found, pinned, ids), uniforms)
         if not np.isfinite(law.log_probability):
             raise StructureError(
                 "the ids that are pinned or forbidden leave no canvas that the structure allows; pin or forbid fewer"
@@ -127,7 +153,7 @@ class StructureLaw:
 
         Log-probabilities, not sums of exp z: behind the end id a position weighs 1, so others must weigh 1 in all too.
         """
-        n = self.positions
+        n = self.window.length
         whole = logsumexp[:n, None].double().cpu().numpy()
         found = Masses(by_class.mass[:n] - whole, by_class.entropy[:n].copy(), by_class.best[:n] - whole)
         of_token = self.structure.compiled.tokens.of_token

@@ -19,7 +19,8 @@ from torch import Tensor
 from scumble.ops.pages import Pages
 from scumble.ops.query import VocabQuery
 from scumble.ops.result import VocabResult
-from scumble.structure.law import Graph, Masses, Solution
+from scumble.structure.graph import Window
+from scumble.structure.law import Masses, Solution
 
 
 class StepRow(NamedTuple):
@@ -184,6 +185,6 @@ class Ops(Protocol):
 
     # --- structure ------------------------------------------------------------------------------------------------
 
-    def canvas_law(self, graph: Graph, masses: Masses, start: int, room: int, uniforms: np.ndarray | None) -> Solution:
+    def canvas_law(self, window: Window, masses: Masses, uniforms: np.ndarray | None) -> Solution:
         """The law of a canvas under a structure, on the host (structure/law.py: solve)."""
         ...

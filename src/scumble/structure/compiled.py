@@ -17,8 +17,8 @@ import numpy as np
 
 from scumble.structure.automaton import Budget, Limits
 from scumble.structure.classes import NEVER, Tokens, classify
+from scumble.structure.graph import Graph
 from scumble.structure.languages import Language
-from scumble.structure.law import Graph
 from scumble.structure.vocabulary import Vocabulary
 
 log = logging.getLogger("scumble")

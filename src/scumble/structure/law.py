@@ -3,20 +3,17 @@
 The denoiser gives each position i its own distribution p_i over ids. The product of them, conditioned on the event
 
     "the ids up to the first end id are a text of the language; or there is no end id yet, and the state that the ids
-     lead to can end within the `room` tokens that are left behind this canvas"
+     lead to can end within the tokens that are left behind this canvas" (Window.ends: the states that can)
 
 is the law that a constrained canvas is drawn from. It is exact over the whole vocabulary, because tokens of one class
 lead to the same states: only class masses enter the sums. With w_i(c) = log p_i(c) and edges s -c-> t of the automaton,
 
-    b_L(s) = 0 if distance(s) ≤ room else -∞          b_i(END) = 0 for every i: what stands behind the end is free
+    b_L(s) = 0 if ends(s) else -∞                     b_i(END) = 0 for every i: what stands behind the end is free
     b_i(s) = log Σ_{s -c-> t} exp(w_i(c) + b_{i+1}(t))                   (log-sum of all ways on)
     P_i(s → t, c) = exp(w_i(c) + b_{i+1}(t) - b_i(s))                    (the chain to draw from, forwards)
 
 With max in place of Σ, and the best token of each class in place of its mass, the same recursion gives the most
 probable canvas (Viterbi). Sums are in float64, in a fixed order.
-
-Edges that share source and target differ only in class; their classes form a set, and sets repeat all over an
-automaton, so masses are summed once a set and the recursion runs over (source, target) pairs.
 """
 
 from __future__ import annotations
@@ -25,10 +22,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scumble.structure.automaton import DEAD, START
-from scumble.structure.classes import END, Tokens
+from scumble.structure.graph import FINISHED, Graph, Window
 
-FINISHED = DEAD  # in a graph no pair leads to the dead state, so its number serves for "the end id has come"
 _NONE = -np.inf
 
 
@@ -43,73 +38,6 @@ class Masses:
     mass: np.ndarray
     entropy: np.ndarray
     best: np.ndarray
-
-
-@dataclass(frozen=True)
-class Graph:
-    """Pairs of states that some token leads between, sorted by source; and the sets of classes that do.
-
-    source, target, label [P]; first [S + 1]: where each source's pairs begin. members [M]: classes of the sets, one set
-    after another; label l has members[begin[l] : begin[l + 1]].
-    """
-
-    source: np.ndarray
-    target: np.ndarray
-    label: np.ndarray
-    first: np.ndarray
-    members: np.ndarray
-    begin: np.ndarray
-    distance: np.ndarray
-
-    @property
-    def states(self) -> int:
-        return len(self.first) - 1
-
-    @property
-    def labels(self) -> int:
-        return len(self.begin) - 1
-
-    @staticmethod
-    def of(tokens: Tokens) -> Graph:
-        """All pairs of an automaton. An end id leads from every state where it may come to FINISHED."""
-        states, classes = tokens.step.shape
-        source, kind = np.nonzero(tokens.step)
-        target = tokens.step[source, kind]
-        ends = np.flatnonzero(tokens.ends)
-        source = np.concatenate([source, ends])
-        kind = np.concatenate([kind, np.full(len(ends), END)])
-        target = np.concatenate([target, np.full(len(ends), FINISHED)])
-        code = source.astype(np.int64) * states + target
-        order = np.lexsort((kind, code))
-        code, kind = code[order], kind[order]
-        head = np.flatnonzero(np.concatenate([[True], code[1:] != code[:-1]]))
-        salt = np.random.default_rng(7).integers(1, 2**62, size=classes, dtype=np.int64)
-        _, where, label = np.unique(np.add.reduceat(salt[kind], head), return_index=True, return_inverse=True)
-        sizes = np.diff(np.append(head, len(kind)))
-        members = np.concatenate([kind[head[i] : head[i] + sizes[i]] for i in where])
-        pairs = code[head]
-        first = np.searchsorted(pairs // states, np.arange(states + 1))
-        begin = np.concatenate([[0], np.cumsum(sizes[where])])
-        return Graph(pairs // states, pairs % states, label.reshape(-1), first, members, begin, tokens.distance)
-
-    def sums(self, masses: np.ndarray) -> np.ndarray:
-        """log of the summed probability of every set: [n, C] -> [n, labels]."""
-        rows = masses[:, self.members]
-        peak = np.maximum.reduceat(rows, self.begin[:-1], axis=1)
-        base = np.where(np.isneginf(peak), 0.0, peak)
-        rows = np.exp(rows - np.repeat(base, np.diff(self.begin), axis=1))
-        with np.errstate(divide="ignore"):
-            return base + np.log(np.add.reduceat(rows, self.begin[:-1], axis=1))
-
-    def peaks(self, best: np.ndarray) -> np.ndarray:
-        """The best of every set: [n, C] -> [n, labels]."""
-        return np.maximum.reduceat(best[:, self.members], self.begin[:-1], axis=1)
-
-    def finals(self, room: int) -> np.ndarray:
-        """b_L [S]: 0 where the text is finished or can be within `room` more tokens, else -inf."""
-        found = np.where(self.distance <= room, 0.0, _NONE)
-        found[FINISHED] = 0.0
-        return found
 
 
 @dataclass(frozen=True)
@@ -173,12 +101,13 @@ class Chain:
         return np.maximum(found, 0.0)
 
 
-def chain(graph: Graph, masses: Masses, start: int, room: int) -> Chain:
-    """The law of a canvas that begins in a state, with `room` tokens left behind it."""
+def chain(window: Window, masses: Masses) -> Chain:
+    """The law of a canvas."""
+    graph = window.graph
     weights = graph.sums(masses.mass)
     n = len(weights)
     ahead = np.full((n + 1, graph.states), _NONE)
-    ahead[n] = graph.finals(room)
+    ahead[n, window.ends] = 0.0
     steps = np.zeros((n, len(graph.source)))
     lengths = np.diff(graph.first)
     live = np.flatnonzero(lengths)
@@ -193,24 +122,25 @@ def chain(graph: Graph, masses: Masses, start: int, room: int) -> Chain:
             ahead[i, live] = peak + np.log(np.where(np.isneginf(peak), 1.0, total))
         steps[i] = shares / np.repeat(np.where(total > 0, total, 1.0), lengths[live])
         ahead[i, FINISHED] = 0.0
-    return Chain(graph, masses, weights, ahead, steps, start)
+    return Chain(graph, masses, weights, ahead, steps, window.start)
 
 
-def most_probable(graph: Graph, masses: Masses, start: int, room: int) -> tuple[np.ndarray, float]:
+def most_probable(window: Window, masses: Masses) -> tuple[np.ndarray, float]:
     """Viterbi: the class at each position [n] (0 behind the end) of the most probable valid canvas, and the log of its
     probability. Each class stands for its best id. Of equals the first pair wins, in order of states.
     """
+    graph = window.graph
     peaks = graph.peaks(masses.best)
     n = len(peaks)
     lengths = np.diff(graph.first)
     live = np.flatnonzero(lengths)
     heads = graph.first[live]
     ahead = np.full((n + 1, graph.states), _NONE)
-    ahead[n] = graph.finals(room)
+    ahead[n, window.ends] = 0.0
     for i in range(n - 1, -1, -1):
         ahead[i, live] = np.maximum.reduceat(peaks[i, graph.label] + ahead[i + 1, graph.target], heads)
         ahead[i, FINISHED] = 0.0
-    classes, state = np.zeros(n, np.int64), start
+    classes, state = np.zeros(n, np.int64), window.start
     for i in range(n):
         if state == FINISHED:
             break
@@ -219,7 +149,7 @@ def most_probable(graph: Graph, masses: Masses, start: int, room: int) -> tuple[
         members = graph.members[graph.begin[graph.label[pair]] : graph.begin[graph.label[pair] + 1]]
         classes[i] = members[int(np.argmax(masses.best[i, members]))]
         state = graph.target[pair]
-    return classes, float(ahead[0, start])
+    return classes, float(ahead[0, window.start])
 
 
 @dataclass(frozen=True)
@@ -234,13 +164,13 @@ class Solution:
     rest: np.ndarray
 
 
-def solve(graph: Graph, masses: Masses, start: int, room: int, uniforms: np.ndarray | None) -> Solution:
+def solve(window: Window, masses: Masses, uniforms: np.ndarray | None) -> Solution:
     """All of it. uniforms [n]; None: no draw, zeros."""
-    law, n = chain(graph, masses, start, room), len(masses.mass)
+    law, n = chain(window, masses), window.length
     if not np.isfinite(law.log_probability):
         nothing = np.zeros(n, np.int64)
         return Solution(-np.inf, np.zeros(n), nothing, nothing, np.zeros(n))
-    likely, _ = most_probable(graph, masses, start, room)
+    likely, _ = most_probable(window, masses)
     drawn, rest = (np.zeros(n, np.int64), np.zeros(n)) if uniforms is None else law.draw(uniforms)
     return Solution(law.log_probability, law.entropies(), likely, drawn, rest)
 
@@ -259,6 +189,3 @@ def _choose(shares: np.ndarray, uniform: float) -> tuple[int, float]:
 def _plogp(probabilities: np.ndarray) -> float:
     kept = probabilities[probabilities > 0]
     return float(-(kept * np.log(kept)).sum())
-
-
-__all__ = ["END", "FINISHED", "START", "Chain", "Graph", "Masses", "Solution", "chain", "most_probable"]

@@ -47,7 +47,7 @@ SIGNATURES = {
     "scumble_vocab_tile": "pp lll pp pl i",
     "scumble_vocab_soft": "!pppp lll i",
     "scumble_class_draw": "pppp pppp lll i",
-    "scumble_law": "ppppp ppp pp ppppp lllll",
+    "scumble_law": "ppppp ppp pppp ppppp lllll i",
     "scumble_vocab_finish": "pppp ppp ll i",
     "scumble_vocab_sample": "pppp p l i",
     "scumble_train_norm": "pppp llll f i",

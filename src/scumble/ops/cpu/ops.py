@@ -23,7 +23,8 @@ from scumble.ops.query import VocabQuery
 from scumble.ops.reference import ReferenceOps
 from scumble.ops.result import VocabResult
 from scumble.ops.tiled import vocab_head as tiled_head
-from scumble.structure.law import Graph, Masses, Solution
+from scumble.structure.graph import Window
+from scumble.structure.law import Masses, Solution
 
 PACKED_ROWS = 16  # query rows a key head, from which packing keys and values pays
 PACKED_KEYS = 32_768  # beyond, packing keys and values would hold too much memory: they are read as they lie
@@ -181,8 +182,8 @@ class CpuOps(ReferenceOps):
             total += slots.view(n, k, -1)[:, choice].float() * weights[:, choice, None]
         return total.to(x.dtype)
 
-    def canvas_law(self, graph: Graph, masses: Masses, start: int, room: int, uniforms: np.ndarray | None) -> Solution:
-        return solve(self.lib, graph, masses, start, room, uniforms)
+    def canvas_law(self, window: Window, masses: Masses, uniforms: np.ndarray | None) -> Solution:
+        return solve(self.lib, window, masses, uniforms)
 
     def vocab_head(
         self,

@@ -8,6 +8,8 @@ import pytest
 
 from scumble.structure import JsonSchema, Limits, StructureError
 from scumble.structure.automaton import Automaton, Budget
+from scumble.structure.document import REFUSED, SILENT
+from scumble.structure.keywords import KEYWORDS
 from structure.walks import random_schema, walk
 
 
@@ -81,6 +83,22 @@ def test_expected_texts_are_in_the_language(schema: dict, texts: list[str]) -> N
 def test_other_texts_are_not_in_the_language(schema: dict, texts: list[str]) -> None:
     for text in texts:
         assert not accepts(schema, text), text
+
+
+STANDARD = """
+    $schema $id id $ref $anchor $dynamicRef $dynamicAnchor $recursiveRef $recursiveAnchor $vocabulary $comment $defs
+    definitions type enum const multipleOf maximum exclusiveMaximum minimum exclusiveMinimum maxLength minLength pattern
+    items prefixItems additionalItems unevaluatedItems maxItems minItems uniqueItems contains maxContains minContains
+    properties patternProperties additionalProperties unevaluatedProperties propertyNames maxProperties minProperties
+    required dependentRequired dependentSchemas dependencies allOf anyOf oneOf not if then else format
+    contentEncoding contentMediaType contentSchema title description default deprecated readOnly writeOnly examples
+"""
+
+
+def test_every_keyword_of_the_standard_is_read_or_refused_or_limits_nothing() -> None:
+    """Drafts 4 to 2020-12. One that none of the tables knows would be ignored."""
+    assert set(STANDARD.split()) <= {*KEYWORDS, *REFUSED, *SILENT}
+    assert set(KEYWORDS) <= set(STANDARD.split())
 
 
 def test_recursion_is_bounded() -> None:

@@ -141,7 +141,11 @@ def _object(rng: random.Random, depth: int) -> dict[str, Any]:
     if rng.random() < 0.15:
         schema["maxProperties"] = rng.randint(2, 5)
     if rng.random() < 0.15 and len(names) > 1:
-        schema["dependentRequired"] = {names[0]: [names[1]]}
+        dependent = {names[0]: [names[1]]}
+        schema |= rng.choice([
+            {"dependentRequired": dependent},
+            {"dependentSchemas": {names[0]: {"required": [names[1]], "maxProperties": 3}}},
+        ])  # fmt: skip
     return schema
 
 

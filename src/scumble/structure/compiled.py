@@ -23,7 +23,7 @@ from scumble.structure.vocabulary import Vocabulary
 
 log = logging.getLogger("scumble")
 
-FORMAT = 2  # of the arrays and of what the front ends make; a change of either makes old files strangers
+FORMAT = 3  # of the arrays and of what the front ends make; a change of either makes old files strangers
 KEPT = 64  # compiled languages in memory
 
 

@@ -64,7 +64,7 @@ class Graph:
         first = np.searchsorted(pairs // states, np.arange(states + 1))
         begin = np.concatenate([[0], np.cumsum(sizes[where])])
         arrays = pairs // states, pairs % states, label.reshape(-1), first, members, begin
-        return Graph(*(array.astype(np.int32) for array in arrays), tokens.distance)
+        return Graph(*(array.astype(np.int32) for array in arrays), distance=tokens.distance)
 
     def sums(self, masses: np.ndarray) -> np.ndarray:
         """log of the summed probability of every set: [n, C] -> [n, labels]."""

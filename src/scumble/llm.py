@@ -26,7 +26,7 @@ from scumble.events import Finished, Generation, StreamEvent
 from scumble.filling import Fill
 from scumble.placement import choose_device, choose_dtype
 from scumble.reads import Score
-from scumble.requests import Ids, check_inputs
+from scumble.requests import TEXT_INPUTS, Ids, check_inputs
 from scumble.settings import GenerationConfig
 from scumble.structuring import with_schema
 from scumble.text import Message, Tokenizer
@@ -92,8 +92,9 @@ class LLM(Asking):
         trace: Trace | None = None,
         **inputs: Any,
     ) -> Generation | list[Generation]:
-        """Continue a text; or any number of texts, in order. `inputs`: draft and pinned, as for generate_ids; schema, a
-        JSON Schema or the class of a pydantic model, for config's json_schema.
+        """Continue a text; or any number of texts, in order. `inputs`: draft and pinned, as for generate_ids;
+        prediction, a text that the answer will probably be like, from which the canvas starts instead of from noise;
+        schema, a JSON Schema or the class of a pydantic model, for config's json_schema.
 
         progress: called with how many of how many are done, whenever one is. trace: with a PassDone after every pass.
         Where a text ends in white space that tokens usually begin with (a line break, a blank), the token of it is
@@ -105,7 +106,7 @@ class LLM(Asking):
         config = with_schema(config, inputs.pop("schema", None))
         if isinstance(prompt, (str, bytes, bytearray)) or not isinstance(prompt, Sequence):
             return last(self.stream_request(self.text_request(prompt, config, **inputs), drafts=False, trace=trace))
-        check_inputs(inputs)
+        check_inputs(inputs, TEXT_INPUTS)
         each = _per_row(inputs, len(prompt))
         requests = [self.text_request(one, config, **own) for one, own in zip(prompt, each, strict=True)]
         return self.answer_all(requests, progress, trace)

@@ -26,6 +26,7 @@ from scumble.tool_choice import ToolChoice, of_template
 Ids = Sequence[int] | torch.Tensor
 
 INPUTS = ("draft", "pinned", "noise")  # what a request may have besides its prompt and its settings
+TEXT_INPUTS = (*INPUTS, "prediction")
 
 
 class Prompt(NamedTuple):
@@ -57,7 +58,12 @@ class Requests:
     def text_request(self, text: str, config: GenerationConfig | None = None, **inputs: Any) -> Request:
         """What `generate` asks of the engine, checked; for those who want to see it before it runs."""
         config = with_schema(config, inputs.pop("schema", None))
-        check_inputs(inputs)
+        check_inputs(inputs, TEXT_INPUTS)
+        draft = self._predicted(inputs.pop("prediction", None))
+        if draft is not None:
+            if inputs.get("draft") is not None:
+                raise InvalidRequest("prediction and draft both say where the canvas starts; give one of them")
+            inputs["draft"] = draft
         if inputs.get("draft") is not None or inputs.get("pinned") is not None:
             return self.request(self.encode_prompt(text), config, **inputs)
         prompt = self.text_prompt(text, config)
@@ -73,10 +79,7 @@ class Requests:
         say), from which the canvas starts instead of from noise.
         """
         config = with_schema(config, template.pop("schema", None))
-        prediction = template.pop("prediction", None)
-        if prediction is not None and not isinstance(prediction, str):
-            raise InvalidRequest(f"prediction must be a text, found {shown(prediction)}")
-        draft = None if prediction is None else self.draft(prediction)
+        draft = self._predicted(template.pop("prediction", None))
         tools, template = of_template(template)
         may_think = bool(template.get("enable_thinking"))
         return self.request(
@@ -140,6 +143,12 @@ class Requests:
         end = shape.eos_token_ids[0]
         pad = end if shape.pad_token_id is None else shape.pad_token_id
         return (*ids, end, *[pad] * shape.canvas_length)
+
+    def _predicted(self, prediction: Any) -> tuple[int, ...] | None:
+        """The draft of a text that the answer will probably be like."""
+        if prediction is not None and not isinstance(prediction, str):
+            raise InvalidRequest(f"prediction must be a text, found {shown(prediction)}")
+        return None if prediction is None else self.draft(prediction)
 
     def request(
         self,
@@ -209,16 +218,16 @@ class Requests:
         return self.tokenizer
 
 
-def check_inputs(inputs: Mapping[str, Any]) -> None:
+def check_inputs(inputs: Mapping[str, Any], known: Sequence[str] = INPUTS) -> None:
     """Raises InvalidRequest for a keyword that no request has."""
     for name in inputs:
         if name in SETTINGS:
             raise InvalidRequest(
                 f"{name} is a setting; give GenerationConfig({name}={shown(inputs[name])}) as the config"
             )
-        if name not in INPUTS:
+        if name not in known:
             raise InvalidRequest(
-                f"unknown input {name!r}; valid: {', '.join(INPUTS)}; settings go into a GenerationConfig"
+                f"unknown input {name!r}; valid: {', '.join(known)}; settings go into a GenerationConfig"
             )
 
 

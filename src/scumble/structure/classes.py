@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scumble.structure.automaton import DEAD, START, Automaton, Budget
+from scumble.structure.minimal import predecessors
 from scumble.structure.tree import StructureError
 from scumble.structure.vocabulary import Vocabulary
 
@@ -87,9 +88,10 @@ class _Functions:
     """Distinct functions from states to states, numbered as they are found. 0 leads everywhere to the dead state."""
 
     def __init__(self, step: np.ndarray) -> None:
-        self.step = step
         states, columns = step.shape
-        self._rows = [np.zeros((1, states), np.int32), np.arange(states, dtype=np.int32)[None]]
+        small = np.uint16 if states < 2**16 else np.int32
+        self._after = np.ascontiguousarray(step.T.astype(small))  # by symbol, then by state
+        self._rows = [np.zeros(states, small), np.arange(states, dtype=small)]
         self.count = 2
         self.identity = 1
         self._numbers: dict[bytes, int] = {self._rows[0].tobytes(): 0, self._rows[1].tobytes(): 1}
@@ -98,7 +100,7 @@ class _Functions:
 
     def after(self, functions: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """For each pair, the function that reads what `functions` reads and then one symbol."""
-        width = self.step.shape[1]
+        width = len(self._after)
         codes = functions.astype(np.int64) * width + columns
         missing = codes[self._next.reshape(-1)[codes] < 0]
         if missing.size:
@@ -107,33 +109,26 @@ class _Functions:
         return self._next.reshape(-1)[codes]
 
     def _compose(self, function: int, column: int) -> None:
-        row = self.step[self._row(function), column]
+        row = self._after[column].take(self._rows[function])
         key = row.tobytes()
         number = self._numbers.get(key)
         if number is None:
             number = self._numbers[key] = self.count
-            self._rows.append(row[None])
+            self._rows.append(row)
             self.count += 1
             if self.count > len(self._next):
                 self._next = np.concatenate([self._next, np.full_like(self._next, -1)])
         self._next[function, column] = number
 
-    def _row(self, function: int) -> np.ndarray:
-        return self._rows[function][0]
-
     def table(self, numbers: np.ndarray) -> np.ndarray:
         """Some functions as rows [n, S]."""
-        return np.concatenate([self._rows[number] for number in numbers.tolist()] or [self._rows[0][:0]])
+        return np.array([self._rows[number] for number in numbers.tolist()]).reshape(len(numbers), -1)
 
 
 def _distance(step: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """Fewest tokens to the end from each state: breadth first, from the ends backwards."""
     states = step.shape[0]
-    source = np.repeat(np.arange(states), step.shape[1])
-    target = step.reshape(-1)
-    edges = np.unique((target.astype(np.int64) * states + source)[target != DEAD])
-    target, source = edges // states, edges % states
-    first = np.searchsorted(target, np.arange(states + 1))
+    source, first = predecessors(step)
     distance = np.where(ends, 1, NEVER).astype(np.int64)
     distance[DEAD] = NEVER
     frontier = np.flatnonzero(distance == 1)
@@ -142,7 +137,8 @@ def _distance(step: np.ndarray, ends: np.ndarray) -> np.ndarray:
         length += 1
         lengths = first[frontier + 1] - first[frontier]
         offset = np.repeat(first[frontier] - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths)
-        reached = np.unique(source[offset + np.arange(int(lengths.sum()))])
-        frontier = reached[distance[reached] == NEVER]
+        reached = np.zeros(states, bool)
+        reached[source[offset + np.arange(int(lengths.sum()))]] = True
+        frontier = np.flatnonzero(reached & (distance == NEVER))
         distance[frontier] = length
     return distance

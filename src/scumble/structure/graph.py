@@ -14,6 +14,7 @@ import numpy as np
 
 from scumble.structure.automaton import DEAD
 from scumble.structure.classes import END, Tokens
+from scumble.structure.minimal import BLOCK
 
 FINISHED = DEAD  # in a graph no pair leads to the dead state, so its number serves for "the end id has come"
 
@@ -46,24 +47,34 @@ class Graph:
     def of(tokens: Tokens) -> Graph:
         """All pairs of an automaton. An end id leads from every state where it may come to FINISHED."""
         states, classes = tokens.step.shape
-        source, kind = np.nonzero(tokens.step)
-        target = tokens.step[source, kind]
-        ends = np.flatnonzero(tokens.ends)
-        source = np.concatenate([source, ends])
-        kind = np.concatenate([kind, np.full(len(ends), END)])
-        target = np.concatenate([target, np.full(len(ends), FINISHED)])
-        code = source.astype(np.int64) * states + target
-        order = np.lexsort((kind, code))
-        code, kind = code[order], kind[order]
-        head = np.flatnonzero(np.concatenate([[True], code[1:] != code[:-1]]))
         salt = np.random.default_rng(7).integers(1, 2**62, size=classes, dtype=np.int64)
-        _, where, label = np.unique(np.add.reduceat(salt[kind], head), return_index=True, return_inverse=True)
-        sizes = np.diff(np.append(head, len(kind)))
-        members = np.concatenate([kind[head[i] : head[i] + sizes[i]] for i in where])
-        pairs = code[head]
-        first = np.searchsorted(pairs // states, np.arange(states + 1))
-        begin = np.concatenate([[0], np.cumsum(sizes[where])])
-        arrays = pairs // states, pairs % states, label.reshape(-1), first, members, begin
+        rows = tokens.step.astype(np.uint16 if states < 2**16 else np.uint32)  # sorted by radix
+        rows[:, END] = np.where(tokens.ends, states, DEAD)  # for now, the end's state is behind all others
+        parts, labels = [], dict[int, tuple[int, np.ndarray]]()
+        for begin in range(0, states, BLOCK):
+            kinds = np.argsort(rows[begin : begin + BLOCK], axis=1, kind="stable")
+            targets = np.take_along_axis(rows[begin : begin + BLOCK], kinds, 1)
+            head = targets != DEAD
+            head[:, 1:] &= targets[:, 1:] != targets[:, :-1]
+            source, place = np.nonzero(head)
+            if not len(source):
+                continue
+            is_live = targets != DEAD
+            kinds, heads = kinds[is_live], np.flatnonzero(head[is_live])
+            code = np.add.reduceat(salt[kinds], heads)
+            ends = np.append(heads[1:], len(kinds))
+            names, where = np.unique(code, return_index=True)
+            for name, at in zip(names.tolist(), where.tolist(), strict=True):
+                labels.setdefault(name, (len(labels), kinds[heads[at] : ends[at]]))
+            numbers = np.array([labels[name][0] for name in names.tolist()])
+            parts.append((source + begin, targets[source, place], numbers[np.searchsorted(names, code)]))
+        source, target, label = (np.concatenate(one) for one in zip(*parts, strict=True))
+        members = [kinds for _, kinds in labels.values()]
+        arrays = (
+            source, np.where(target == states, FINISHED, target), label,
+            np.searchsorted(source, np.arange(states + 1)), np.concatenate(members),
+            np.cumsum([0, *(len(kinds) for kinds in members)]),
+        )  # fmt: skip
         return Graph(*(array.astype(np.int32) for array in arrays), distance=tokens.distance)
 
     def sums(self, masses: np.ndarray) -> np.ndarray:

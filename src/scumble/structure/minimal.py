@@ -7,6 +7,8 @@ import numpy as np
 
 from scumble.structure.automaton import DEAD, START, Automaton, Budget
 
+BLOCK = 1024  # states whose rows are sorted at a time
+
 
 def product(one: Automaton, two: Automaton, *, wanted: bool, budget: Budget) -> Automaton:
     """Texts that `one` accepts and `two` accepts (wanted) or does not accept (not wanted)."""
@@ -47,13 +49,13 @@ def empty(column: np.ndarray, symbols: tuple[int, ...]) -> Automaton:
 
 def trimmed(machine: Automaton) -> Automaton:
     """Without the states from which no ending can be reached."""
-    into, first = _predecessors(machine.step)
+    into, first = predecessors(machine.step)
     alive = machine.ends.copy()
     frontier = np.flatnonzero(alive)
     while frontier.size:
-        reached = np.unique(_gather(into, first, frontier))
-        frontier = reached[~alive[reached]]
-        alive[frontier] = True
+        before = alive.copy()
+        alive[_gather(into, first, frontier)] = True
+        frontier = np.flatnonzero(alive & ~before)
     alive[DEAD] = False
     if not alive[START]:
         return empty(machine.column, machine.symbols)
@@ -73,7 +75,7 @@ def minimised(machine: Automaton) -> Automaton:
     states = step.shape[0]
     if states < 3:
         return Automaton(step, column, machine.ends, machine.symbols)
-    into, first = _predecessors(step)
+    into, first = predecessors(step)
     rng = np.random.default_rng(20261126)
     salt = rng.integers(1, 2**63, size=step.shape[1], dtype=np.uint64) | np.uint64(1)
     label = rng.integers(1, 2**63, size=states + 2, dtype=np.uint64)  # a random number for each class
@@ -111,7 +113,11 @@ def minimised(machine: Automaton) -> Automaton:
             changed.append(members)
             count += 1
         size = np.bincount(group, minlength=states + 2)
-        dirty = np.unique(_gather(into, first, np.concatenate(changed))) if changed else np.empty(0, np.int64)
+        dirty = np.empty(0, np.int64)
+        if changed:
+            is_dirty = np.zeros(states, bool)
+            is_dirty[_gather(into, first, np.concatenate(changed))] = True
+            dirty = np.flatnonzero(is_dirty)
     return _quotient(Automaton(step, column, machine.ends, machine.symbols), group)
 
 
@@ -136,12 +142,25 @@ def _alike_columns(machine: Automaton) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(columns), back.reshape(-1).astype(np.int32)[machine.column]
 
 
-def _predecessors(step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def predecessors(step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """States that lead into each state but the dead one: one list, and where each state's part begins [S + 1]."""
-    states = step.shape[0]
-    pairs = step.astype(np.int64) * states + np.arange(states)[:, None]
-    pairs = np.unique(pairs[step != DEAD])
-    return pairs % states, np.searchsorted(pairs // states, np.arange(states + 1))
+    source, target = pairs(step)
+    order = np.argsort(target, kind="stable")
+    return source[order], np.searchsorted(target[order], np.arange(step.shape[0] + 1))
+
+
+def pairs(step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(source, target) of every pair of states that some symbol leads between, by source, the dead state left out."""
+    small = np.uint16 if step.shape[0] < 2**16 else np.uint32  # sorted by radix
+    found = []
+    for begin in range(0, step.shape[0], BLOCK):
+        rows = np.sort(step[begin : begin + BLOCK].astype(small), axis=1, kind="stable")
+        fresh = rows != DEAD
+        fresh[:, 1:] &= rows[:, 1:] != rows[:, :-1]
+        source, column = np.nonzero(fresh)
+        found.append((source + begin, rows[source, column].astype(np.int64)))
+    source, target = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return source, target
 
 
 def _gather(values: np.ndarray, first: np.ndarray, rows: np.ndarray) -> np.ndarray:

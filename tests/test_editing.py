@@ -107,8 +107,11 @@ def test_a_prediction_is_where_an_answers_canvas_starts(llm: LLM) -> None:
     ids = tuple(llm.tokenizer.encode("the last one"))
     assert request.draft[: len(ids) + 1] == (*ids, 1)
     assert request.prompt.tolist() == llm.chat_request(messages).prompt.tolist()
+    assert llm.text_request("hi", GenerationConfig(max_new_tokens=20), prediction="the last one").draft == request.draft
     with pytest.raises(InvalidRequest, match="prediction must be a text"):
         llm.chat(messages, prediction=["a"])
+    with pytest.raises(InvalidRequest, match="give one of them"):
+        llm.generate("hi", prediction="a", draft=[5])
     with pytest.raises(InvalidRequest, match="no canvas"):
         llm.chat(messages, GenerationConfig(decoder="autoregressive"), prediction="a")
     with pytest.raises(InvalidRequest, match="room for 3"):

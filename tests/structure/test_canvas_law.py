@@ -72,7 +72,7 @@ def test_proposals_follow_the_law(pattern: str, length: int, room: int, asked: A
     query = VocabQuery(0.7, allowed, classes=[Classified(law.classes, 0, length)])
     result = vocab_head(hidden, embedding, query, cap=30.0)
     counts: Counter = Counter()
-    draws = 3000
+    draws = 1500
     for _ in range(draws):
         look = Look(
             Canvas(ids, pinned), Proposal(ids, ids, ids.float()), 0.7,

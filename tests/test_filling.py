@@ -37,6 +37,15 @@ def test_holes_have_names_and_types(llm: LLM) -> None:
     assert found.text == f"a {found.holes['word']} b {found.holes['1']} c {found.holes['pick']} d"
 
 
+def test_holes_in_pieces_with_their_log_probabilities(llm: LLM) -> None:
+    template = 'é{{hole:a regex="[é𝄞x]{2,9}"}} and {{hole:b max=4}}!'
+    found = llm.fill(template, CONFIG.merged({"logprobs": 0}))
+    assert found.logprobs is not None
+    assert {name: "".join(text for text, _ in pieces) for name, pieces in found.logprobs.items()} == found.holes
+    assert all(logprob <= 0 for pieces in found.logprobs.values() for _, logprob in pieces)
+    assert llm.fill(template, CONFIG).logprobs is None
+
+
 @settings(max_examples=15)
 @given(st.lists(st.text(alphabet="xyé \n{}", max_size=5), min_size=2, max_size=4))
 def test_text_outside_holes_stays(llm: LLM, texts: list[str]) -> None:

@@ -48,12 +48,19 @@ class Hole:
     language: Language | None = None
 
 
+Pieces = tuple[tuple[str, float], ...]
+_Found = tuple[dict[str, str], dict[str, Pieces]]
+
+
 @dataclass(frozen=True)
 class Fill:
-    """text: the template with its holes filled. holes: what stands in each, by name."""
+    """text: the template with its holes filled. holes: what stands in each, by name. logprobs: the same in pieces, what
+    each token writes there and its log-probability in nats, where the settings ask for them; else None.
+    """
 
     text: str
     holes: Mapping[str, str]
+    logprobs: Mapping[str, tuple[tuple[str, float], ...]] | None = None
 
 
 def parse_template(template: str) -> tuple[list[str], list[Hole]]:
@@ -116,17 +123,16 @@ def fill(llm: Asking, template: str, config: GenerationConfig | None = None) -> 
     """Fill every hole of a template. Raises InvalidRequest."""
     texts, holes = parse_template(template)
     config = unstructured(config)
-    if can_infill(llm.tokenizer):
-        found = _one_by_one(llm, texts, holes, config)
-    else:
-        found = _all_at_once(llm, texts, holes, config)
+    find = _one_by_one if can_infill(llm.tokenizer) else _all_at_once
+    found, pieces = find(llm, texts, holes, config)
     whole = "".join(text + found.get(hole.name, "") for text, hole in zip(texts, holes, strict=False)) + texts[-1]
-    return Fill(whole, found)
+    return Fill(whole, found, None if config.logprobs is None else pieces)
 
 
-def _one_by_one(llm: Asking, texts: Sequence[str], holes: Sequence[Hole], config: GenerationConfig) -> dict[str, str]:
+def _one_by_one(llm: Asking, texts: Sequence[str], holes: Sequence[Hole], config: GenerationConfig) -> _Found:
     """Each hole by the model's infill form, from the first to the last."""
     found: dict[str, str] = {}
+    pieces: dict[str, Pieces] = {}
     before = texts[0]
     for number, hole in enumerate(holes):
         after = "".join(texts[number + 1 :])
@@ -134,18 +140,41 @@ def _one_by_one(llm: Asking, texts: Sequence[str], holes: Sequence[Hole], config
         if hole.most is not None:
             own = GenerationConfig(max_new_tokens=hole.most + 1).merged(vars(config))  # the end id is a token too
         request = llm.fill_request(before, after, own, language=hole.language)
-        text = llm.answer(request).text
-        found[hole.name] = text
-        before += text + texts[number + 1]
-    return found
+        answer = llm.answer(request)
+        found[hole.name] = answer.text
+        first = len(request.typed)
+        pieces[hole.name] = pieces_of(llm, answer, first, first + len(answer.text))
+        before += answer.text + texts[number + 1]
+    return found, pieces
 
 
-def _all_at_once(llm: Asking, texts: Sequence[str], holes: Sequence[Hole], config: GenerationConfig) -> dict[str, str]:
+def _all_at_once(llm: Asking, texts: Sequence[str], holes: Sequence[Hole], config: GenerationConfig) -> _Found:
     """The text from the first hole on as one structure."""
     parts = tuple((text, hole.language, hole.most) for text, hole in zip(["", *texts[1:-1]], holes, strict=True))
     language = Template(parts, near(texts[-1]))
     answer = write_between(llm, begin_with(llm, texts[0]), language, config)
-    return dict(zip((hole.name for hole in holes), language.parse(answer.text), strict=True))
+    found = dict(zip((hole.name for hole in holes), language.parse(answer.text), strict=True))
+    pieces, at = {}, 0
+    for (text, *_), (name, written) in zip(parts, found.items(), strict=True):
+        at += len(text)
+        pieces[name] = pieces_of(llm, answer, at, at + len(written))
+        at += len(written)
+    return found, pieces
+
+
+def pieces_of(llm: Asking, answer: Generation, begin: int, end: int) -> Pieces:
+    """What each token of an answer writes between two of its characters, and its log-probability."""
+    assert llm.tokenizer is not None
+    found, ids, before = [], [], ""
+    for token in answer.logprobs or ():
+        ids.append(token.token_id)
+        now = llm.tokenizer.decode(ids)
+        if now.endswith("\ufffd"):  # half a character: the token that ends it writes it
+            continue
+        piece = now[max(begin, len(before)) : end]
+        found += [(piece, token.logprob)] if piece else []
+        before = now
+    return tuple(found)
 
 
 def begin_with(llm: Asking, text: str) -> list[int]:

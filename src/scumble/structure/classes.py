@@ -122,7 +122,8 @@ class _Functions:
 
     def table(self, numbers: np.ndarray) -> np.ndarray:
         """Some functions as rows [n, S]."""
-        return np.array([self._rows[number] for number in numbers.tolist()]).reshape(len(numbers), -1)
+        rows = [self._rows[number] for number in numbers.tolist()]
+        return np.array(rows, self._rows[0].dtype).reshape(len(rows), len(self._rows[0]))
 
 
 def _distance(step: np.ndarray, ends: np.ndarray) -> np.ndarray:

@@ -62,7 +62,7 @@ def compile_documents(
 
 def contradiction(doc: Document) -> StructureError:
     lost = f"; what could not be expressed: {', '.join(doc.left_out[:3])}" if doc.left_out else ""
-    return StructureError(f"no value satisfies the schema: it contradicts itself{lost}")
+    return StructureError(f"no value satisfies the schema: it contradicts itself, or would have no end{lost}")
 
 
 class Lowering:

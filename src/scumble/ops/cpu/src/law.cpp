@@ -150,7 +150,6 @@ struct Law {
     double top = NONE;
     for (int32_t e = graph.first[state]; e < graph.first[state + 1]; e++) {
       const Weight& w = weighs(i, e);
-      if (w.sum.mantissa == 0) continue;
       const Weight& b = beyond(i, e);
       sum.add(times(w.sum, b.sum));
       top = std::max(top, w.best + b.best);
@@ -183,7 +182,6 @@ struct Law {
       int32_t pick = -1;
       double top = NONE, own = NONE;
       for (int32_t e = graph.first[state]; e < graph.first[state + 1]; e++) {
-        if (weighs(i, e).sum.mantissa == 0) continue;
         double value = weighs(i, e).best + beyond(i, e).best;
         if (value > top) top = value, pick = e;
       }
@@ -202,7 +200,7 @@ struct Law {
       double left = uniforms[i];
       Scaled whole = ahead[i * graph.states + state].sum;
       int64_t pick = choose(graph.first[state], graph.first[state + 1], &left, [&](int64_t e) {
-        return weighs(i, e).sum.mantissa == 0 ? 0.0 : ratio(way(i, e), whole);
+        return ratio(way(i, e), whole);
       });
       Scaled set = weighs(i, pick).sum;
       int32_t l = graph.label[pick];
@@ -228,7 +226,6 @@ struct Law {
         Scaled whole = ahead[i * graph.states + state].sum;
         here /= whole.mantissa;
         for (int32_t e = graph.first[state]; e < graph.first[state + 1]; e++) {
-          if (weighs(i, e).sum.mantissa == 0) continue;
           Scaled one_way = way(i, e);
           double moved = here * one_way.mantissa * power_of_two(one_way.exponent - whole.exponent);
           flow[graph.label[e]] += moved;

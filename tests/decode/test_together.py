@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from scumble import LLM, GenerationConfig
-from scumble.decode import Forbidden
+from scumble.decode import Forbidden, OneOf
 from scumble.decode.constraint import All
 from scumble.errors import InvalidRequest
 from scumble.structure import StructureError
@@ -42,5 +42,7 @@ def test_both_hold(llm, decoder, commit):
 def test_what_leaves_nothing_says_so(llm):
     with pytest.raises(StructureError, match="pinned or forbidden leave no canvas"):
         answered(llm, "diffusion", None, "x", "y", "z")
-    with pytest.raises(InvalidRequest, match="leave no id for position 0 of what comes next"):
+    with pytest.raises(StructureError, match="with what else is asked of them"):
         answered(llm, "autoregressive", None, "x", "y", "z")
+    with pytest.raises(InvalidRequest, match="leave no id for position 0 of what comes next"):
+        All((Forbidden(frozenset({1})), OneOf((1,)))).restrict(2, 5, 9)

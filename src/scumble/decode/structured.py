@@ -80,7 +80,9 @@ class Structured(Joint):
         fits = (after != DEAD) & ends[after]
         fits[END] = bool(tokens.ends[self.state])
         if not fits.any():
-            raise StructureError("no text of the structure can end within the tokens that are left")
+            raise StructureError(
+                "no text of the structure can end within the tokens that are left, with what else is asked of them"
+            )
         return torch.from_numpy(fits[tokens.of_token])
 
     def after(self, ids: Sequence[int]) -> Structured:

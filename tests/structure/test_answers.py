@@ -96,33 +96,50 @@ def test_exactly_the_least_number_of_tokens_is_enough(llm: LLM, decoder: str) ->
         llm.generate("Who?", GenerationConfig(json_schema=PERSON, max_new_tokens=least - 1, decoder=decoder))
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_random_schemas(llm: LLM, seed: int) -> None:
-    check_random_schema(llm, seed)
+def test_random_schemas(llm: LLM) -> None:
+    check_random_schemas(llm, range(12))
 
 
 @pytest.mark.slow
-def test_many_random_schemas(llm: LLM) -> None:
-    for seed in range(12, 400):
-        check_random_schema(llm, seed)
+@pytest.mark.parametrize("hundred", range(1, 21))
+def test_many_random_schemas(llm: LLM, hundred: int) -> None:
+    check_random_schemas(llm, range(100 * hundred, 100 * hundred + 100))
 
 
-def check_random_schema(llm: LLM, seed: int) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("ten", range(210, 220))
+def test_random_schemas_with_the_embedded_model(ten: int) -> None:
+    check_random_schemas(LLM.load(), range(10 * ten, 10 * ten + 10))
+
+
+def check_random_schemas(llm: LLM, seeds: range) -> None:
+    """All side by side, each schema by both decoders, from the smallest budget up."""
+    asked = [one for seed in seeds for one in asked_for(llm, seed)]
+    assert len(asked) > len(seeds)
+    for (schema, config), generation in zip(
+        asked, llm.answer_all([llm.text_request("x", config) for _, config in asked]), strict=True
+    ):
+        validator = jsonschema_rs.validator_for(schema, validate_formats=True)
+        assert generation.finish_reason == "stop"
+        assert len(generation.token_ids) <= (config.max_new_tokens or 0)
+        assert validator.is_valid(generation.parsed), (schema, generation.text)
+
+
+def asked_for(llm: LLM, seed: int) -> list[tuple[dict, GenerationConfig]]:
+    """A random schema twice; nothing where it contradicts itself."""
     rng = random.Random(seed)
     schema = random_schema(rng)
     try:
         least = llm.structuring.constraint(JsonSchema.of(schema)).compiled.tokens.fewest
     except StructureError:
-        return
-    validator = jsonschema_rs.validator_for(schema, validate_formats=True)
-    for decoder in ("diffusion", "autoregressive"):
-        config = GenerationConfig(
+        return []
+    return [
+        (schema, GenerationConfig(
             json_schema=schema, max_new_tokens=least + rng.choice([0, 1, 30]), seed=seed, decoder=decoder,
-            temperature=rng.choice([0, 0.3, 1.0, 8.0]), max_denoising_steps=4,
-        )  # fmt: skip
-        generation = llm.generate("x", config)
-        assert generation.finish_reason == "stop"
-        assert validator.is_valid(generation.parsed), (schema, generation.text)
+            temperature=rng.choice([0, 0.7, 1.5, 8.0]), max_denoising_steps=rng.choice([1, 3]),
+        ))
+        for decoder in ("diffusion", "autoregressive")
+    ]  # fmt: skip
 
 
 def test_patterns_choices_and_grammars(llm: LLM) -> None:

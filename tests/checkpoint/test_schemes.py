@@ -218,6 +218,14 @@ def test_a_configuration_that_lies_is_refused(compressed, changes, message):
     assert message in refusal(folder)
 
 
+def test_a_scheme_for_a_missing_module_leaves_the_others_without_one(compressed):
+    folder = compressed("int4 group 32").folder
+    raw = json.loads((folder / "config.json").read_text())["quantization_config"]
+    raw["config_groups"]["group_0"]["targets"] = ["re:.*cross_attn.*"]
+    change_json(folder / "config.json", quantization_config=raw)
+    assert "is among the modules left as they are, but is stored in few bits" in refusal(folder)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

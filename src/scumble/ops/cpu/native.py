@@ -188,7 +188,8 @@ def _found() -> tuple[ctypes.CDLL, InstructionSet] | str:
     try:
         return _load()
     except (OSError, subprocess.SubprocessError) as error:
-        reason = str(getattr(error, "stderr", None) or error).strip()[:500]
+        said = error.stderr if isinstance(error, subprocess.CalledProcessError) else None
+        reason = str(said or error).strip()[:500]
         log.warning("native CPU kernels cannot be built or loaded: %s", reason)
         return f"its kernels cannot be built or loaded: {reason.splitlines()[0] if reason else type(error).__name__}"
 

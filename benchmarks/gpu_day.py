@@ -14,18 +14,19 @@ In this order, so that what matters most comes first if time runs out:
   tiles        every product over a few tile sizes
 
 Figures of other engines stand beside ours as published; they were not measured here. What has been found is written
-after every part, so a run that is cut off leaves a file.
+after every row, so a run that is cut off leaves a file; and every part runs in a process of its own, so that one that
+fails, in whichever way, costs the others nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
-import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +35,17 @@ import triton
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from gpu_pass import Pass, random_weight
+from gpu_pass import Pass
+from gpu_tiles import Day, described, tiles, write_table
 
 from scumble import LLM
 from scumble.bench import workloads
-from scumble.bench.shapes import RELEASE, TINY, random_model, random_prompt
+from scumble.bench.shapes import RELEASE, random_model, random_prompt
 from scumble.bench.timing import clock, figure
 from scumble.engine import replay
 from scumble.formats import Format
-from scumble.ops.triton import experts, grouping, linear, selfcheck
-from scumble.ops.triton.activations import for_format
-from scumble.ops.triton.launch import Tiles, architecture, tile_table, with_tiles
+from scumble.ops.triton import selfcheck
+from scumble.ops.triton.launch import architecture, made_for, tile_table
 from scumble.ops.triton.ops import TritonOps
 
 PUBLISHED = {  # ms a pass of 256 tokens, one stream
@@ -53,42 +54,15 @@ PUBLISHED = {  # ms a pass of 256 tokens, one stream
 }
 FORMATS = {"bf16": ("plain", "plain"), "fp8": ("fp8", "fp8"), "int4": ("int4", "fp8")}  # of experts, of the rest
 PASSES = 16
-
-
-class Day:
-    """What has been found so far, and how much time is left."""
-
-    def __init__(self, toy: bool, minutes: float):
-        self.toy = toy
-        self.device = torch.device("cpu" if toy else "cuda")
-        self.end = time.monotonic() + 60 * minutes
-        self.dtype = torch.bfloat16
-        self.config = replace(TINY, layers=TINY.layers[-2:], canvas_length=8) if toy else RELEASE
-        self.found: dict[str, Any] = {}
-
-    def left(self, seconds: float) -> bool:
-        """Is there time for something that takes so long?"""
-        return time.monotonic() + seconds < self.end
-
-    def milliseconds(self, call: Callable[[], Any], repeats: int = 10) -> float:
-        """Median of `repeats` runs after two to warm up; on a card by its own clock."""
-        if self.toy:
-            start = time.perf_counter()
-            call()
-            return 1e3 * (time.perf_counter() - start)
-        for _ in range(2):
-            call()
-        marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
-        for first, last in marks:
-            first.record()
-            call()
-            last.record()
-        torch.cuda.synchronize()
-        return statistics.median(first.elapsed_time(last) for first, last in marks)
+SHARE = 0.6  # of the time that is left, for one part
 
 
 def card(day: Day) -> dict[str, Any]:
     facts: dict[str, Any] = {"torch": torch.__version__, "triton": triton.__version__}
+    if triton.__version__.rpartition(".")[0] not in made_for():
+        facts["note"] = (
+            f"tiles are for triton {', '.join(made_for())}: figures and checks are of another compiler's code"
+        )
     if not day.toy:
         about = torch.cuda.get_device_properties(day.device)
         facts |= {
@@ -159,10 +133,6 @@ def generations(day: Day, form: Format) -> dict[str, Any]:
     return row
 
 
-def described(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''}"
-
-
 def passes(day: Day) -> Iterator[dict[str, Any]]:
     """Whole passes and steps, by format, rows and context."""
     arch = architecture(day.device)
@@ -217,72 +187,6 @@ def power() -> float | None:
         return None
 
 
-CANDIDATES = {
-    "up": [(32, 64, 64, 4, 4), (32, 64, 128, 4, 3), (16, 64, 128, 4, 4), (32, 128, 64, 8, 3), (64, 64, 64, 4, 4)],
-    "down": [(32, 128, 64, 4, 4), (32, 64, 64, 4, 4), (32, 64, 128, 4, 3), (32, 128, 64, 8, 4)],
-    "linear": [(64, 64, 64, 4, 4), (128, 64, 64, 4, 4), (64, 128, 64, 4, 3), (64, 64, 128, 4, 3), (128, 128, 64, 8, 3)],
-}
-
-
-def tiles(day: Day) -> dict[str, list[dict[str, Any]]]:
-    """Every product over a few tile sizes, quickest first. up and down share BM: one grouping serves both."""
-    results: dict[str, list[dict[str, Any]]] = {}
-    arch = architecture(day.device)
-    for format in ("plain", "fp8", "int4"):
-        for kind, sizes in CANDIDATES.items():
-            name = f"{kind} {format}"
-            if name not in tile_table()[arch] or not day.left(20):
-                continue
-            call = product(day, kind, format)
-            rows = []
-            for bm, bn, bk, warps, stages in sizes[:1] if day.toy else sizes:
-                chosen = Tiles(warps, stages, {"BM": bm, "BN": bn, "BK": 128 if format == "int4" else bk})
-                paired = f"{'down' if kind == 'up' else 'up'} {format}"
-                other = {} if kind == "linear" else {paired: with_rows(tile_table()[arch][paired], bm)}
-                row: dict[str, Any] = {**chosen.sizes, "warps": warps, "stages": stages}
-                try:
-                    with with_tiles({name: chosen, **other}):
-                        row["ms"] = day.milliseconds(call)
-                except Exception as error:  # too much shared memory, for instance
-                    row["error"] = type(error).__name__
-                rows.append(row)
-            results[name] = sorted(rows, key=lambda row: row.get("ms", 1e9))
-
-    return results
-
-
-def with_rows(old: Tiles, bm: int) -> Tiles:
-    return replace(old, sizes={**old.sizes, "BM": bm})
-
-
-def product(day: Day, kind: str, format: str) -> Callable[[], Any]:
-    """A call of one product at the shape: both halves of the experts, or the widest dense one."""
-    c, tokens = day.config, day.config.canvas_length
-    x = for_format(torch.randn(tokens, c.hidden_size, device=day.device).to(day.dtype), format)
-    if kind == "linear":
-        weight = random_weight(format, day.dtype, day.device, c.num_attention_heads * 32, c.hidden_size)
-        return lambda: linear.linear(x, weight)
-    up = random_weight(format, day.dtype, day.device, c.num_experts, 2 * c.moe_intermediate_size, c.hidden_size)
-    down = random_weight(format, day.dtype, day.device, c.num_experts, c.hidden_size, c.moe_intermediate_size)
-    chosen = torch.rand(tokens, c.num_experts, device=day.device).topk(c.top_k_experts).indices.int()
-    weights = torch.rand(tokens, c.top_k_experts, device=day.device)
-    return lambda: experts.experts(x, weights, grouping.group(chosen, c.num_experts, format), up, down)
-
-
-def write_table(day: Day, folder: Path) -> Path:
-    """The quickest tiles of each operation, in the words of tiles.toml, to be looked at and copied there."""
-    arch = architecture(day.device)
-    lines = [f"# {day.found['card']}; from benchmarks/gpu_day.py"]
-    for name, rows in day.found["tiles"].items():
-        if rows and "ms" in rows[0]:
-            best = {key: value for key, value in rows[0].items() if key != "ms"}
-            lines.append(f'[operations."{name}"]')
-            lines.append(f"{arch} = {{ {', '.join(f'{key} = {value}' for key, value in best.items())} }}")
-    path = folder / f"tiles-sm{arch}.toml"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
-
-
 def ratios(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Canvases against single steps on the same weights, both as graphs; four rows against one."""
     timed = {
@@ -299,22 +203,28 @@ def ratios(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def show(day: Day) -> None:
-    print(json.dumps(day.found["card"]))
-    verdict = day.found["self-check"]
-    print(
-        "self-check: " + ("all operations pass" if not verdict else "; ".join(f"{k}: {v}" for k, v in verdict.items()))
-    )
-    faults = {form: why for form, why in day.found["formats"].items() if why}
-    print("formats: " + ("all pass" if not faults else "; ".join(f"{k}: {v}" for k, v in faults.items())))
-    print("bandwidth, GB/s: " + ", ".join(f"{k} {v:,.0f}" for k, v in day.found["bandwidth"].items()))
-    for row in (*day.found["engine"], *day.found["passes"]):
-        print("  ".join(f"{k} {v:,.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
+    """One table of what there is."""
+    for name in PARTS:
+        part = day.found.get(name, {"error": "there was no time left for it, or it has not run"})
+        if isinstance(part, dict) and "error" in part:
+            print(f"{name}: {part['error']}")
+        elif name in ("self-check", "formats"):
+            faults = {key: why for key, why in part.items() if why}
+            print(f"{name}: " + ("all pass" if not faults else "; ".join(f"{k}: {v}" for k, v in faults.items())))
+        elif name == "bandwidth":
+            print("bandwidth, GB/s: " + ", ".join(f"{k} {v:,.0f}" for k, v in part.items()))
+        elif name == "tiles":
+            for operation, rows in part.items():
+                print(f"{operation}: " + "; ".join(json.dumps(row) for row in rows[:2]))
+        elif isinstance(part, list):
+            for row in part:
+                print("  ".join(f"{k} {v:,.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
+            for line in ratios(part) if name == "passes" else ():
+                print(line)
+        else:
+            print(json.dumps(part))
     for name, theirs in PUBLISHED.items():
         print(f"published, not measured here: {name}: {theirs}")
-    for line in ratios(day.found["passes"]):
-        print(line)
-    for name, rows in day.found["tiles"].items():
-        print(f"{name}: " + "; ".join(json.dumps(row) for row in rows[:2]))
 
 
 def check_formats(day: Day) -> dict[str, str | None]:
@@ -329,10 +239,48 @@ PARTS: dict[str, Callable[[Day], Any]] = {
     "self-check": lambda day: selfcheck.examine(day.device, day.dtype, day.config),
     "formats": check_formats,
     "bandwidth": bandwidth,
-    "engine": lambda day: list(engine(day)),
-    "passes": lambda day: list(passes(day)),
+    "engine": engine,
+    "passes": passes,
     "tiles": tiles,
 }
+
+
+def run(day: Day, name: str, folder: Path) -> None:
+    """One part. What it has found is written row by row; an error is what it has found last."""
+    try:
+        with torch.no_grad():
+            part = PARTS[name](day)
+            if isinstance(part, Iterator):
+                day.found[name] = []
+                for row in part:
+                    day.found[name].append(row)
+                    day.save(folder)
+            else:
+                day.found[name] = part
+    except Exception as error:  # of one part; the others go on
+        rows = day.found.get(name)
+        day.found[name] = [*rows, {"error": described(error)}] if rows else {"error": described(error)}
+    day.save(folder)
+    gc.collect()
+    if day.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def run_apart(day: Day, name: str, folder: Path) -> None:
+    """One part in a process of its own: after a fault of a kernel a process cannot use the card any more, and a kernel
+    that never ends can only be ended with its process."""
+    left = max(1.0, (day.end - time.monotonic()) * (1.0 if name == "tiles" else SHARE))
+    command = [sys.executable, __file__, "--part", name, "--minutes", str(left / 60), "--out", str(folder)]
+    try:
+        done = subprocess.run([*command, *(["--toy"] if day.toy else [])], timeout=left + 30, check=False)
+        fault = f"its process ended with {done.returncode}" if done.returncode else ""
+    except subprocess.TimeoutExpired:
+        fault = "it did not end in time"
+    day.load(folder)
+    if fault:
+        rows = day.found.get(name)
+        day.found[name] = [*rows, {"error": fault}] if isinstance(rows, list) else {"error": fault}
+        day.save(folder)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -340,6 +288,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--toy", action="store_true", help="toy size, on the CPU (set TRITON_INTERPRET=1)")
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--out", type=Path, default=Path("."), help="folder for gpu-day.json and the tiles")
+    parser.add_argument("--part", choices=PARTS, help="this one alone; what the file has of others stays")
+    parser.add_argument("--apart", action="store_true", help="every part in a process of its own; always so on a card")
     options = parser.parse_args(arguments)
     if not options.toy and not torch.cuda.is_available():
         parser.error("no CUDA device is here; --toy runs the same code on the CPU")
@@ -347,12 +297,17 @@ def main(arguments: list[str] | None = None) -> int:
     if options.toy:
         replay.BUCKETS = (64,)  # launches are slow there, idle ones too
     options.out.mkdir(parents=True, exist_ok=True)
-    with torch.no_grad():
-        for name, part in PARTS.items():
-            day.found[name] = part(day)
-            (options.out / "gpu-day.json").write_text(json.dumps(day.found, indent=1), encoding="utf-8")
+    if options.part is not None:
+        day.load(options.out)
+        run(day, options.part, options.out)
+        return 0
+    day.save(options.out)
+    for name in PARTS:
+        (run if options.toy and not options.apart else run_apart)(day, name, options.out)
     show(day)
-    print(f"wrote {options.out / 'gpu-day.json'} and {write_table(day, options.out)}")
+    if isinstance(day.found.get("tiles"), dict):
+        print(f"wrote {write_table(day, options.out)}")
+    print(f"wrote {options.out / 'gpu-day.json'}")
     return 0
 
 

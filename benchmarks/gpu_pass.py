@@ -13,8 +13,10 @@ from torch import Tensor
 
 from scumble.config import LayerConfig, ModelConfig
 from scumble.ops import VocabQuery
+from scumble.ops.pages import Destination
 from scumble.ops.triton import attention, experts, grouping, layouts, linear, norms, rotate, router, vocab
-from scumble.ops.triton.activations import for_format
+from scumble.ops.triton.activations import Activations, for_format
+from scumble.ops.triton.packed import left_by_norms
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class LayerWeights:
     k: layouts.Layout
     v: layouts.Layout | None
     o: layouts.Layout
-    gate_up: layouts.Layout
+    gate: layouts.Layout
+    up: layouts.Layout
     down: layouts.Layout
     experts_up: layouts.Layout
     experts_down: layouts.Layout
@@ -79,7 +82,8 @@ class Pass:
 
         return LayerWeights(
             dense(heads, size), dense(groups, size), dense(groups, size) if layer.is_sliding else None,
-            dense(size, heads), dense(2 * c.intermediate_size, size), dense(size, c.intermediate_size),
+            dense(size, heads), dense(c.intermediate_size, size), dense(c.intermediate_size, size),
+            dense(size, c.intermediate_size),
             mixed(2 * c.moe_intermediate_size, size), mixed(size, c.moe_intermediate_size),
             torch.empty(c.num_experts, size, dtype=self.dtype, device=self.device).normal_(0, size**-0.5),
         )  # fmt: skip
@@ -120,30 +124,31 @@ class Pass:
     def _layer_pass(self, x: Tensor, number: int) -> Tensor:
         c, w, layer = self.config, self.layers[number], self.config.layers[number]
         eps, size = c.rms_norm_eps, self.one[x.shape[1]]
-        attended = self._attention(norms.norm(x, size, eps), number, layer)
-        h, for_mlp, for_experts = norms.attention_tail(x, attended, size, size, size, eps)
-        gate = linear.linear(for_format(for_mlp, self.dense), w.gate_up, gated=True, step=self.step)
+        forms = left_by_norms(self.dense), left_by_norms(self.format)
+        _, normed = norms.norm_for(x, size, eps, forms[0])
+        attended = self._attention(normed, number, layer)
+        (h, *_), given = norms.attention_tail_for(x, attended, (size, size, size), eps, forms)
+        gate = linear.gated_linear(given[0], w.gate, w.up, step=self.step)
         dense = linear.linear(for_format(gate, self.dense), w.down, step=self.step)
         weights, chosen = router.router(h, self.scale, w.router, self.per_expert, c.top_k_experts, eps)
         groups = grouping.group(chosen, c.num_experts, self.format)
-        given = for_format(for_experts, self.format)
-        mixed = experts.experts(given, weights, groups, w.experts_up, w.experts_down)
+        mixed = experts.experts(given[1], weights, groups, w.experts_up, w.experts_down)
         scalars = self.per_expert[:1], self.per_expert[:1]
         return norms.layer_tail(h, (dense, mixed), (size, size, size), self.denoise, scalars, eps)
 
-    def _attention(self, x: Tensor, number: int, layer: LayerConfig) -> Tensor:
+    def _attention(self, given: Activations, number: int, layer: LayerConfig) -> Tensor:
         w, dim, eps = self.layers[number], layer.head_dim, self.config.rms_norm_eps
-        given = for_format(x, self.dense)
         heads, groups, one = self.config.num_attention_heads, layer.num_key_value_heads, self.one[layer.head_dim]
-        table = self.one[dim].expand(x.shape[0], 1, -1).contiguous()
-        q = linear.linear(given, w.q, step=self.step).view(-1, heads, dim)
-        k = linear.linear(given, w.k, step=self.step).view(-1, groups, dim)
-        v = k if w.v is None else linear.linear(given, w.v, step=self.step).view(-1, groups, dim)
-        q = rotate.norm_rope(q, one, table, table, eps)
+        tokens = self.rows * self.tokens
+        table = one.expand(tokens, 1, -1).contiguous()
+        both = linear.linear(given, *(w for w in (w.q, w.k, w.v) if w is not None), step=self.step)
         keys, values = self.caches[number]
-        keys[:, -self.tokens :] = rotate.norm_rope(k, one, table, table, eps).unflatten(0, (self.rows, self.tokens))
-        values[:, -self.tokens :] = norms.norm(v, None, eps).unflatten(0, (self.rows, self.tokens))
-        seen, out = keys.shape[1], []
+        seen = keys.shape[1]
+        places = torch.arange(tokens, device=self.device)
+        places += (places // self.tokens + 1) * (seen - self.tokens)  # behind each row's context
+        to = Destination(keys.flatten(0, 1), values.flatten(0, 1), places)
+        q, _, _ = rotate.heads(both, (one, one), (table, table), groups, w.v is None, eps, to)
+        out = []
         for row, asking in enumerate(q.split(self.tokens)):
             low = torch.zeros(self.tokens, dtype=torch.int32, device=self.device)
             name = attention.name_of(dim, self.step)

@@ -33,6 +33,9 @@ def test_json_agrees_with_the_loaded_model(capfd: pytest.CaptureFixture[str], fo
     # one full layer: keys and values, 1 head of 16, 4 bytes; one sliding layer: 2 heads of 8, window 16 holds 15
     assert facts["kv_cache"]["float32"]["full_layers_per_1000_tokens"] == 2 * 16 * 4 * 1000
     assert facts["kv_cache"]["float32"]["sliding_layers_at_most"] == 2 * 2 * 8 * 4 * 15
+    if facts["memory_available"] is not None:  # half of what loading leaves
+        assert facts["cache_room"]["bytes"] * 2 <= facts["memory_available"]["bytes"]
+        assert facts["cache_room"]["tokens"] == facts["architecture"]["context"]
 
 
 def test_the_table_names_the_numbers(capfd: pytest.CaptureFixture[str], folder: Path) -> None:

@@ -85,7 +85,8 @@ def gather(path: Path | None) -> dict[str, Any]:
         "kv_cache": {name: kv_cache(config, *how) for name, how in CACHES.items()},
         "files": stored(tensors),
         "parts": parts(found),
-        "loads_as": loads_as(found, device),
+        "loads_as": (loaded := loads_as(found, device)),
+        "cache_room": None if room is None else cache_room(config, loaded["format"], room.bytes - loaded["needed"]),
         "left_out": left_out(tensors),
         "operations": {
             "name": choice.ops.name,
@@ -117,6 +118,17 @@ def loads_as(found: Contents, device: torch.device) -> dict[str, Any]:
         wanted = needed(found.config, found.shapes, form, on_card, operations(found, device).ops.packs)
     room = available(device)
     return {"format": form, "needed": wanted, "fits": None if room is None else wanted <= room.bytes}
+
+
+def cache_room(config: ModelConfig, form: str, left: int) -> dict[str, int]:
+    """What an engine takes for caches of what loading leaves, and how long a context of one request that holds."""
+    import torch
+
+    from scumble.engine.memory import SHARE, longest_context
+
+    memory = int(max(0, left) * SHARE)
+    dtype = torch.float32 if form == "float32" else torch.bfloat16
+    return {"bytes": memory, "tokens": longest_context(config, dtype, memory)}
 
 
 PARTS = {

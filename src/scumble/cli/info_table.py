@@ -89,6 +89,9 @@ def _memory(facts: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def _kv_cache(facts: dict[str, Any]) -> list[tuple[str, ...]]:
     rows, seen = [], set()
+    if room := facts["cache_room"]:
+        held = f"for all requests, half of what loading leaves: {room['tokens']:,} tokens of one request"
+        rows.append(("room for it here", size(room["bytes"]), held))
     for name, cache in facts["kv_cache"].items():
         if tuple(cache.values()) in seen:  # fp8 takes what int8 takes
             continue

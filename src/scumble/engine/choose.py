@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,35 +14,56 @@ from scumble.ops import VocabQuery
 from scumble.settings import GenerationConfig
 
 
-def choose(logits: Tensor, configs: Sequence[GenerationConfig], uniforms: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Choosing:
+    """How n rows choose: heat, top_k, top_p [n, 1] float64, is_greedy [n] bool. draws, cuts: whether any row draws, and
+    whether any of these draws among its best ids only."""
+
+    draws: bool
+    cuts: bool
+    heat: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    is_greedy: Tensor
+
+    @classmethod
+    def of(cls, configs: Sequence[GenerationConfig], device: torch.device) -> Choosing:
+        def column(values: Sequence[float]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float64, device=device)[:, None]
+
+        is_greedy = [config.temperature == 0 for config in configs]
+        return cls(
+            not all(is_greedy),
+            any(config.top_k is not None or config.top_p is not None for config in configs),
+            column([config.temperature or 1.0 for config in configs]),
+            column([config.top_k or float("inf") for config in configs]),
+            column([2.0 if config.top_p is None else config.top_p for config in configs]),
+            torch.tensor(is_greedy, device=device),
+        )
+
+
+def choose(logits: Tensor, how: Choosing, uniforms: Tensor) -> Tensor:
     """Ids [n] from logits [n, V]: greedy at temperature 0, else inverse CDF over ids in ascending order.
 
     top_k keeps the k best ids; top_p the fewest best ids whose probabilities sum to ≥ p. Both may be given.
     uniforms [n] float64 in [0, 1).
     """
     best = logits.argmax(-1)
-    if all(config.temperature == 0 for config in configs):
+    if not how.draws:
         return best
-
-    def column(values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None]
-
-    heat = column([config.temperature or 1.0 for config in configs])
-    probabilities = torch.softmax(logits.double() / heat, dim=-1)
-    if any(config.top_k is not None or config.top_p is not None for config in configs):
+    probabilities = torch.softmax(logits.double() / how.heat, dim=-1)
+    if how.cuts:
         ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
         rank = torch.arange(logits.shape[1], device=logits.device)
         before = ordered.cumsum(-1) - ordered  # the mass before an id, so the first always stays
-        keep = rank < column([config.top_k or logits.shape[1] for config in configs])
-        keep &= before < column([2.0 if config.top_p is None else config.top_p for config in configs])
+        keep = (rank < how.top_k) & (before < how.top_p)
         probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered * keep)
     cumulative = probabilities.cumsum(-1)
     beyond = cumulative > uniforms[:, None] * cumulative[:, -1:]
     # Rounding may leave no id beyond the target; then the last id with any probability is the answer.
     last = logits.shape[1] - 1 - (probabilities > 0).flip(-1).int().argmax(-1)
     drawn = torch.where(beyond.any(-1), beyond.int().argmax(-1), last)
-    is_greedy = torch.tensor([config.temperature == 0 for config in configs], device=logits.device)
-    return torch.where(is_greedy, best, drawn)
+    return torch.where(how.is_greedy, best, drawn)
 
 
 def token_logprobs(model: Transformer, hidden: Tensor, ids: Tensor, alternatives: int) -> tuple[TokenLogprobs, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 
 import torch
 
@@ -29,6 +30,12 @@ def cache_memory(device: torch.device) -> int:
         return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * SHARE)
     except (AttributeError, OSError, ValueError):
         return UNKNOWN
+
+
+def longest_context(config: ModelConfig, dtype: torch.dtype, memory: int) -> int:
+    """Tokens of one request whose keys and values fit into so many bytes; 0: not even one's."""
+    needed = CacheSize(config, dtype)
+    return max(0, bisect_right(range(config.max_position_embeddings + 1), memory, key=needed) - 1)
 
 
 def prefix_memory(model: Transformer) -> int:

@@ -1,9 +1,9 @@
 """Passes over canvases alone, and single steps, as captured CUDA graphs: one launch in the place of some hundred.
 
 A graph is captured for a number of rows, a length of canvas and a bucket of context (static_pass.py), when such a pass
-comes for the second time. Of a step the forward is captured, up to its hidden states. What needs the host in the middle
-of a pass is not captured and runs as ever: prompts, texts to read, laws, masks of ids, noise that is handed in,
-canvases of unequal lengths. Results are the same, bit for bit.
+comes for the second time. A step is captured up to the choice of the next token. What needs the host in the middle of a
+pass is not captured and runs as ever: prompts, texts to read, laws, masks of ids, noise that is handed in, canvases of
+unequal lengths. Results are the same, bit for bit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from scumble.diffusion import Canvas, EntropyBound, Proposal, SeededNoise, StableAndConfident
 from scumble.engine.denoise import Pass
 from scumble.engine.slots import Slots
-from scumble.engine.static_pass import Arena, StaticPass, StaticStep
+from scumble.engine.static_pass import Arena, Asked, StaticPass, StaticStep
 from scumble.model import Cache, Transformer
 
 log = logging.getLogger("scumble")
@@ -82,29 +82,27 @@ class Replays:
         done = self._replayed(key, len(slots), bucket, make, slots)
         return None if done is None else copied(done)
 
-    def step(self, tokens: Sequence[Tensor], caches: Sequence[Cache]) -> Tensor | None:
-        """One token [1] of each row, encoded; the caches take it up. Hidden states [S, D]; None: not replayed."""
-        if self.is_off or _eager.get() or len(tokens) > ROWS:
+    def step(self, asked: Asked) -> tuple[Tensor, Tensor] | None:
+        """One token of each row, encoded; the caches take it up. Hidden states [S, D], and the next ids with whether
+        numbers are finite [2, S]; None: not replayed."""
+        rows, how = len(asked.tokens), asked.how
+        if self.is_off or _eager.get() or rows > ROWS:
             return None
-        bucket = self._bucket(caches)
-        key = ("step", len(tokens), bucket)
-        found = self._replayed(
-            key, len(tokens), bucket, lambda arena: StaticStep(self.model, arena, len(tokens)), (tokens, caches)
-        )
-        if found is None:
+        bucket = self._bucket(asked.caches)
+        key = ("step", rows, bucket, how.draws, how.cuts)
+        done = self._replayed(key, rows, bucket, lambda arena: StaticStep(self.model, arena, asked), asked)
+        if done is None:
             return None
-        hidden, appended = found
-        arena = self.arena
-        assert arena is not None
-        for place, cache in enumerate(caches):
-            for layer, (keys, values) in zip(cache.layers, appended, strict=True):
-                layer.fill(layer.stored(keys[place : place + 1], values[place : place + 1]))
-            cache.length += 1
-            arena.holds(place, cache)
-        return hidden.clone()
+        assert self.arena is not None
+        for place, cache in enumerate(asked.caches):
+            self.arena.encoded(place, cache)
+        hidden, found = done
+        return hidden.clone(), found
 
     def _bucket(self, caches: Sequence[Cache | None]) -> int:
-        """Tokens of context that room is needed for; 0: more than there are buckets for."""
+        """Tokens of context that room is needed for; 0: more than there are buckets for, or rounded ones."""
+        if any(cache is not None and cache.form is not None for cache in caches):
+            return 0
         context = max(cache.length for cache in caches if cache is not None)
         bucket = next((size for size in BUCKETS if context < size), 0)
         if bucket and self.arena is not None:  # a larger one serves as well, and graphs hold its addresses
@@ -113,6 +111,9 @@ class Replays:
 
     def forget(self) -> None:
         """Let go of all memory."""
+        if self.arena is not None:
+            for place in list(self.arena.held):
+                self.arena.let_go(place)
         self.passes.clear()
         self.arena = self.pool = None
 

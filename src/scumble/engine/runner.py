@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from scumble.decode.steps import Denoise, Prefill, Read, Reading, Step, Stepped
-from scumble.engine.choose import choose, token_logprobs
+from scumble.engine.choose import Choosing, choose, token_logprobs
 from scumble.engine.denoise import Denoiser
 from scumble.engine.replay import Replays
 from scumble.engine.row import Outcome, Row
+from scumble.engine.static_pass import Asked
 from scumble.errors import not_finite
 from scumble.model import Segment, Transformer
 
@@ -30,7 +31,8 @@ class Work:
     """What one row puts into a pass: ids [n] of its text to encode, if any; and, if these are the last, what it wants:
     canvases, or texts to read.
 
-    is_done: the model has run on it. hidden: states [N, D] of all its tokens that are not quiet.
+    is_done: the model has run on it. hidden: states [N, D] of all its tokens that are not quiet. found: of a replayed
+    step the next id, and whether its logits are finite.
     """
 
     row: Row
@@ -38,6 +40,7 @@ class Work:
     is_last: bool
     is_done: bool = False
     hidden: Tensor = NOTHING
+    found: tuple[int, int] | None = None
 
     def is_for(self, kind: type) -> bool:
         """Whether the pass does what the row wants, and that is such a command."""
@@ -93,17 +96,24 @@ class Runner:
         """The same where there is nothing but single steps, and the operations can replay them; else False."""
         if self.replays.is_off:
             return False
-        tokens, caches = [], []
+        tokens, caches, uniforms = [], [], []
         for work in works:
-            ids, cache = work.ids, work.row.cache
-            if not work.is_for(Step) or ids is None or cache is None or len(ids) != 1:
+            ids, cache, wants = work.ids, work.row.cache, work.row.wants
+            if not work.is_last or not isinstance(wants, Step) or ids is None or cache is None or len(ids) != 1:
+                return False
+            if 0 in wants.restriction.allowed:
                 return False
             tokens.append(ids.to(self.model.device))
             caches.append(cache)
-        hidden = self.replays.step(tokens, caches)
-        for work, own in zip(works, () if hidden is None else hidden.split(1), strict=False):
-            work.hidden, work.is_done = own, True
-        return hidden is not None
+            uniforms.append(work.row.uniform(wants.index))
+        how = Choosing.of([work.row.request.config for work in works], self.model.device)
+        done = self.replays.step(Asked(tokens, caches, how, uniforms))
+        if done is None:
+            return False
+        hidden, found = done
+        for work, own, pair in zip(works, hidden.split(1), zip(*found.tolist(), strict=True), strict=True):
+            work.hidden, work.found, work.is_done = own, pair, True  # the step's one wait for the device
+        return True
 
     def segments(self, work: Work) -> list[Segment]:
         cache, wants, device = work.row.cache, work.row.wants, self.model.device
@@ -129,8 +139,23 @@ class Runner:
     def step(self, works: Sequence[Work]) -> list[Outcome]:
         """The next token of rows that decode token by token, from the hidden state [1, D] of each one's last token."""
         rows = [work.row for work in works]
+        last = [work.hidden[-1:] for work in works]
+        found = [work.found for work in works if work.found is not None] or self.chosen(rows, torch.cat(last))
+        outcomes = []
+        for row, state, (token, is_finite) in zip(rows, last, found, strict=True):
+            asked, logprobs = row.request.config.logprobs, None
+            if not is_finite:
+                outcomes.append(Outcome(row, error=not_finite(float("nan"))))
+                continue
+            if asked is not None:
+                ids = torch.tensor([token], device=state.device)
+                logprobs = token_logprobs(self.model, state, ids, asked)[0]
+            outcomes.append(Outcome(row, Stepped(token, logprobs)))
+        return outcomes
+
+    def chosen(self, rows: Sequence[Row], hidden: Tensor) -> list[tuple[int, int]]:
+        """The next id of each row, and whether its logits are finite, from hidden states [S, D]."""
         wants = [row.wants for row in rows if isinstance(row.wants, Step)]
-        hidden = torch.cat([work.hidden[-1:] for work in works])
         logits = self.model.logits(hidden)
         finite = logits.amax(-1).isfinite()  # NaN if one of them is
         for place, want in enumerate(wants):
@@ -139,19 +164,9 @@ class Runner:
                 logits[place] = logits[place].masked_fill(~allowed.to(logits.device), float("-inf"))
         uniforms = [row.uniform(want.index) for row, want in zip(rows, wants, strict=True)]
         drawn = torch.tensor(uniforms, dtype=torch.float64).to(logits.device)
-        tokens = choose(logits, [row.request.config for row in rows], drawn)
-        outcomes = []
-        found = zip(rows, hidden.split(1), *torch.stack((tokens, finite)).tolist(), strict=True)
-        for row, state, token, is_finite in found:
-            asked, logprobs = row.request.config.logprobs, None
-            if not is_finite:
-                outcomes.append(Outcome(row, error=not_finite(float("nan"))))
-                continue
-            if asked is not None:
-                ids = torch.tensor([token], device=logits.device)
-                logprobs = token_logprobs(self.model, state, ids, asked)[0]
-            outcomes.append(Outcome(row, Stepped(token, logprobs)))
-        return outcomes
+        how = Choosing.of([row.request.config for row in rows], logits.device)
+        tokens = choose(logits, how, drawn)
+        return list(zip(*torch.stack((tokens, finite)).tolist(), strict=True))
 
     def read(self, works: Sequence[Work]) -> list[Outcome]:
         """Log-probabilities of texts from their hidden states: the token before a text predicts its first one, and so

@@ -9,7 +9,8 @@ again. The context of every row is copied into pages of an arena, once a canvas;
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from typing import Any
 from weakref import ref
 
@@ -18,11 +19,16 @@ from torch import Tensor
 
 from scumble.config import ModelConfig
 from scumble.diffusion import Canvas
+from scumble.engine.choose import Choosing, choose
 from scumble.engine.denoise import Pass, decide
 from scumble.engine.slots import Rules, Slot, Slots
 from scumble.model import Cache, Transformer
+from scumble.model.attention import Attend
 from scumble.ops import VocabQuery
-from scumble.ops.pages import PAGE, Pages
+from scumble.ops.pages import PAGE, Destination, Pages
+
+# Tokens that caches take up at once, after so many steps: fewer than PAGE, which a sliding layer's ring has to spare.
+LATER = 64
 
 
 class Arena:
@@ -38,7 +44,9 @@ class Arena:
             shape = rows * self.each[layer.is_sliding] * PAGE, layer.num_key_value_heads, layer.head_dim
             pair = [torch.empty(shape, dtype=model.dtype, device=model.device) for _ in range(2)]
             self.layers.append((pair[0], pair[1]))
+        self.sliding = [layer.is_sliding for layer in model.config.layers]
         self.held: dict[int, tuple[ref[Cache], int]] = {}  # by place: whose context lies there, and how long it is
+        self.behind: dict[int, int] = {}  # by place: how long that cache is without what it has yet to take up
 
     @staticmethod
     def nbytes(config: ModelConfig, rows: int, bucket: int, canvas: int, number: int) -> int:
@@ -59,35 +67,56 @@ class Arena:
         """A row's context, unless it lies there already: what a cache holds at a length never changes."""
         if self.held.get(place) is not None and self.held[place] == (ref(cache), cache.length):
             return
+        self.let_go(place)
         for (keys, values), kept, layer in zip(self.layers, cache.layers, config.layers, strict=True):
-            each, live = self.each[layer.is_sliding], slice(kept.start, kept.end)
-            positions = torch.arange(kept.first, kept.first + kept.end - kept.start, device=keys.device)
-            slots = (place * each + positions // PAGE % each) * PAGE + positions % PAGE
+            live, slots = slice(kept.start, kept.end), self._slots(place, layer.is_sliding, kept.first, cache.length)
             keys.index_copy_(0, slots, kept.keys[:, live].transpose(0, 1))
             values.index_copy_(0, slots, kept.values[:, live].transpose(0, 1))
-        self.holds(place, cache)
-
-    def holds(self, place: int, cache: Cache) -> None:
-        """All of a cache's context lies at that place."""
         self.held[place] = (ref(cache), cache.length)
 
+    def let_go(self, place: int) -> None:
+        """A cache that has not taken up yet what was encoded here does so."""
+        cache = self.held[place][0]() if place in self.held else None
+        if cache is not None:
+            _ = cache.layers
+        self.held.pop(place, None)
+        self.behind.pop(place, None)
 
-class PagedAttention:
-    """Attend over an arena (model/attention.py: Attend). New keys and values go behind the contexts.
+    def encoded(self, place: int, cache: Cache) -> None:
+        """One more token lies here; the cache takes it up when somebody looks into it, or LATER tokens on."""
+        first = self.behind.pop(place, cache.length)
+        cache.length += 1
+        self.held[place], self.behind[place] = (ref(cache), cache.length), first
+        cache.owe(partial(self._bring, place, ref(cache), first))
+        if cache.length - first == LATER:
+            _ = cache.layers
 
-    appended: those of every layer.
-    """
+    def _bring(self, place: int, owner: ref[Cache], first: int) -> None:
+        """Positions `first` on, to the end of a cache that owes them."""
+        cache = owner()
+        assert cache is not None
+        self.behind.pop(place, None)
+        for (keys, values), kept, is_sliding in zip(self.layers, cache.layers, self.sliding, strict=True):
+            slots = self._slots(place, is_sliding, first, cache.length)
+            kept.fill(kept.stored(keys[slots], values[slots]))
+
+    def _slots(self, place: int, is_sliding: bool, first: int, last: int) -> Tensor:
+        """Where positions first … last - 1 of a place lie."""
+        each, positions = self.each[is_sliding], torch.arange(first, last, device=self.layers[0][0].device)
+        return (place * each + positions // PAGE % each) * PAGE + positions % PAGE
+
+
+class PagedAttention(Attend):
+    """Attend over an arena. New keys and values go behind the contexts."""
 
     def __init__(self, model: Transformer, arena: Arena, pages: dict[bool, Pages], slots: dict[bool, Tensor]):
         self.ops, self.config, self.arena, self.pages, self.slots = model.ops, model.config, arena, pages, slots
-        self.appended: list[tuple[Tensor, Tensor]] = []
+
+    def destination(self, layer: int) -> Destination:
+        return Destination(*self.arena.layers[layer], self.slots[self.config.layers[layer].is_sliding])
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        is_sliding, pool = self.config.layers[layer].is_sliding, self.arena.layers[layer]
-        for there, new in zip(pool, (keys, values), strict=True):
-            there.index_copy_(0, self.slots[is_sliding], new)
-        self.appended.append((keys, values))
-        return self.ops.attend_pages(queries, *pool, self.pages[is_sliding])
+        return self.ops.attend_pages(queries, keys, values, self.pages[self.config.layers[layer].is_sliding])
 
 
 class StaticPass:
@@ -151,30 +180,46 @@ class StaticPass:
         return decide(slots, self.model.vocab_head(hidden, query), uniforms, fresh)
 
 
-class StaticStep:
-    """One encoded token of each of some rows. `appended`: the keys and values of every layer [S, G, K], which the rows'
-    own caches are to take up."""
+@dataclass(frozen=True)
+class Asked:
+    """What steps of S rows take. tokens: the last id [1] of each; uniforms: one a row, to choose the next with."""
 
-    def __init__(self, model: Transformer, arena: Arena, rows: int):
+    tokens: Sequence[Tensor]
+    caches: Sequence[Cache]
+    how: Choosing
+    uniforms: Sequence[float]
+
+
+class StaticStep:
+    """One encoded token of each of some rows, and the choice of the one after it. like: how many rows there are, and
+    which ways of choosing."""
+
+    def __init__(self, model: Transformer, arena: Arena, like: Asked):
         self.model, self.arena = model, arena
-        self.ids = torch.zeros(rows, dtype=torch.int64, device=model.device)
+        rows, device = len(like.tokens), model.device
+        self.how = replace(like.how, **{name: part.clone() for name, part in tensors_of(like.how).items()})
+        self.ids = torch.zeros(rows, dtype=torch.int64, device=device)
         self.lengths = torch.zeros_like(self.ids)
-        self.denoise = torch.zeros(rows, 1, dtype=torch.bool, device=model.device)
+        self.uniforms = torch.zeros(rows, dtype=torch.float64, device=device)
+        self.denoise = torch.zeros(rows, 1, dtype=torch.bool, device=device)
         self.tables = {kind: arena.tables(kind)[:rows].contiguous() for kind in (False, True)}
 
-    def take(self, inputs: tuple[Sequence[Tensor], Sequence[Cache]]) -> None:
-        """The tokens [1], and the caches of their contexts."""
-        tokens, caches = inputs
-        for place, cache in enumerate(caches):
+    def take(self, inputs: Asked) -> None:
+        """The contexts come into the arena."""
+        for place, cache in enumerate(inputs.caches):
             self.arena.load(place, cache, self.model.config)
-        self.ids.copy_(torch.cat(list(tokens)))
-        self.lengths.copy_(torch.tensor([cache.length for cache in caches]))
+        self.ids.copy_(torch.cat(list(inputs.tokens)))
+        self.lengths.copy_(torch.tensor([cache.length for cache in inputs.caches]))
+        self.uniforms.copy_(torch.tensor(inputs.uniforms, dtype=torch.float64))
+        for there, new in zip(tensors(self.how), tensors(inputs.how), strict=True):
+            there.copy_(new)
 
-    def compute(self) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """Hidden states [S, D], and what is appended."""
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Hidden states [S, D]; the next ids [S], and whether all logits are finite: [2, S] int64."""
         attend = paged(self.model, self.arena, self.tables, self.lengths, self.lengths[:, None])
         hidden = self.model.body(self.model.embed(self.ids), self.lengths, self.denoise, attend)
-        return hidden, attend.appended
+        logits = self.model.logits(hidden)
+        return hidden, torch.stack((choose(logits, self.how, self.uniforms), logits.amax(-1).isfinite()))
 
 
 def paged(
@@ -211,3 +256,7 @@ def tensors(value: Any) -> Iterator[Tensor]:
     elif is_dataclass(value):
         for part in fields(value):
             yield from tensors(getattr(value, part.name))
+
+
+def tensors_of(value: Choosing) -> dict[str, Tensor]:
+    return {name: part for name, part in vars(value).items() if isinstance(part, Tensor)}

@@ -29,6 +29,9 @@ class FloatWeight(Weight):
     def product(self, x: Tensor) -> Tensor:
         return self.ops.linear(x, self.weight)
 
+    def laid_out(self) -> Tensor | None:
+        return self.weight
+
     def rows(self, ids: Tensor) -> Tensor:
         return self.weight[ids]
 

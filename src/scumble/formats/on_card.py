@@ -29,6 +29,9 @@ class CardWeight(Weight):
     def product(self, x: Tensor) -> Tensor:
         return self.packed(x)
 
+    def laid_out(self) -> Any:
+        return self.packed
+
     def rows(self, ids: Tensor) -> Tensor:
         return self.packed.plain()[ids]
 

@@ -56,6 +56,10 @@ class Weight(_Stored):
     def forward(self, x: Tensor) -> Tensor:
         return self.product(x)
 
+    def laid_out(self) -> Any:
+        """What `product` reads, for operations that serve several weights in one call; None: `product` alone may."""
+        return None
+
     def addresses(self) -> Addresses | None:
         """For a native call that runs a whole layer; None where it cannot take this weight."""
         return None

@@ -7,8 +7,8 @@ Inference attends segment by segment over caches (here); training attends a batc
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,18 @@ from scumble.model.layers import RMSNorm
 from scumble.model.rounding import Room
 from scumble.model.segment import Segment
 from scumble.ops import Ops
+from scumble.ops.pages import Destination
 
 
-class Attend(Protocol):
+class Attend(ABC):
+    def destination(self, layer: int) -> Destination | None:
+        """Where the keys and values of that layer are to be written as they are made; `__call__` is then handed that
+        destination's pools. None: they are handed over as they are."""
+        return None
+
+    @abstractmethod
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """queries [N, H, K], keys and values [N, G, K] of layer number `layer` -> mixed values [N, H, K]."""
-        ...
 
 
 class Attention(nn.Module):
@@ -53,23 +59,13 @@ class Attention(nn.Module):
         self, x: Tensor, index: int, rope: tuple[Tensor, Tensor], attend: Attend, heard: Tensor | None = None
     ) -> Tensor:
         """x [N, D] -> [N, D]; with `heard` [N] bool, only those tokens ask, and only theirs are returned."""
-        ops = self.ops
-        raw_keys = self._heads(self.k_proj.product(x))
-        keys = ops.norm_rope(raw_keys, self.k_norm.weight, *rope, self.eps)
-        values = ops.rms_norm(raw_keys if self.v_proj is None else self._heads(self.v_proj.product(x)), None, self.eps)
-        if heard is not None:
-            x, rope = x[heard], (rope[0][heard], rope[1][heard])
-            if not x.shape[0]:
-                attend(index, keys[:0], keys, values)  # fills the caches
-                return x
-        queries = ops.norm_rope(self._heads(self.q_proj.product(x)), self.q_norm.weight, *rope, self.eps)
-        return self.o_proj.product(attend(index, queries, keys, values).flatten(1))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_dim))
+        projections, norms = (self.q_proj, self.k_proj, self.v_proj), (self.q_norm.weight, self.k_norm.weight)
+        queries, keys, values = self.ops.heads(x, projections, norms, rope, self.eps, attend.destination(index), heard)
+        mixed = attend(index, queries, keys, values)  # where nobody asks, it fills the caches
+        return self.o_proj.product(mixed.flatten(1)) if queries.shape[0] else x[:0]
 
 
-class SegmentAttention:
+class SegmentAttention(Attend):
     """Attend segment by segment, each over its own cache. Only an encode segment writes.
 
     Segments are served in order, so a denoise segment sees what an encode segment of the same row, earlier in the

@@ -8,7 +8,7 @@ which happens once every eighth of a window or so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -160,13 +160,26 @@ class Cache:
 
     form: the number format of keys and values; None: dtype."""
 
+    _owed: Callable[[], None] | None = None
+
     def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device, form: CacheFormat | None = None):
         self.length, self.form = 0, form
-        self.layers: list[LayerCache] = []
+        self._layers: list[LayerCache] = []
         for layer in config.layers:
             keep = config.sliding_window - 1 if layer.is_sliding else None  # a query sees itself and those before it
             sizes = layer.num_key_value_heads, layer.head_dim, keep, dtype, device
-            self.layers.append(LayerCache(*sizes) if form is None else RoundedLayer(*sizes, form))
+            self._layers.append(LayerCache(*sizes) if form is None else RoundedLayer(*sizes, form))
+
+    @property
+    def layers(self) -> list[LayerCache]:
+        if self._owed is not None:
+            bring, self._owed = self._owed, None
+            bring()
+        return self._layers
+
+    def owe(self, bring: Callable[[], None]) -> None:
+        """The last tokens' keys and values lie elsewhere; `bring` appends them here, before anybody looks."""
+        self._owed = bring
 
     def reserve(self, n: int) -> None:
         """Make sure that n more tokens fit into every layer, so that none moves its tail before they are all there."""
@@ -179,4 +192,4 @@ class Cache:
             layer.rewind(self.length)
 
     def nbytes(self) -> int:
-        return sum(part.nbytes for layer in self.layers for part in layer.parts)
+        return sum(part.nbytes for layer in self._layers for part in layer.parts)

@@ -50,7 +50,7 @@ class GatedMLP(nn.Module):
         self.down_proj: Weight = FloatWeight(empty(hidden, intermediate), ops)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj.product(self.ops.geglu(self.gate_proj.product(x), self.up_proj.product(x)))
+        return self.down_proj.product(self.ops.gated(x, self.gate_proj, self.up_proj))
 
 
 class SelfConditioning(GatedMLP):

@@ -16,11 +16,14 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from torch import Tensor
 
-from scumble.ops.pages import Pages
+from scumble.ops.pages import Destination, Pages
 from scumble.ops.query import VocabQuery
 from scumble.ops.result import VocabResult
 from scumble.structure.graph import Window
 from scumble.structure.law import Masses, Solution
+
+Product = Callable[[Tensor], Tensor]
+"""A weight (formats/weight.py) as operations see it: x [N, in] -> [N, out]."""
 
 
 class StepRow(NamedTuple):
@@ -74,6 +77,22 @@ class Ops(Protocol):
 
     def geglu(self, gate: Tensor, up: Tensor) -> Tensor:
         """gelu_tanh(gate) · up"""
+        ...
+
+    def gated(self, x: Tensor, gate: Product, up: Product) -> Tensor:
+        """gelu_tanh(gate(x)) · up(x); x [N, in]. gate and up: weights, called for their products."""
+        ...
+
+    def heads(
+        self, x: Tensor, projections: tuple[Product, Product, Product | None], norms: tuple[Tensor, Tensor],
+        rope: tuple[Tensor, Tensor], eps: float, to: Destination | None = None, heard: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """What attention is made of: queries [N, H, K], keys and values [N, G, K] of x [N, D].
+
+        projections: of queries, keys, values (None: the raw keys are the values too). Queries and keys have `norm_rope`
+        with their own weight [K], values a norm without. to: keys and values go there, and its pools are returned.
+        heard [N] bool: only these tokens have queries.
+        """
         ...
 
     def attention_tail(

@@ -25,3 +25,16 @@ class Pages:
     tokens: int
     longest: int
     kept: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where new keys and values go as they are made: token i's into slot places[i] of pools [slots, G, K]."""
+
+    keys: Tensor
+    values: Tensor
+    places: Tensor
+
+    def take(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """keys and values [N, G, K] -> the pools that hold them now."""
+        return self.keys.index_copy_(0, self.places, keys), self.values.index_copy_(0, self.places, values)

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from scumble.config import ModelConfig
 from scumble.ops.api import StepRow
-from scumble.ops.pages import Pages
+from scumble.ops.pages import Destination, Pages
 from scumble.ops.tiled import vocab_head
 from scumble.structure.law import solve
+
+Product = Callable[[Tensor], Tensor]  # a weight, as ops/api.py says
 
 
 class ReferenceOps:
@@ -45,6 +47,27 @@ class ReferenceOps:
 
     def geglu(self, gate: Tensor, up: Tensor) -> Tensor:
         return F.gelu(gate, approximate="tanh") * up
+
+    def gated(self, x: Tensor, gate: Product, up: Product) -> Tensor:
+        return self.geglu(gate(x), up(x))
+
+    def heads(
+        self, x: Tensor, projections: tuple[Product, Product, Product | None], norms: tuple[Tensor, Tensor],
+        rope: tuple[Tensor, Tensor], eps: float, to: Destination | None = None, heard: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        def split(product: Product) -> Tensor:
+            return product(x).unflatten(-1, (-1, norms[0].shape[0]))
+
+        of_queries, of_keys, of_values = projections
+        raw_keys = split(of_keys)
+        keys = self.norm_rope(raw_keys, norms[1], *rope, eps)
+        values = self.rms_norm(raw_keys if of_values is None else split(of_values), None, eps)
+        if heard is not None:
+            x, rope = x[heard], (rope[0][heard], rope[1][heard])
+        queries = self.norm_rope(split(of_queries), norms[0], *rope, eps) if x.shape[0] else keys[:0]
+        if to is not None:
+            keys, values = to.take(keys, values)
+        return queries, keys, values
 
     def add_norm(self, x: Tensor, y: Tensor, weight: Tensor, eps: float, scale: Tensor | None = None) -> Tensor:
         """(x + norm(y)·weight) · scale, scale [N, 1] or None: what both tails are made of."""

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from scumble.config import ModelConfig
+from scumble.model.attention import Attend
 from scumble.ops.training import TrainingOps
 
 
-class EncodeRows:
+class EncodeRows(Attend):
     """Causal attention inside each of B rows; remembers every layer's keys and values, [B, T, G, K]."""
 
     def __init__(self, config: ModelConfig, rows: int, ops: TrainingOps):
@@ -30,7 +31,7 @@ class EncodeRows:
         return self.ops.attend_batch(q, k, v, min(window, tokens)).flatten(0, 1)
 
 
-class DenoiseCanvases:
+class DenoiseCanvases(Attend):
     """Bidirectional attention of C canvases a row, each over the encoded tokens before it and itself."""
 
     def __init__(self, config: ModelConfig, encoded: EncodeRows, starts: list[int], length: int):

@@ -49,8 +49,10 @@ TENSOR_CORE = {
     100: "UTC[A-Z]*MMA",
     120: "HMMA|QMMA|OMMA",
 }
+# Operations that multiply matrices, by the beginnings of their names.
+PRODUCTS = "up", "down", "linear", "step", "attend", "router", "vocab", "pick", "again", "members", "soft"
 # A few rows fill none of the wide instructions of Hopper and Blackwell: attention of single steps uses the older ones.
-NARROW = "step attend", "router", "pick", "again"
+NARROW = "step attend", "router", "pick", "again", "members"
 TYPES = {
     torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64", torch.float8_e4m3fn: "fp8e4nv",
     torch.uint8: "u8", torch.int8: "i8", torch.int32: "i32", torch.int64: "i64", torch.bool: "i1",
@@ -113,7 +115,7 @@ def check(launch: Launch, arch: int) -> Verdict:
         faults.append(f"wants {shared} bytes of shared memory, sm_{arch} has {SHARED[arch]}")
     if spills:
         faults.append(f"spills: {spills} loads and stores")
-    if "tt.dot" in compiled.asm["ttir"] and not tensor_core:
+    if launch.name.startswith(PRODUCTS) and not tensor_core:
         faults.append(f"no {wanted} in its code")
     return Verdict(registers, shared, spills, tensor_core, tuple(faults))
 

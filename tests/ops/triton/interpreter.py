@@ -12,6 +12,8 @@ otherwise than torch. Here
 Private names of Triton are replaced, so the version is pinned (constraints.txt).
 """
 
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable

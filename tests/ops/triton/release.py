@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
+from unittest.mock import patch
 
+import numpy as np
 import torch
 
 from scumble.ops import VocabQuery
+from scumble.ops.classes import Classified, TokenClasses
+from scumble.ops.pages import Destination
 from scumble.ops.triton import (
     activations,
     attention,
@@ -20,6 +25,7 @@ from scumble.ops.triton import (
     rotate,
     router,
     vocab,
+    vocab_classes,
 )  # fmt: skip
 from scumble.ops.triton.launch import Launch, recorded, tile_table
 
@@ -67,7 +73,7 @@ def launches(arch: int, table: Path, dtype: torch.dtype = torch.bfloat16) -> lis
     have = tile_table(table)[arch]
     formats = [format for format in ("plain", "fp8", "int8", "int4", "nvfp4") if f"up {format}" in have]
     with recorded(arch, tile_table(table)) as made:
-        _norms()
+        _norms(have)
         _heads()
         _router()
         _vocabulary()
@@ -79,11 +85,13 @@ def launches(arch: int, table: Path, dtype: torch.dtype = torch.bfloat16) -> lis
     return made
 
 
-def _norms() -> None:
+def _norms(have: Collection[str]) -> None:
     tokens = ROWS * CANVAS
     x, one = empty(tokens, HIDDEN), empty(HIDDEN)
-    norms.norm(x, one, EPS)
-    norms.attention_tail(x, x, one, one, one, EPS)
+    for format in ("plain", *(format for format in activations.BY_ROW if f"linear {format}" in have)):
+        norms.norm_for(x, one, EPS, format)
+        for experts_format in {"plain", format}:
+            norms.attention_tail_for(x, x, (one, one, one), EPS, (format, experts_format))
     geglu.geglu(empty(tokens, MLP), empty(tokens, MLP))
     scalars = (empty(1), empty(1))
     norms.layer_tail(x, (x, x), (one, one, one), empty(tokens, 1, dtype=torch.bool), scalars, EPS)
@@ -94,12 +102,16 @@ def _heads() -> None:
     for dim, groups, keys in ((256, 8, 1023 + CANVAS), (512, 2, 32_768)):
         for tokens, rows, step in ((ROWS * CANVAS, ROWS, False), (8, 8, True)):
             q, cos = empty(tokens, 16, dim), empty(tokens, 1, dim)
+            pool = empty(64 * 1024, groups, dim)
+            is_shared, places = dim == 512, empty(tokens, dtype=torch.int64)
+            both = empty(tokens, (16 + groups * (1 if is_shared else 2)) * dim)
+            for to in (None, Destination(pool, pool, places)):
+                rotate.heads(both, (empty(dim), empty(dim)), (cos, cos), groups, is_shared, EPS, to)
             q = rotate.norm_rope(q, empty(dim), cos, cos, EPS)
             number = empty(tokens, dtype=torch.int32)
             alone = attention.one_row(number, number, 16 // groups, attention.name_of(dim, step))
             cache = empty(groups, 1024, dim).transpose(0, 1)
             attention.attend(q, cache, cache, alone, 1024, step=step)
-            pool = empty(64 * 1024, groups, dim)
             pages = empty(rows, keys // 128, dtype=torch.int32)
             attention.attend(q, pool, pool, alone, keys, pages, 128, step=step)
 
@@ -117,8 +129,21 @@ def _vocabulary() -> None:
     heat = empty(n, dtype=torch.float32)
     uniforms, targets = empty(n, dtype=torch.float64), empty(n, dtype=torch.int64)
     vocab.vocab_head(hidden, embedding, VocabQuery(heat, uniforms=uniforms, want_soft=True), cap=30.0)
+    _classes(hidden, embedding, heat)
     allowed = empty(n, VOCABULARY, dtype=torch.bool)
     vocab.vocab_head(hidden, embedding, VocabQuery(heat, allowed, uniforms, top=5, targets=targets), cap=30.0)
+
+
+def _classes(hidden: torch.Tensor, embedding: torch.Tensor, heat: torch.Tensor) -> None:
+    """For a structure: up to what the host reads, and the logits of a draw."""
+
+    def finish(own: vocab_classes.CardClasses) -> None:
+        own.joined()
+        own.members(empty(CANVAS, dtype=torch.int64), empty(CANVAS, vocab_classes.PIECE, dtype=torch.int32))
+
+    classified = Classified(TokenClasses(np.arange(VOCABULARY) % 100, 100), 0, CANVAS)
+    with patch.object(vocab_classes.CardClasses, "finish", finish):
+        vocab.vocab_head(hidden, embedding, VocabQuery(heat, classes=[classified]), cap=30.0)
 
 
 def _experts(format: str, kind: str) -> None:
@@ -133,7 +158,7 @@ def _experts(format: str, kind: str) -> None:
 def _dense(format: str, kind: str) -> None:
     for tokens, step in ((ROWS * CANVAS, False), (ROWS, True)):
         x = activations.for_format(empty(tokens, HIDDEN), format)
-        linear.linear(x, weight(kind, 2 * MLP, HIDDEN), gated=True, step=step)
+        linear.gated_linear(x, weight(kind, MLP, HIDDEN), weight(kind, MLP, HIDDEN), step=step)
         linear.linear(activations.for_format(empty(tokens, MLP), format), weight(kind, HIDDEN, MLP), step=step)
-        for heads in (16 * 256, 16 * 512, 8 * 256, 2 * 512):
-            linear.linear(x, weight(kind, heads, HIDDEN), step=step)
+        for heads in ((16 * 256, 8 * 256, 8 * 256), (16 * 512, 2 * 512), (8 * 256,)):
+            linear.linear(x, *(weight(kind, size, HIDDEN) for size in heads), step=step)

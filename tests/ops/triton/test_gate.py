@@ -4,6 +4,7 @@ been imported for the interpreter cannot be compiled."""
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +17,12 @@ from scumble.ops.triton.launch import TABLE
 GATE = Path(__file__).with_name("gate.py")
 
 
-def gate(*arguments: str) -> tuple[int, str]:
+SOURCE = Path(scumble.__file__).parent
+
+
+def gate(*arguments: str, source: Path = SOURCE) -> tuple[int, str]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(Path(scumble.__file__).parents[1])
+    environment["PYTHONPATH"] = str(source.parent)
     run = subprocess.run(
         [sys.executable, GATE, *arguments], capture_output=True, text=True, env=environment, timeout=1200
     )
@@ -76,3 +80,48 @@ def test_products_without_the_tensor_core_are_found() -> None:
     code, report = gate("--arch", "90", "--only", "linear plain", "--brief", "--dtype", "float32")
     assert code == 1
     assert "no HGMMA" in report
+
+
+def mutated(folder: Path, file: str, right: str, wrong: str) -> Path:
+    """The package with one line of its kernels changed."""
+    kernels = folder / "scumble" / "ops" / "triton"
+    kernels.parent.mkdir(parents=True)
+    for place, apart in ((SOURCE, "ops"), (SOURCE / "ops", "triton")):
+        for path in place.iterdir():
+            if path.name != apart:
+                (folder / "scumble" / path.relative_to(SOURCE)).symlink_to(path)
+    shutil.copytree(SOURCE / "ops" / "triton", kernels)
+    text = (kernels / file).read_text(encoding="utf-8")
+    assert text.count(right) == 1
+    (kernels / file).write_text(text.replace(right, wrong), encoding="utf-8")
+    return folder / "scumble"
+
+
+DOT = 'total = tl.dot(w, t, total, input_precision="ieee")\n    return total.to(tl.float32)'
+WRONG_KERNELS = {
+    "products in float32": DOT.replace("w, t,", "w.to(tl.float32), t.to(tl.float32),"),
+    "no products": DOT.replace(
+        'tl.dot(w, t, total, input_precision="ieee")', "total + tl.sum(w.to(tl.float32), 1)[:, None]"
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutation", WRONG_KERNELS)
+def test_kernels_that_lose_the_tensor_core_are_found(mutation: str, tmp_path: Path) -> None:
+    source = mutated(tmp_path, "products.py", DOT, WRONG_KERNELS[mutation])
+    code, report = gate("--arch", "90", "--brief", "--only", "step plain", source=source)
+    assert code == 1
+    assert "no HGMMA" in report
+
+
+@pytest.mark.slow
+def test_a_kernel_that_keeps_too_much_in_registers_is_found(tmp_path: Path) -> None:
+    """The vocabulary's sweep, with the logits that it keeps stored last instead of first."""
+    text = (SOURCE / "ops" / "triton" / "vocab.py").read_text(encoding="utf-8")
+    first, used = text.index("    if KEPT:\n"), text.index("    peak = tl.max(z, 0)\n")
+    kept, between = text[first:used], text[used : text.index("\n\n@triton.jit\ndef _summary(")]
+    source = mutated(tmp_path, "vocab.py", kept + between, between + kept)
+    code, report = gate("--arch", "90", "--only", "vocab", source=source)
+    assert code == 1
+    assert "spills" in report

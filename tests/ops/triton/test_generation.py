@@ -3,6 +3,8 @@ with soft embeddings and temperature schedules, commits, windows, single steps, 
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -68,3 +70,19 @@ def test_every_operation_can_be_refused_by_itself() -> None:
     assert unpaged.batch_invariant
     assert not unpaged.attends_pages
     assert all(callable(getattr(ops, name)) for name in OPERATIONS)
+
+
+@pytest.mark.slow
+def test_a_structure_holds_on_a_card_too(device: torch.device, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The text is one that the structure allows, and the reference's, token for token."""
+    model = tiny_model(vocab_size=300)
+    folder = save_folder(tmp_path_factory.mktemp("structure"), model, tokenizer=True)
+    config = GenerationConfig(
+        regex="[ab]{2}-[0-9]{1,2}", seed=5, max_new_tokens=8, canvas_length=8, max_denoising_steps=2
+    )  # fmt: skip
+    llm = LLM.load(folder, dtype=torch.float32, device=device, ops="reference")
+    wanted = llm.generate("the canvas", config)
+    llm.model.use(TritonOps())
+    found = llm.generate("the canvas", config)
+    assert re.fullmatch("[ab]{2}-[0-9]{1,2}", found.text)
+    assert found.token_ids == wanted.token_ids

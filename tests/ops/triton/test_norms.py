@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from scumble.ops.triton import norms
+from scumble.ops.triton.activations import for_format
 
 EPS = 1e-6
 TOLERANCE = {torch.bfloat16: 2**-7, torch.float32: 2e-6}
@@ -30,16 +31,32 @@ def test_norm(size: int, dtype: torch.dtype, device: torch.device) -> None:
 
 def test_attention_tail(dtype: torch.dtype, device: torch.device) -> None:
     x, attended = (numbers(5, 96, dtype=dtype, device=device) for _ in range(2))
-    weights = [numbers(96, dtype=dtype, device=device) for _ in range(3)]
-    ours = norms.attention_tail(x, attended, *weights, EPS)
-    for one, two in zip(ours, norms.attention_tail_reference(x, attended, *weights, EPS), strict=True):
+    a, b, c = (numbers(96, dtype=dtype, device=device) for _ in range(3))
+    ours = norms.attention_tail(x, attended, a, b, c, EPS)
+    for one, two in zip(ours, norms.attention_tail_reference(x, attended, a, b, c, EPS), strict=True):
         close(one, two)
 
 
 def test_layer_tail_takes_each_tokens_own_scalar(dtype: torch.dtype, device: torch.device) -> None:
     h, dense, mixed = (numbers(6, 96, dtype=dtype, device=device) for _ in range(3))
-    weights = tuple(numbers(96, dtype=dtype, device=device) for _ in range(3))
+    a, b, c = (numbers(96, dtype=dtype, device=device) for _ in range(3))
     denoise = (torch.arange(6, device=device) % 2 == 0)[:, None]
     scales = (torch.full((1,), 0.5, dtype=dtype, device=device), torch.full((1,), 2.0, dtype=dtype, device=device))
-    arguments = (h, (dense, mixed), weights, denoise, scales, EPS)
+    arguments = (h, (dense, mixed), (a, b, c), denoise, scales, EPS)
     close(norms.layer_tail(*arguments), norms.layer_tail_reference(*arguments))
+
+
+@pytest.mark.parametrize("format", ["fp8", "int8"])
+def test_norms_leave_what_products_take(format: str, device: torch.device) -> None:
+    """The same bits as rounding what they return."""
+    x, attended = (numbers(5, 96, dtype=torch.bfloat16, device=device) for _ in range(2))
+    one, two, three = (numbers(96, dtype=torch.bfloat16, device=device) for _ in range(3))
+    normed, left = norms.norm_for(x, one, EPS, format)
+    found = [(normed, left)]
+    (_, for_mlp, for_experts), both = norms.attention_tail_for(x, attended, (one, two, three), EPS, (format, format))
+    found += [(for_mlp, both[0]), (for_experts, both[1])]
+    assert torch.equal(normed, norms.norm(x, one, EPS))
+    for out, left in found:
+        again = for_format(out, format)
+        assert torch.equal(left.values.view(torch.int8), again.values.view(torch.int8))
+        assert torch.equal(left.factor, again.factor)

@@ -3,6 +3,7 @@ launches is known to the compile check."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from ops.triton import release
@@ -12,9 +13,10 @@ from scumble.decode import make_request
 from scumble.decode.constraint import Restriction
 from scumble.decode.steps import Start
 from scumble.diffusion import SeededNoise, start_canvas
+from scumble.engine.choose import Choosing
 from scumble.engine.row import Row
 from scumble.engine.slots import Slot, Slots
-from scumble.engine.static_pass import Arena, StaticPass, StaticStep
+from scumble.engine.static_pass import Arena, Asked, StaticPass, StaticStep
 from scumble.model import Segment, Transformer
 from scumble.ops import VocabQuery
 from scumble.ops.triton.launch import TABLE, recorded
@@ -72,17 +74,29 @@ def test_a_replayed_pass_waits_for_nothing_either_and_rows_share_its_attention()
     assert set(four) <= {launch.name for launch in release.launches(90, TABLE)}
 
 
-def test_neither_does_a_replayed_step() -> None:
+@pytest.mark.parametrize("ways", [{}, {"top_k": 40}, {"temperature": 0}], ids=["draw", "draw among the best", "argmax"])
+def test_neither_does_a_replayed_step(ways: dict[str, float]) -> None:
+    """Up to the next ids, however they are chosen."""
     with META:
         model = Transformer(RELEASE).to(torch.bfloat16).use(TritonOps())
-    static = StaticStep(model, Arena(model, 8, 1024, RELEASE.canvas_length), 8)
+    configs = [GenerationConfig(decoder="autoregressive", **ways) for _ in range(8)]
+    asked = Asked([torch.empty(1, dtype=torch.int64, device=META)] * 8, [], Choosing.of(configs, META), [0.5] * 8)
+    static = StaticStep(model, Arena(model, 8, 1024, RELEASE.canvas_length), asked)
     with recorded(90) as launches:
-        hidden, appended = static.compute()
+        hidden, found = static.compute()
     assert hidden.shape == (8, RELEASE.hidden_size)
-    assert len(appended) == len(RELEASE.layers)
+    assert found.shape == (2, 8)
     names = [launch.name for launch in launches]
     assert sum(name.startswith("step attend") for name in names) == len(RELEASE.layers)
+    assert len(names) == 17 * len(RELEASE.layers) + 2  # and the last norm, and the head
     assert set(names) <= {launch.name for launch in release.launches(90, TABLE)}
+
+
+def test_waiting_for_a_number_in_the_middle_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = TritonOps.router
+    monkeypatch.setattr(TritonOps, "router", lambda self, h, *others: right(self, h * h.amax().item(), *others))
+    with pytest.raises(RuntimeError, match="meta tensors"):
+        launched(1, 16)
 
 
 def test_what_it_launches_is_what_the_compile_check_compiles() -> None:

@@ -47,15 +47,30 @@ def relative(one: torch.Tensor, two: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("kind", FORMATS[:-1])
-@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("step", [False, True])
-def test_linear(kind: str, gated: bool, step: bool, dtype: torch.dtype, device: torch.device) -> None:
+def test_gated_products_of_two_matrices(kind: str, step: bool, dtype: torch.dtype, device: torch.device) -> None:
     x = torch.randn(21, 160, device=device).to(dtype)
-    weight = made(torch.randn(80, 160, device=device) / 12, kind, dtype)
-    rounded = activations.for_format(x, weight.format)
-    out = linear.linear(rounded, weight, gated=gated, step=step)
-    reference = linear.linear_reference(numbers_of(rounded, weight.format), weight.dequantized().float(), gated)
+    gate, up = (made(torch.randn(40, 160, device=device) / 12, kind, dtype) for _ in range(2))
+    rounded = activations.for_format(x, gate.format)
+    out = linear.gated_linear(rounded, gate, up, step=step)
+    matrices = gate.dequantized().float(), up.dequantized().float()
+    reference = linear.gated_linear_reference(numbers_of(rounded, gate.format), *matrices)
     assert relative(out, reference) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("kind", FORMATS[:-1])
+@pytest.mark.parametrize("step", [False, True])
+def test_products_of_several_matrices(kind: str, step: bool, dtype: torch.dtype, device: torch.device) -> None:
+    """One, two and three in a launch, whose sizes are no multiples of tiles: the same bits as each by itself."""
+    x = torch.randn(21, 160, device=device).to(dtype)
+    weights = [made(torch.randn(size, 160, device=device) / 12, kind, dtype) for size in (80, 34, 50)]
+    rounded = activations.for_format(x, weights[0].format)
+    numbers = numbers_of(rounded, weights[0].format)
+    apart = [linear.linear(rounded, weight, step=step) for weight in weights]
+    for one, weight in zip(apart, weights, strict=True):
+        assert relative(one, linear.linear_reference(numbers, weight.dequantized().float())) < TOLERANCE[dtype]
+    for count in (2, 3):
+        assert torch.equal(linear.linear(rounded, *weights[:count], step=step), torch.cat(apart[:count], dim=-1))
 
 
 @pytest.mark.parametrize("kind", FORMATS)

@@ -10,16 +10,15 @@ import torch
 from scumble.errors import InvalidRequest
 from scumble.ops import choose
 from scumble.ops.reference import REFERENCE
-from scumble.ops.triton import selfcheck
+from scumble.ops.triton import cases, linear, selfcheck
 from scumble.ops.triton.ops import TritonOps
-from scumble.ops.triton.packed import Packed
 from tiny import tiny_config
 
 
 @pytest.fixture(autouse=True)
 def _few_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     for name, value in (("TOKENS", 6), ("ALONE", 2), ("KEYS", 40)):
-        monkeypatch.setattr(selfcheck, name, value)
+        monkeypatch.setattr(cases, name, value)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
@@ -34,8 +33,8 @@ def test_products_in_every_format_pass(form: str, device: torch.device) -> None:
 
 
 def test_a_format_whose_products_are_wrong_is_refused_at_its_first_weight(device, monkeypatch) -> None:
-    right = Packed.__call__
-    monkeypatch.setattr(Packed, "__call__", lambda self, x: right(self, x) * 1.1)
+    right = linear.linear
+    monkeypatch.setattr(linear, "linear", lambda *arguments: right(*arguments) * 1.1)
     ops = TritonOps(faults=lambda form: selfcheck.format_fault(device, torch.bfloat16, tiny_config(), form))
     with pytest.raises(InvalidRequest, match="dtype int4 cannot be used on this card: its results are off by"):
         ops.pack(torch.randn(32, 32, device=device), "int4")

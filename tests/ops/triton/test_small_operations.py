@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from scumble.diffusion.noise import SeededNoise
-from scumble.ops.triton import geglu, noise, rotate, router
+from scumble.ops.pages import Destination
+from scumble.ops.triton import geglu, noise, norms, rotate, router
 
 
 @pytest.mark.parametrize("experts", [8, 24])
@@ -37,6 +38,38 @@ def test_norm_and_rotary_positions(size: int, dtype: torch.dtype, device: torch.
     torch.testing.assert_close(
         ours, rotate.norm_rope_reference(x, weight, cos, sin, 1e-6), rtol=tolerance, atol=tolerance
     )
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_heads_are_made_and_put_away_at_once(
+    shared: bool, groups: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    """From projections side by side: what norm_rope and norm make of each, and the same bits in slots of a pool, whose
+    other slots stay as they were."""
+    size, count = 48, 3
+    projected = [torch.randn(5, n, size, device=device).to(dtype) for n in (count, groups, groups)]
+    side_by_side = torch.cat([one.flatten(1) for one in projected[: 2 if shared else 3]], dim=-1)
+    weights = torch.randn(size, device=device).to(dtype), torch.randn(size, device=device).to(dtype)
+    rope = torch.randn(5, 1, size, device=device).to(dtype), torch.randn(5, 1, size, device=device).to(dtype)
+    queries, keys, values = rotate.heads(side_by_side, weights, rope, groups, shared, 1e-6, None)
+    tolerance = {torch.bfloat16: 2**-6, torch.float32: 5e-6}[dtype]
+    for ours, wanted in (
+        (queries, rotate.norm_rope_reference(projected[0], weights[0], *rope, 1e-6)),
+        (keys, rotate.norm_rope_reference(projected[1], weights[1], *rope, 1e-6)),
+        (values, norms.norm_reference(projected[1 if shared else 2], None, 1e-6)),
+    ):
+        torch.testing.assert_close(ours, wanted, rtol=tolerance, atol=tolerance)
+
+    places = torch.tensor([8, 0, 3, 4, 6], device=device)
+    pool = torch.full((9, groups, size), 7.0, device=device).to(dtype)
+    to = Destination(pool, pool.clone(), places)
+    again, *there = rotate.heads(side_by_side, weights, rope, groups, shared, 1e-6, to)
+    assert torch.equal(again, queries)
+    for pool, mine, new in zip((to.keys, to.values), there, (keys, values), strict=True):
+        assert mine is pool
+        assert torch.equal(pool[places], new)
+        assert bool((pool[[1, 2, 5, 7]] == 7).all())
 
 
 def test_gated_activation(dtype: torch.dtype, device: torch.device) -> None:

@@ -6,12 +6,15 @@ samples and best ids have to agree id by id.
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from scumble.ops import VocabQuery
+from ops.test_classes import check
+from scumble.ops import VocabQuery, softcap
+from scumble.ops.classes import Classified, TokenClasses
 from scumble.ops.plain_vocab import vocab_head as plain
-from scumble.ops.triton import vocab, vocab_soft
+from scumble.ops.triton import vocab, vocab_classes, vocab_soft
 
 CAP = 30.0
 
@@ -67,6 +70,7 @@ def test_only_allowed_ids_exist(by_position: bool, device: torch.device) -> None
     query = VocabQuery(1.0, allowed, uniforms, want_soft=True, top=1, targets=targets)
     ours = vocab.vocab_head(hidden, embedding, query, cap=CAP)
     agree(ours, plain(hidden, embedding, query, cap=CAP), torch.float32)
+    assert ours.sample is not None
     assert allowed.expand(9, 700).gather(1, ours.sample[:, None]).all()
 
 
@@ -85,6 +89,7 @@ def test_the_ends_of_the_distribution(uniform: float, device: torch.device) -> N
     allowed[[70, 199]] = True
     uniforms = torch.full((5,), uniform, dtype=torch.float64, device=device)
     ours = vocab.vocab_head(hidden, embedding, VocabQuery(1.0, allowed, uniforms), cap=CAP)
+    assert ours.sample is not None
     assert ours.sample.tolist() == [70 if uniform == 0 else 199] * 5
 
 
@@ -94,6 +99,7 @@ def test_sampling_keeps_the_law(device: torch.device) -> None:
     hidden, points = hidden.repeat(400, 1), torch.arange(400, dtype=torch.float64, device=device) / 400
     ours = vocab.vocab_head(hidden, embedding, VocabQuery(3.0, uniforms=points), cap=CAP)
     z = CAP * torch.tanh((hidden[0] @ embedding.T).double() / CAP) / 3.0
+    assert ours.sample is not None
     count = torch.bincount(ours.sample, minlength=200)
     assert float((count / 400 - torch.softmax(z, -1)).abs().max()) <= 1 / 400 + 1e-6
 
@@ -129,6 +135,32 @@ def test_a_position_does_not_depend_on_the_others(device: torch.device) -> None:
     alone = vocab.vocab_head(hidden[part].contiguous(), embedding, query, cap=CAP)
     for name in ("logsumexp", "entropy", "argmax", "sample", "soft"):
         assert torch.equal(getattr(together, name)[part], getattr(alone, name)), name
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_statistics_by_classes(masked: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rows' classes in one call, among others without; classes of one id, of many over several chunks and pieces,
+    and of none; with a mask."""
+    monkeypatch.setattr(vocab_classes, "PIECE", 96)
+    generator = torch.Generator().manual_seed(3)
+    hidden = torch.randint(-8, 9, (9, 16), generator=generator) / 4
+    embedding = torch.randint(-8, 9, (700, 16), generator=generator) / 8 + torch.arange(700)[:, None] / 2**12
+    allowed = torch.rand(9, 700, generator=generator) < 0.5 if masked else None
+    if allowed is not None:
+        allowed[:, 0] = True
+    rng = np.random.default_rng(0)
+    of_token = np.minimum(rng.integers(0, 8, 700), 4)
+    of_token[0], count = 6, 8  # 5 and 7: of no id
+    spans = (of_token, slice(1, 4)), (of_token[::-1].copy(), slice(6, 9))
+    asked = [Classified(TokenClasses(kinds, count), span.start, span.stop) for kinds, span in spans]
+    query = VocabQuery(0.7, None if allowed is None else allowed.to(device), want_soft=masked, classes=asked)
+    found = vocab.vocab_head(hidden.to(device), embedding.to(device), query, cap=CAP).classes
+    z = softcap(hidden @ embedding.T, CAP) / 0.7
+    if allowed is not None:
+        z.masked_fill_(~allowed, float("-inf"))
+    rounding = 5e-6  # a tanh made of an exponential
+    for one, (kinds, span) in zip(found, spans, strict=True):
+        check(one, z[span].double().numpy(), kinds, rng.random(3), rounding)
 
 
 def test_packed_bits(device: torch.device) -> None:

@@ -16,6 +16,7 @@ from scumble.checkpoint.keep import Keeper
 from scumble.checkpoint.load import Contents, load_part, main_dtype
 from scumble.checkpoint.schemes import Entry
 from scumble.model import Transformer
+from scumble.model.attention import Attend
 from scumble.model.layers import rope_frequencies, rope_tables
 from scumble.ops import REFERENCE, choose
 from scumble.ops.query import VocabQuery
@@ -116,7 +117,7 @@ class Stream:
                 part.to("meta")
 
 
-class SampleAttention:
+class SampleAttention(Attend):
     """Attend within each sample: the context causally, each canvas over the context's end and itself.
 
     window: of a sliding layer.

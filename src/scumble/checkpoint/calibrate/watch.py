@@ -25,6 +25,9 @@ class WatchedWeight(FloatWeight):
         self.gram.addmm_(wide.T, wide)
         return super().product(x)
 
+    def laid_out(self) -> None:
+        return None  # every product is to be seen
+
 
 class WatchedExperts(FloatExperts):
     """seen: inputs [N, D], weights [N, k] and chosen [N, k] of every call."""

@@ -10,7 +10,9 @@ import triton.language as tl
 from torch import Tensor
 
 from scumble.ops.triton.launch import launch, power_of_two
-from scumble.ops.triton.rounding import FP8_LARGEST, INT8_LARGEST, fp8_rows, int8_rows, nvfp4_rows
+from scumble.ops.triton.rounding import FP8_LARGEST, fp8_rows, int8_rows, nvfp4_rows
+
+BY_ROW = ("fp8", "int8")  # formats that have one scale a token
 
 
 @dataclass(frozen=True)
@@ -33,29 +35,26 @@ class Activations:
 
 
 @triton.jit
-def _round_fp8(x, out, factor, K: tl.constexpr, B: tl.constexpr, LARGEST: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    k = tl.arange(0, B)
-    value = tl.load(x + row * K + k, mask=k < K, other=0.0).to(tl.float32)
+def store_rounded(value, out, factor, row, k, K: tl.constexpr, FORMAT: tl.constexpr):
+    """A row's numbers [B] float32, 0 beyond K, into out [N, K] in "fp8" or "int8"; its scale into factor [N]."""
+    LARGEST = 448.0 if FORMAT == "fp8" else 127.0
     largest = tl.max(tl.abs(value), 0)
     step = tl.where(largest == 0.0, 1.0, tl.div_rn(largest, LARGEST))
-    rounded = tl.minimum(tl.maximum(tl.div_rn(value, step), -LARGEST), LARGEST)
-    tl.store(out + row * K + k, rounded.to(out.dtype.element_ty), mask=k < K)
+    steps = tl.minimum(tl.maximum(tl.div_rn(value, step), -LARGEST), LARGEST)
+    if FORMAT == "int8":
+        # Halves go to the even neighbour: adding 1.5 · 2²³ leaves no bits behind the point.
+        steps = (steps + 12582912.0) - 12582912.0
+        step += tl.sum(value - value, 0)  # no number where one of the row is none, or infinite
+    tl.store(out + row * K + k, steps.to(out.dtype.element_ty), mask=k < K)
     tl.store(factor + row, step)
 
 
 @triton.jit
-def _round_int8(x, out, factor, K: tl.constexpr, B: tl.constexpr, LARGEST: tl.constexpr):
+def _round(x, out, factor, K: tl.constexpr, B: tl.constexpr, FORMAT: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, B)
     value = tl.load(x + row * K + k, mask=k < K, other=0.0).to(tl.float32)
-    largest = tl.max(tl.abs(value), 0)
-    step = tl.where(largest == 0.0, 1.0, tl.div_rn(largest, LARGEST))
-    steps = tl.div_rn(value, step)
-    # Halves go to the even neighbour: adding 1.5 · 2²³ leaves no bits behind the point.
-    near = (tl.minimum(tl.maximum(steps, -LARGEST), LARGEST) + 12582912.0) - 12582912.0
-    tl.store(out + row * K + k, near.to(tl.int8), mask=k < K)
-    tl.store(factor + row, step + tl.sum(value - value, 0))  # no number where one of the row is none, or infinite
+    store_rounded(value, out, factor, row, k, K, FORMAT)
 
 
 @triton.jit
@@ -84,19 +83,25 @@ def _round_nvfp4(x, out, groups, factor, K: tl.constexpr, G: tl.constexpr, LARGE
     tl.store(factor + row, whole)
 
 
+def unwritten(x: Tensor, format: str) -> Activations:
+    """Memory for x [N, K] rounded to fp8 or int8; for "plain" x itself."""
+    if format == "plain":
+        return Activations(x, x, x, x.dtype)
+    dtype = torch.float8_e4m3fn if format == "fp8" else torch.int8
+    out = torch.empty(x.shape, dtype=dtype, device=x.device)
+    return Activations(out, out, torch.empty(x.shape[0], dtype=torch.float32, device=x.device), x.dtype)
+
+
 def for_format(x: Tensor, format: str) -> Activations:
     """x [N, K] as weights of `format` want it: rounded for fp8, int8 and nvfp4, as it is for plain and int4."""
     rows, size = x.shape
-    factor = torch.empty(rows, dtype=torch.float32, device=x.device)
-    if format == "fp8":
-        out = torch.empty(rows, size, dtype=torch.float8_e4m3fn, device=x.device)
-        launch("round fp8", _round_fp8, (rows,), (x, out, factor), K=size, B=power_of_two(size), LARGEST=FP8_LARGEST)
-        return Activations(out, out, factor, x.dtype)
-    if format == "int8":
-        out = torch.empty(rows, size, dtype=torch.int8, device=x.device)
-        launch("round int8", _round_int8, (rows,), (x, out, factor), K=size, B=power_of_two(size), LARGEST=INT8_LARGEST)
-        return Activations(out, out, factor, x.dtype)
+    if format in BY_ROW:
+        made = unwritten(x, format)
+        arguments = (x, made.values, made.factor)
+        launch(f"round {format}", _round, (rows,), arguments, K=size, B=power_of_two(size), FORMAT=format)
+        return made
     if format == "nvfp4":
+        factor = torch.empty(rows, dtype=torch.float32, device=x.device)
         out = torch.empty(rows, size // 2, dtype=torch.uint8, device=x.device)
         groups = torch.empty(rows, size // 16, dtype=torch.float8_e4m3fn, device=x.device)
         launch(
@@ -108,7 +113,7 @@ def for_format(x: Tensor, format: str) -> Activations:
 
 
 def for_format_reference(x: Tensor, format: str) -> Activations:
-    if format in ("fp8", "int8"):
+    if format in BY_ROW:
         values, factor = fp8_rows(x) if format == "fp8" else int8_rows(x)
         return Activations(values, values, factor, x.dtype)
     if format == "nvfp4":

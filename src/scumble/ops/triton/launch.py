@@ -138,6 +138,11 @@ def tile_table(path: Path = TABLE) -> dict[int, dict[str, Tiles]]:
     return table
 
 
+def made_for(path: Path = TABLE) -> list[str]:
+    """The minor versions of Triton that the table is for."""
+    return tomllib.loads(path.read_text(encoding="utf-8"))["triton"]
+
+
 def blocks(count: int, size: int) -> int:
     """How many tiles of `size` cover `count`."""
     return -(-count // size)

@@ -1,6 +1,8 @@
 """RMSNorm and the chains of norms and sums around it, each in one visit to memory. One row of D numbers a program.
 
 rms(x) = x · (mean(x²) + eps)^-½ · weight        in float32, rounded to x's dtype
+
+What a product takes next can be had in that product's format too (activations.py), so that nothing is read again.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from scumble.ops.triton.activations import Activations, store_rounded, unwritten
 from scumble.ops.triton.launch import launch, power_of_two
 
 
@@ -33,23 +36,41 @@ def _rounded(x, like):
 
 
 @triton.jit
-def _norm(x, weight, out, eps, WEIGHTED: tl.constexpr, D: tl.constexpr, B: tl.constexpr):
+def _store(value, out, rounded, factor, row, column, D: tl.constexpr, FORMAT: tl.constexpr):
+    """A row's numbers [B] float32, 0 beyond D, into out [N, D], and in fp8 or int8 into `rounded`, where it is one."""
+    stored = value.to(out.dtype.element_ty)
+    tl.store(out + row * D + column, stored, mask=column < D)
+    if FORMAT == "fp8" or FORMAT == "int8":
+        store_rounded(stored.to(tl.float32), rounded, factor, row, column, D, FORMAT)
+
+
+@triton.jit
+def _norm(
+    x, weight, out, rounded, factor, eps,
+    WEIGHTED: tl.constexpr, FORMAT: tl.constexpr, D: tl.constexpr, B: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, B)
     ok = column < D
     value = tl.load(x + row * D + column, mask=ok, other=0.0).to(tl.float32)
     value = _rms(value, weight, column, ok, eps, D) if WEIGHTED else _scaled(value, eps, D)
-    tl.store(out + row * D + column, value.to(out.dtype.element_ty), mask=ok)
+    _store(value, out, rounded, factor, row, column, D, FORMAT)
 
 
 def norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """rms(x) over the last axis of x, contiguous; weight [D], or None for 1."""
+    return norm_for(x, weight, eps, "plain")[0]
+
+
+def norm_for(x: Tensor, weight: Tensor | None, eps: float, format: str) -> tuple[Tensor, Activations]:
+    """The same, and as a product in that format takes it: "fp8", "int8" or "plain"."""
     size = x.shape[-1]
     out = torch.empty_like(x)
-    arguments = (x, x if weight is None else weight, out, eps)
-    grid = (x.numel() // size,)
-    launch("norm", _norm, grid, arguments, WEIGHTED=weight is not None, D=size, B=power_of_two(size))
-    return out
+    made = unwritten(out, format)
+    arguments = (x, x if weight is None else weight, out, made.values, made.factor, eps)
+    grid, weighted = (x.numel() // size,), weight is not None
+    launch("norm", _norm, grid, arguments, WEIGHTED=weighted, FORMAT=format, D=size, B=power_of_two(size))
+    return out, made
 
 
 def norm_reference(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -60,8 +81,10 @@ def norm_reference(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 
 @triton.jit
 def _attention_tail(
-    x, attended, weight, mlp_weight, experts_weight, h_out, mlp_out, experts_out, eps, D: tl.constexpr, B: tl.constexpr
-):
+    x, attended, weight, mlp_weight, experts_weight, h_out, mlp_out, mlp_rounded, mlp_factor,
+    experts_out, experts_rounded, experts_factor, eps,
+    MLP: tl.constexpr, EXPERTS: tl.constexpr, D: tl.constexpr, B: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, B)
     ok = column < D
@@ -72,8 +95,8 @@ def _attention_tail(
     for_mlp = _rms(h, mlp_weight, column, ok, eps, D)
     for_experts = _rms(h, experts_weight, column, ok, eps, D)
     tl.store(h_out + at, h.to(h_out.dtype.element_ty), mask=ok)
-    tl.store(mlp_out + at, for_mlp.to(mlp_out.dtype.element_ty), mask=ok)
-    tl.store(experts_out + at, for_experts.to(experts_out.dtype.element_ty), mask=ok)
+    _store(for_mlp, mlp_out, mlp_rounded, mlp_factor, row, column, D, MLP)
+    _store(for_experts, experts_out, experts_rounded, experts_factor, row, column, D, EXPERTS)
 
 
 def attention_tail(
@@ -83,11 +106,25 @@ def attention_tail(
 
     x, attended [N, D]; three norm weights [D] -> h, input of the MLP, input of the experts, each [N, D].
     """
+    return attention_tail_for(x, attended, (weight, mlp_weight, experts_weight), eps, ("plain", "plain"))[0]
+
+
+def attention_tail_for(
+    x: Tensor, attended: Tensor, weights: tuple[Tensor, Tensor, Tensor], eps: float, formats: tuple[str, str]
+) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Activations, Activations]]:
+    """The same, and the two inputs as products in those formats take them."""
     rows, size = x.shape
-    out = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
-    arguments = (x, attended, weight, mlp_weight, experts_weight, *out, eps)
-    launch("attention tail", _attention_tail, (rows,), arguments, D=size, B=power_of_two(size))
-    return out
+    h, for_mlp, for_experts = out = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
+    made = unwritten(for_mlp, formats[0]), unwritten(for_experts, formats[1])
+    arguments = (
+        x, attended, *weights, h, for_mlp, made[0].values, made[0].factor, for_experts, made[1].values, made[1].factor,
+        eps,
+    )  # fmt: skip
+    mlp, experts = formats
+    launch(
+        "attention tail", _attention_tail, (rows,), arguments, MLP=mlp, EXPERTS=experts, D=size, B=power_of_two(size)
+    )
+    return out, made
 
 
 def attention_tail_reference(

@@ -6,31 +6,40 @@ What has no kernel here, or whose kernel failed its check on this card, is the r
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from scumble.errors import InvalidRequest
-from scumble.ops.pages import PAGE, Pages
+from scumble.ops.pages import PAGE, Destination, Pages
 from scumble.ops.query import VocabQuery
-from scumble.ops.reference import REFERENCE, ReferenceOps
+from scumble.ops.reference import REFERENCE, Product, ReferenceOps
 from scumble.ops.result import VocabResult
 from scumble.ops.triton import attention, experts, geglu, grouping, linear, norms, rotate, router, vocab
 from scumble.ops.triton.activations import for_format
 from scumble.ops.triton.launch import architecture, tile_table
-from scumble.ops.triton.layouts import Plain
+from scumble.ops.triton.layouts import Layout, Plain
 from scumble.ops.triton.packed import Packed, PackedExperts, Rounded, laid_out
 from scumble.ops.triton.rounding import rounded
 
+CLASSES = "vocab_head, classes"  # of ids: what structures need of it
+
 # What may be replaced by the reference, one by one: the methods below.
 OPERATIONS = (
-    "rms_norm", "norm_rope", "geglu", "attention_tail", "layer_tail", "attend_all", "attend_causal", "attend_pages",
-    "linear", "router", "experts", "vocab_head",
+    "rms_norm", "norm_rope", "geglu", "gated", "heads", "attention_tail", "layer_tail", "attend_all", "attend_causal",
+    "attend_pages", "linear", "router", "experts", "vocab_head", CLASSES,
 )  # fmt: skip
 
 
 FORMATS = ("fp8", "int8", "int4", "nvfp4")
+
+
+@runtime_checkable
+class LaidOut(Protocol):
+    """A weight that says what its products read (formats/weight.py)."""
+
+    def laid_out(self) -> Any: ...
 
 
 class TritonOps(ReferenceOps):
@@ -47,7 +56,7 @@ class TritonOps(ReferenceOps):
         faults: Callable[[str], str | None] | None = None,
     ):  # fmt: skip
         self.refused, self.faults = frozenset(refused), faults
-        for name in self.refused:
+        for name in self.refused - {CLASSES}:
             setattr(self, name, getattr(REFERENCE, name))
         self.tiles = frozenset(tile_table()[architecture(torch.device(device))])
         self.formats = frozenset(form for form in FORMATS if f"up {form}" in self.tiles)
@@ -60,16 +69,46 @@ class TritonOps(ReferenceOps):
     def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
         return norms.norm(x.contiguous(), weight, eps)
 
+    def norm_for_products(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        if "rms_norm" in self.refused:
+            return super().norm_for_products(x, weight, eps)
+        out, made = norms.norm_for(x.contiguous(), weight, eps, form := self._rounded.products)
+        self._rounded.keep(out, form, made)
+        return out
+
     def norm_rope(self, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
         return rotate.norm_rope(x.contiguous(), weight, cos.contiguous(), sin.contiguous(), eps)
 
     def geglu(self, gate: Tensor, up: Tensor) -> Tensor:
         return geglu.geglu(gate.contiguous(), up.contiguous())
 
+    def gated(self, x: Tensor, gate: Product, up: Product) -> Tensor:
+        pair = together(gate, up)
+        if pair is None:
+            return super().gated(x, gate, up)
+        return linear.gated_linear(self._rounded(x, pair[0].format), pair[0], pair[1])
+
+    def heads(
+        self, x: Tensor, projections: tuple[Product, Product, Product | None], norms: tuple[Tensor, Tensor],
+        rope: tuple[Tensor, Tensor], eps: float, to: Destination | None = None, heard: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        weights = together(*(one for one in projections if one is not None))
+        if weights is None:
+            return super().heads(x, projections, norms, rope, eps, to, heard)
+        product = linear.linear(self._rounded(x, weights[0].format), *weights)
+        groups, tables = weights[1].outputs // norms[1].shape[0], (rope[0].contiguous(), rope[1].contiguous())
+        queries, keys, values = rotate.heads(product, norms, tables, groups, projections[2] is None, eps, to)
+        return queries if heard is None else queries[heard], keys, values
+
     def attention_tail(
         self, x: Tensor, y: Tensor, weight: Tensor, first: Tensor, second: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return norms.attention_tail(x.contiguous(), y.contiguous(), weight, first, second, eps)
+        formats = self._rounded.products, self._rounded.experts
+        weights = weight, first, second
+        out, made = norms.attention_tail_for(x.contiguous(), y.contiguous(), weights, eps, formats)
+        for one, form, activations in zip(out[1:], formats, made, strict=True):
+            self._rounded.keep(one, form, activations)
+        return out
 
     def layer_tail(
         self, h: Tensor, branches: tuple[Tensor, Tensor], weights: tuple[Tensor, Tensor, Tensor], denoise: Tensor,
@@ -147,9 +186,20 @@ class TritonOps(ReferenceOps):
     def vocab_head(  # pyright: ignore[reportIncompatibleVariableOverride]
         self, hidden: Tensor, embedding: Tensor, query: VocabQuery, *, cap: float, head: Any = None
     ) -> VocabResult:
-        if head is not None or query.classes:
+        if head is not None or (query.classes and CLASSES in self.refused):
             return REFERENCE.vocab_head(hidden, embedding, query, cap=cap, head=head)
         return vocab.vocab_head(hidden.contiguous(), embedding, query, cap=cap)
+
+
+def together(*products: Product) -> list[Layout] | None:
+    """The matrices of weights that one launch may serve; None: each by itself."""
+    found = [product.laid_out() if isinstance(product, LaidOut) else None for product in products]
+    matrices = [
+        one.matrix if isinstance(one, Packed) else Plain(one.contiguous()) if isinstance(one, Tensor) else None
+        for one in found
+    ]
+    known = [one for one in matrices if one is not None]
+    return known if len(known) == len(products) and linear.alike(known) else None
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, low: Tensor, high: Tensor, first: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scumble.ops.triton import experts, grouping, linear
-from scumble.ops.triton.activations import Activations, for_format
+from scumble.ops.triton.activations import BY_ROW, Activations, for_format
 from scumble.ops.triton.layouts import Fp8, Int8, Layout
 from scumble.ops.triton.repacking import from_nibbles, nvfp4_from
 
@@ -17,19 +18,31 @@ State = Mapping[str, Tensor]
 
 
 class Rounded:
-    """Activations as a format wants them. The last ones are kept: q, k and v take the same, and so do gate and up."""
+    """Activations as a format wants them. The last ones are kept: several products may take the same, and norms leave
+    theirs here for the products behind them.
+
+    products, experts: the formats that norms leave, of those that have one scale a token; else "plain".
+    """
 
     def __init__(self) -> None:
-        self.last: tuple[Tensor, int, str, Activations] | None = None
+        self.products = self.experts = "plain"
+        self.last: deque[tuple[Tensor, int, str, Activations]] = deque(maxlen=2)
 
     def __call__(self, x: Tensor, format: str) -> Activations:
-        if self.last is not None:
-            before, version, kind, made = self.last
+        for before, version, kind, made in self.last:
             if before is x and version == x._version and kind == format:
                 return made
         made = for_format(x.contiguous(), format)
-        self.last = x, x._version, format, made
+        self.keep(x, format, made)
         return made
+
+    def keep(self, x: Tensor, format: str, made: Activations) -> None:
+        """That x is this in that format."""
+        self.last.append((x, x._version, format, made))
+
+
+def left_by_norms(format: str) -> str:
+    return format if format in BY_ROW else "plain"
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,9 @@ class Packed:
 
     matrix: Layout
     rounded: Rounded
+
+    def __post_init__(self) -> None:
+        self.rounded.products = left_by_norms(self.matrix.format)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [M, K] -> [M, N]."""
@@ -63,6 +79,9 @@ class PackedExperts:
     up: Layout
     down: Layout
     rounded: Rounded
+
+    def __post_init__(self) -> None:
+        self.rounded.experts = left_by_norms(self.up.format)
 
     def __call__(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """x [T, D], weights float32 and chosen [T, k] -> [T, D]."""

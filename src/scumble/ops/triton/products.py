@@ -26,6 +26,7 @@ def weighted_sum(
 
     rows [BN] int64: row numbers of the tile, rows_ok [BN]. Scales, where a format has them: groups and x_groups of runs
     of inputs, factor and x_factor of whole rows. first_group: where the matrix's scales begin (int4), in numbers.
+    weight, groups and factor: a pointer each, or a pointer for every row [BN], where rows are of several matrices.
     """
     if FORMAT == "int4" or FORMAT == "zero" or FORMAT == "e2m1":
         total = _words(x, tokens, live, weight, groups, factor, rows, rows_ok, first_group, N, K, FORMAT, BM, BN)
@@ -48,7 +49,7 @@ def _plain(
     nothing = 0 if FORMAT == "int8" else 0.0
     total = tl.zeros((BN, BM), tl.int32 if FORMAT == "int8" else tl.float32)
     k = tl.arange(0, BK)
-    w_at = weight + rows[:, None] * K + k[None, :]
+    w_at = (weight + rows * K)[:, None] + k[None, :]
     x_at = x + tokens[None, :] * K + k[:, None]
     for first in range(0, K, BK):
         inside = k < K - first
@@ -75,7 +76,7 @@ def _words(
     blocks: tl.constexpr = (K + 127) // 128
     total = tl.zeros((BN, BM), tl.float32)
     j = tl.arange(0, 16)
-    w_at = words + rows[:, None] * (blocks * 16) + j[None, :]
+    w_at = (words + rows * (blocks * 16))[:, None] + j[None, :]
     x_at = x + tokens[None, :] * K + j[:, None]
     GROUP: tl.constexpr = 16 if KIND == "e2m1" else 32
     s_at = first_group + (rows - (rows // N) * N)
@@ -112,10 +113,10 @@ def _nvfp4(
     for first in range(0, K, BK):
         b, g = first // 2 + byte, first // 16 + group
         w = tl.load(
-            packed + rows[:, None] * (K // 2) + b[None, :], mask=rows_ok[:, None] & (b < K // 2)[None, :], other=0
+            (packed + rows * (K // 2))[:, None] + b[None, :], mask=rows_ok[:, None] & (b < K // 2)[None, :], other=0
         )
         ws = tl.load(
-            groups + rows[:, None] * (K // 16) + g[None, :], mask=rows_ok[:, None] & (g < K // 16)[None, :], other=0.0
+            (groups + rows * (K // 16))[:, None] + g[None, :], mask=rows_ok[:, None] & (g < K // 16)[None, :], other=0.0
         )
         t = tl.load(x + tokens[None, :] * (K // 2) + b[:, None], mask=live[None, :] & (b < K // 2)[:, None], other=0)
         ts = tl.load(

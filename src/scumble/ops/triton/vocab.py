@@ -57,21 +57,24 @@ def logits(
 
 @triton.jit
 def _vocab(
-    h, embedding, weights, peaks, masses, energies, bests, allowed, temperature, cap,
+    h, embedding, weights, kept, peaks, masses, energies, bests, allowed, temperature, cap,
     N, V, MASK_ROW, FIRST, TILES, CHUNK,
-    D: tl.constexpr, MASK: tl.constexpr, WEIGHTS: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr, BK: tl.constexpr,
+    D: tl.constexpr, MASK: tl.constexpr, WEIGHTS: tl.constexpr, KEPT: tl.constexpr,
+    BM: tl.constexpr, BV: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Ids from FIRST on. Of every tile [N, TILES]; with WEIGHTS also exp(z - the tile's peak) [N, CHUNK]."""
-    r = tl.program_id(1) * BM + tl.arange(0, BM)
+    """Ids from FIRST on. Of every tile [N, TILES]; WEIGHTS: also exp(z - the tile's peak), KEPT: also z, [N, CHUNK]."""
+    r = tl.program_id(0) * BM + tl.arange(0, BM)  # neighbours read the same ids: a tile comes from memory once
     live = r < N
-    local = tl.program_id(0) * BV + tl.arange(0, BV)
+    local = tl.program_id(1) * BV + tl.arange(0, BV)
     ids = FIRST + local
     z = logits(h, embedding, r, live, ids, V, allowed, MASK_ROW, cap, temperature, D, MASK, BM, BV, BK)
+    if KEPT:
+        tl.store(kept + r.to(tl.int64)[None, :] * CHUNK + local[:, None], z, mask=live[None, :])
     peak = tl.max(z, 0)
     best = tl.min(tl.where(z == peak[None, :], ids[:, None], 2147483647), 0)
     below = z - tl.where(peak == float("-inf"), 0.0, peak)[None, :]
     weight = tl.exp(below)  # 0 where z is -inf
-    at = r.to(tl.int64) * TILES + FIRST // BV + tl.program_id(0)
+    at = r.to(tl.int64) * TILES + FIRST // BV + tl.program_id(1)
     tl.store(peaks + at, peak, mask=live)
     tl.store(masses + at, tl.sum(weight, 0), mask=live)
     tl.store(energies + at, tl.sum(tl.where(weight > 0.0, weight * below, 0.0), 0), mask=live)
@@ -169,6 +172,22 @@ def _again(
 
 
 @triton.jit
+def _members(
+    h, embedding, rows, ids, out, allowed, temperature, cap, V, MASK_ROW, COUNT,
+    D: tl.constexpr, MASK: tl.constexpr, COLUMNS: tl.constexpr, BV: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """out [k, COUNT]: the logits of ids [k, COUNT] at positions rows [k]; -inf where the id is -1."""
+    which = tl.program_id(0).to(tl.int64)
+    r = tl.load(rows + which).to(tl.int32) + tl.zeros((COLUMNS,), tl.int32)
+    only = tl.arange(0, COLUMNS) == 0
+    i = tl.program_id(1) * BV + tl.arange(0, BV)
+    own = tl.load(ids + which * COUNT + i, mask=i < COUNT, other=-1)
+    own = tl.where(own < 0, V, own)  # beyond the vocabulary
+    z = logits(h, embedding, r, only, own, V, allowed, MASK_ROW, cap, temperature, D, MASK, COLUMNS, BV, BK)
+    tl.store(out + which * COUNT + i, tl.sum(tl.where(only[None, :], z, 0.0), 1), mask=i < COUNT)
+
+
+@triton.jit
 def _pack(allowed, out, ROW, V, WORDS, B: tl.constexpr):
     """bool [rows, V] -> bits, 32 ids a word: [rows, WORDS] int32."""
     row = tl.program_id(1).to(tl.int64)
@@ -191,7 +210,7 @@ def packed(allowed: Tensor) -> Tensor:
 
 def vocab_head(hidden: Tensor, embedding: Tensor, query: VocabQuery, *, cap: float) -> VocabResult:
     """The contract of `Ops.vocab_head`, which see. allowed may also be bits as `packed` makes them, int32."""
-    from scumble.ops.triton import vocab_soft
+    from scumble.ops.triton import vocab_classes, vocab_soft
 
     temperature, uniforms, allowed, targets = query.temperature, query.uniforms, query.allowed, query.targets
     n, size = hidden.shape
@@ -215,22 +234,33 @@ def vocab_head(hidden: Tensor, embedding: Tensor, query: VocabQuery, *, cap: flo
     bests = torch.empty(n, tiles, dtype=torch.int32, device=device)
     statistics = peaks, masses, energies, bests
 
-    def sweep(first: int, last: int, weights: Tensor | None) -> None:
-        grid = blocks(last - first, width), blocks(n, tiles_for("vocab", device)["BM"])
-        out = hidden if weights is None else weights
-        chunk = 0 if weights is None else weights.shape[1]
-        arguments = (
-            hidden, embedding, out, *statistics, mask, temperatures, cap, n, vocab, mask_row, first, tiles, chunk
-        )  # fmt: skip
-        launch("vocab", _vocab, grid, arguments, WEIGHTS=weights is not None, **constants)
-
     soft = vocab_soft.Soft(n, vocab, width, hidden, embedding) if query.want_soft else None
-    if soft is None:
-        sweep(0, vocab, None)
-    else:
-        for first, last in soft.chunks():
-            sweep(first, last, soft.weights)
+    chunk = vocab_soft.chunk_of(vocab, width) if soft is not None or query.classes else blocks(vocab, width) * width
+    weights = None if soft is None else soft.weights
+    kept = torch.empty(n, chunk, dtype=torch.float32, device=device) if query.classes else None
+
+    def members(which: Tensor, ids: Tensor) -> Tensor:
+        out = torch.empty(ids.shape, dtype=torch.float32, device=device)
+        grid = ids.shape[0], blocks(ids.shape[1], width)
+        arguments = (hidden, embedding, which, ids, out, mask, temperatures, cap, vocab, mask_row, ids.shape[1])
+        launch("members", _members, grid, arguments, BV=width, **constants)
+        return out
+
+    classes = [vocab_classes.CardClasses(one, chunk, device, members) for one in query.classes]
+    for first in range(0, vocab, chunk):
+        grid = blocks(n, tiles_for("vocab", device)["BM"]), blocks(min(vocab - first, chunk), width)
+        arguments = (
+            hidden, embedding, hidden if weights is None else weights, hidden if kept is None else kept, *statistics,
+            mask, temperatures, cap, n, vocab, mask_row, first, tiles, chunk,
+        )  # fmt: skip
+        launch("vocab", _vocab, grid, arguments, WEIGHTS=soft is not None, KEPT=kept is not None, **constants)
+        if soft is not None:
             soft.add(first, peaks)
+        if kept is not None:
+            for one in classes:
+                one.add(first, kept)
+    for one in classes:
+        one.finish()
 
     peak, total = (torch.empty(n, dtype=torch.float64, device=device) for _ in range(2))
     logsumexp, entropy = (torch.empty(n, dtype=torch.float32, device=device) for _ in range(2))
@@ -265,4 +295,4 @@ def vocab_head(hidden: Tensor, embedding: Tensor, query: VocabQuery, *, cap: flo
     if targets is not None:
         own = again((targets // width)[:, None])[:, 0].gather(1, (targets % width)[:, None])[:, 0] - logsumexp
     settled = None if soft is None else soft.settled(total)
-    return VocabResult(logsumexp, entropy, argmax, sample, settled, top_ids, top_logprobs, own)
+    return VocabResult(logsumexp, entropy, argmax, sample, settled, top_ids, top_logprobs, own, tuple(classes))

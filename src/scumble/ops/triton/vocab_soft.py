@@ -8,8 +8,6 @@ looks at each position alone: adding 0 · weight changes no bit, so neighbours d
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 import triton
 import triton.language as tl
@@ -91,26 +89,26 @@ def _settle(soft, total, out, N, D, SPLITS: tl.constexpr, B: tl.constexpr):
     tl.store(out + row * D + d, mixed / tl.load(total + row).to(tl.float32), mask=d < D)
 
 
+def chunk_of(vocab: int, width: int) -> int:
+    """How many ids are swept at a time, in tiles of `width`. The last chunk may be short."""
+    whole = width * SPLITS
+    return min(CHUNK, blocks(vocab, whole) * whole)
+
+
 class Soft:
-    """The running sums of n positions. For each of `chunks`: fill `weights`, then `add`; at the end `settled`."""
+    """The running sums of n positions. For every chunk of ids: fill `weights`, then `add`; at the end `settled`."""
 
     def __init__(self, n: int, vocab: int, width: int, hidden: Tensor, embedding: Tensor):
         device = hidden.device
         self.embedding, self.vocab, self.width, self.n = embedding, vocab, width, n
         self.size = hidden.shape[1]
-        whole = width * SPLITS
-        self.chunk = min(CHUNK, blocks(vocab, whole) * whole)
+        self.chunk = chunk_of(vocab, width)
         self.count = self.chunk // width  # tiles a chunk
         self.share = self.count // SPLITS
         self.rows = tiles_for("soft", device)["BM"]
         self.weights = torch.empty(n, self.chunk, dtype=hidden.dtype, device=device)
         self.highest = torch.full((n,), float("-inf"), dtype=torch.float32, device=device)
         self.sums = torch.zeros(SPLITS, n, self.size, dtype=torch.float32, device=device)
-
-    def chunks(self) -> Iterator[tuple[int, int]]:
-        """First id and the one past the last, of each chunk. The last may be short."""
-        for first in range(0, self.vocab, self.chunk):
-            yield first, min(first + self.chunk, self.vocab)
 
     def add(self, first: int, peaks: Tensor) -> None:
         """peaks [n, tiles] of all tiles so far; `weights` holds the chunk that begins at id `first`."""

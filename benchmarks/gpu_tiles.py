@@ -1,0 +1,133 @@
+"""The day itself: where it runs, what has been found, how much time is left; and the products over a few tile sizes."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu_pass import random_weight
+
+from scumble.bench.shapes import RELEASE, TINY
+from scumble.ops.triton import experts, grouping, linear
+from scumble.ops.triton.activations import for_format
+from scumble.ops.triton.launch import Tiles, architecture, tile_table, with_tiles
+
+
+class Day:
+    """What has been found so far, and how much time is left."""
+
+    def __init__(self, toy: bool, minutes: float):
+        self.toy = toy
+        self.device = torch.device("cpu" if toy else "cuda")
+        self.end = time.monotonic() + 60 * minutes
+        self.dtype = torch.bfloat16
+        self.config = replace(TINY, layers=TINY.layers[-2:], canvas_length=8) if toy else RELEASE
+        self.found: dict[str, Any] = {}
+
+    def save(self, folder: Path) -> None:
+        (folder / "gpu-day.json").write_text(json.dumps(self.found, indent=1), encoding="utf-8")
+
+    def load(self, folder: Path) -> None:
+        """What other parts have found."""
+        path = folder / "gpu-day.json"
+        self.found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def left(self, seconds: float) -> bool:
+        """Is there time for something that takes so long?"""
+        return time.monotonic() + seconds < self.end
+
+    def milliseconds(self, call: Callable[[], Any], repeats: int = 10) -> float:
+        """Median of `repeats` runs after two to warm up; on a card by its own clock."""
+        if self.toy:
+            start = time.perf_counter()
+            call()
+            return 1e3 * (time.perf_counter() - start)
+        for _ in range(2):
+            call()
+        marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
+        for first, last in marks:
+            first.record()
+            call()
+            last.record()
+        torch.cuda.synchronize()
+        return statistics.median(first.elapsed_time(last) for first, last in marks)
+
+
+def described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''}"
+
+
+CANDIDATES = {
+    "up": [(32, 64, 64, 4, 4), (32, 64, 128, 4, 3), (16, 64, 128, 4, 4), (32, 128, 64, 8, 3), (64, 64, 64, 4, 4)],
+    "down": [(32, 128, 64, 4, 4), (32, 64, 64, 4, 4), (32, 64, 128, 4, 3), (32, 128, 64, 8, 4)],
+    "linear": [(64, 64, 64, 4, 4), (128, 64, 64, 4, 4), (64, 128, 64, 4, 3), (64, 64, 128, 4, 3), (128, 128, 64, 8, 3)],
+}
+
+
+def tiles(day: Day) -> dict[str, list[dict[str, Any]]]:
+    """Every product over a few tile sizes, quickest first. up and down share BM: one grouping serves both."""
+    results: dict[str, list[dict[str, Any]]] = {}
+    arch = architecture(day.device)
+    for format in ("plain", "fp8", "int4"):
+        for kind, sizes in CANDIDATES.items():
+            name = f"{kind} {format}"
+            if name not in tile_table()[arch] or not day.left(20):
+                continue
+            try:
+                call = product(day, kind, format)
+            except Exception as error:  # no memory, for instance
+                results[name] = [{"error": described(error)}]
+                continue
+            rows = []
+            for bm, bn, bk, warps, stages in sizes[:1] if day.toy else sizes:
+                chosen = Tiles(warps, stages, {"BM": bm, "BN": bn, "BK": 128 if format == "int4" else bk})
+                paired = f"{'down' if kind == 'up' else 'up'} {format}"
+                other = {} if kind == "linear" else {paired: with_rows(tile_table()[arch][paired], bm)}
+                row: dict[str, Any] = {**chosen.sizes, "warps": warps, "stages": stages}
+                try:
+                    with with_tiles({name: chosen, **other}):
+                        row["ms"] = day.milliseconds(call)
+                except Exception as error:  # too much shared memory, for instance
+                    row["error"] = described(error)
+                rows.append(row)
+            results[name] = sorted(rows, key=lambda row: row.get("ms", 1e9))
+
+    return results
+
+
+def with_rows(old: Tiles, bm: int) -> Tiles:
+    return replace(old, sizes={**old.sizes, "BM": bm})
+
+
+def product(day: Day, kind: str, format: str) -> Callable[[], Any]:
+    """A call of one product at the shape: both halves of the experts, or the widest dense one."""
+    c, tokens = day.config, day.config.canvas_length
+    x = for_format(torch.randn(tokens, c.hidden_size, device=day.device).to(day.dtype), format)
+    if kind == "linear":
+        weight = random_weight(format, day.dtype, day.device, c.num_attention_heads * 32, c.hidden_size)
+        return lambda: linear.linear(x, weight)
+    up = random_weight(format, day.dtype, day.device, c.num_experts, 2 * c.moe_intermediate_size, c.hidden_size)
+    down = random_weight(format, day.dtype, day.device, c.num_experts, c.hidden_size, c.moe_intermediate_size)
+    chosen = torch.rand(tokens, c.num_experts, device=day.device).topk(c.top_k_experts).indices.int()
+    weights = torch.rand(tokens, c.top_k_experts, device=day.device)
+    return lambda: experts.experts(x, weights, grouping.group(chosen, c.num_experts, format), up, down)
+
+
+def write_table(day: Day, folder: Path) -> Path:
+    """The quickest tiles of each operation, in the words of tiles.toml, to be looked at and copied there."""
+    arch = architecture(day.device)
+    lines = [f"# {day.found['card']}; from benchmarks/gpu_day.py"]
+    for name, rows in day.found["tiles"].items() if "error" not in day.found["tiles"] else ():
+        if rows and "ms" in rows[0]:
+            best = {key: value for key, value in rows[0].items() if key != "ms"}
+            lines.append(f'[operations."{name}"]')
+            lines.append(f"{arch} = {{ {', '.join(f'{key} = {value}' for key, value in best.items())} }}")
+    path = folder / f"tiles-sm{arch}.toml"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path

@@ -13,12 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scumble.config import ModelConfig
-from scumble.ops.api import StepRow
+from scumble.ops.api import Product, StepRow
 from scumble.ops.pages import Destination, Pages
 from scumble.ops.tiled import vocab_head
 from scumble.structure.law import solve
-
-Product = Callable[[Tensor], Tensor]  # a weight, as ops/api.py says
 
 
 class ReferenceOps:

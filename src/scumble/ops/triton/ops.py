@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from scumble.errors import InvalidRequest
+from scumble.ops.api import Product
 from scumble.ops.pages import PAGE, Destination, Pages
 from scumble.ops.query import VocabQuery
-from scumble.ops.reference import REFERENCE, Product, ReferenceOps
+from scumble.ops.reference import REFERENCE, ReferenceOps
 from scumble.ops.result import VocabResult
 from scumble.ops.triton import attention, experts, geglu, grouping, linear, norms, rotate, router, vocab
 from scumble.ops.triton.activations import for_format

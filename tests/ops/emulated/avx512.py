@@ -13,7 +13,8 @@ HEADER = Path(__file__).with_name("avx512.h")
 class Emulated(InstructionSet):
     @property
     def flags(self) -> tuple[str, ...]:
-        return (*FLAGS, "-O1", "-w", "-fpermissive", "-mavx2", "-mfma", "-mf16c", "-include", str(HEADER))
+        quickly = ("-O1", "-DSIMDE_NO_INLINE", "-w", "-Wno-psabi", "-fpermissive")  # compiled
+        return (*FLAGS, *quickly, "-mavx2", "-mfma", "-mf16c", "-include", str(HEADER))
 
 
 native.choose_instructions = lambda features: Emulated("avx512-emulated", INSTRUCTION_SETS[0].needs)

@@ -10,7 +10,7 @@ from scumble.checkpoint import load_checkpoint
 from scumble.model import Segment
 from scumble.model.cache import RoundedLayer
 from scumble.model.rounding import Room, cache_format, make_whole, rounded, token_bytes
-from scumble.ops import REFERENCE, ReferenceOps
+from scumble.ops import REFERENCE, ReferenceOps, choose
 from tiny import prompt, save_folder, tiny_model
 
 FORMS = ["int8", "fp8"]
@@ -108,6 +108,27 @@ def test_reading_gives_what_encoding_gives_and_denoising_leaves_the_cache_as_it_
         torch.equal(old.view(torch.uint8), new.view(torch.uint8)) for old, new in zip(before, held(), strict=True)
     )
     assert torch.equal(model.encode(ids, cache), read)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@torch.no_grad()
+def test_with_invariant_operations_a_text_in_any_pieces_and_company_gives_the_same_bits(form):
+    """Token by token too: a full cache's quicker way through a layer (model/step.py) is not taken."""
+    model = model_in(form, torch.bfloat16, hidden_size=64, intermediate_size=64, moe_intermediate_size=32)
+    model.use(choose("cpu", torch.bfloat16, model.config).ops)
+    if not model.ops.batch_invariant:
+        pytest.skip("no batch-invariant operations on this machine")
+    ids, canvas, found = torch.tensor(prompt(37)), torch.tensor(prompt(L, 3)), []
+    for sizes in ([37], [1] * 37, [5, 1, 7, 4, 20], [36, 1]):
+        cache, other = model.new_cache(), model.new_cache()
+        states = []
+        for piece in ids.split(sizes):
+            company = Segment(torch.tensor(prompt(3, len(states))), other, "encode")
+            states.append(model([Segment(piece, cache, "encode"), company])[: len(piece)])
+        found.append((torch.cat(states), model([Segment(canvas, cache, "denoise")])))
+    for states, denoised in found[1:]:
+        assert torch.equal(states, found[0][0])
+        assert torch.equal(denoised, found[0][1])
 
 
 @pytest.mark.parametrize(("form", "most"), [("int8", 0.06), ("fp8", 0.6)])

@@ -364,7 +364,7 @@ def test_unknown_keywords_are_named_as_the_caller_wrote_them(llm):
         lambda **more: asyncio.run(llm.agenerate("x", **more)),
     ):
         with pytest.raises(
-            InvalidRequest, match=r"^unknown input 'foo'; valid: draft, pinned, noise; settings go into"
+            InvalidRequest, match=r"^unknown input 'foo'; valid: draft, pinned, noise(, prediction)?; settings go into"
         ):
             call(foo=1)
         with pytest.raises(

@@ -6,7 +6,8 @@ from scipy import stats
 
 from scumble import GenerationConfig
 from scumble.diffusion import SeededNoise
-from scumble.engine.choose import choose
+from scumble.engine.choose import TokenChoice
+from scumble.engine.choose import choose as choose_tokens
 from scumble.ops import softcap
 from tiny import answer, prompt, tiny_model
 
@@ -20,6 +21,10 @@ def test_greedy_equals_the_argmax_recomputed_from_the_whole_text_each_time():
         assert token == int((hidden @ model.embed_tokens.weight.T).argmax())
         ids = [*ids, token]
     assert row["answer"].passes == (20,)
+
+
+def choose(logits: torch.Tensor, configs: list[GenerationConfig], uniforms: torch.Tensor) -> torch.Tensor:
+    return choose_tokens(logits, TokenChoice.of(configs, logits.device), uniforms)
 
 
 def truncated(probabilities: torch.Tensor, top_k: int | None, top_p: float | None) -> torch.Tensor:

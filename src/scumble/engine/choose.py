@@ -15,7 +15,7 @@ from scumble.settings import GenerationConfig
 
 
 @dataclass(frozen=True)
-class Choosing:
+class TokenChoice:
     """How n rows choose: heat, top_k, top_p [n, 1] float64, is_greedy [n] bool. draws, cuts: whether any row draws, and
     whether any of these draws among its best ids only."""
 
@@ -27,7 +27,7 @@ class Choosing:
     is_greedy: Tensor
 
     @classmethod
-    def of(cls, configs: Sequence[GenerationConfig], device: torch.device) -> Choosing:
+    def of(cls, configs: Sequence[GenerationConfig], device: torch.device) -> TokenChoice:
         def column(values: Sequence[float]) -> Tensor:
             return torch.tensor(values, dtype=torch.float64, device=device)[:, None]
 
@@ -42,7 +42,7 @@ class Choosing:
         )
 
 
-def choose(logits: Tensor, how: Choosing, uniforms: Tensor) -> Tensor:
+def choose(logits: Tensor, how: TokenChoice, uniforms: Tensor) -> Tensor:
     """Ids [n] from logits [n, V]: greedy at temperature 0, else inverse CDF over ids in ascending order.
 
     top_k keeps the k best ids; top_p the fewest best ids whose probabilities sum to ≥ p. Both may be given.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from scumble.decode.steps import Denoise, Prefill, Read, Reading, Step, Stepped
-from scumble.engine.choose import Choosing, choose, token_logprobs
+from scumble.engine.choose import TokenChoice, choose, token_logprobs
 from scumble.engine.denoise import Denoiser
 from scumble.engine.replay import Replays
 from scumble.engine.row import Outcome, Row
@@ -106,7 +106,7 @@ class Runner:
             tokens.append(ids.to(self.model.device))
             caches.append(cache)
             uniforms.append(work.row.uniform(wants.index))
-        how = Choosing.of([work.row.request.config for work in works], self.model.device)
+        how = TokenChoice.of([work.row.request.config for work in works], self.model.device)
         done = self.replays.step(Asked(tokens, caches, how, uniforms))
         if done is None:
             return False
@@ -164,7 +164,7 @@ class Runner:
                 logits[place] = logits[place].masked_fill(~allowed.to(logits.device), float("-inf"))
         uniforms = [row.uniform(want.index) for row, want in zip(rows, wants, strict=True)]
         drawn = torch.tensor(uniforms, dtype=torch.float64).to(logits.device)
-        how = Choosing.of([row.request.config for row in rows], logits.device)
+        how = TokenChoice.of([row.request.config for row in rows], logits.device)
         tokens = choose(logits, how, drawn)
         return list(zip(*torch.stack((tokens, finite)).tolist(), strict=True))
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from scumble.config import ModelConfig
 from scumble.diffusion import Canvas
-from scumble.engine.choose import Choosing, choose
+from scumble.engine.choose import TokenChoice, choose
 from scumble.engine.denoise import Pass, decide
 from scumble.engine.slots import Rules, Slot, Slots
 from scumble.model import Cache, Transformer
@@ -186,7 +186,7 @@ class Asked:
 
     tokens: Sequence[Tensor]
     caches: Sequence[Cache]
-    how: Choosing
+    how: TokenChoice
     uniforms: Sequence[float]
 
 
@@ -258,5 +258,5 @@ def tensors(value: Any) -> Iterator[Tensor]:
             yield from tensors(getattr(value, part.name))
 
 
-def tensors_of(value: Choosing) -> dict[str, Tensor]:
+def tensors_of(value: TokenChoice) -> dict[str, Tensor]:
     return {name: part for name, part in vars(value).items() if isinstance(part, Tensor)}

@@ -13,7 +13,7 @@ from scumble.decode import make_request
 from scumble.decode.constraint import Restriction
 from scumble.decode.steps import Start
 from scumble.diffusion import SeededNoise, start_canvas
-from scumble.engine.choose import Choosing
+from scumble.engine.choose import TokenChoice
 from scumble.engine.row import Row
 from scumble.engine.slots import Slot, Slots
 from scumble.engine.static_pass import Arena, Asked, StaticPass, StaticStep
@@ -80,7 +80,7 @@ def test_neither_does_a_replayed_step(ways: dict[str, float]) -> None:
     with META:
         model = Transformer(RELEASE).to(torch.bfloat16).use(TritonOps())
     configs = [GenerationConfig(decoder="autoregressive", **ways) for _ in range(8)]
-    asked = Asked([torch.empty(1, dtype=torch.int64, device=META)] * 8, [], Choosing.of(configs, META), [0.5] * 8)
+    asked = Asked([torch.empty(1, dtype=torch.int64, device=META)] * 8, [], TokenChoice.of(configs, META), [0.5] * 8)
     static = StaticStep(model, Arena(model, 8, 1024, RELEASE.canvas_length), asked)
     with recorded(90) as launches:
         hidden, found = static.compute()

@@ -128,7 +128,7 @@ def _operations(found: dict[str, Any]) -> list[tuple[str, ...]]:
     why = "asked for" if found["asked_for"] else "chosen"
     built = f", {found['variant']}" if found["variant"] else ""
     rows: list[tuple[str, ...]] = [("serving", f"{found['name']}{built}", f"{why}; {batch}")]
-    return rows + [(f"not {name}", why) for name, why in found["passed_over"].items()]
+    return rows + [(f"not {name}", "", why) for name, why in found["passed_over"].items()]
 
 
 def short(count: int) -> str:

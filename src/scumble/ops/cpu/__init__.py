@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from scumble.config import ModelConfig
-from scumble.ops.cpu.native import library, why_not
+from scumble.ops.cpu.native import lacking, library, why_not
 from scumble.ops.cpu.ops import CpuOps
 
 
@@ -14,7 +14,8 @@ def unfit(device: torch.device, dtype: torch.dtype, config: ModelConfig | None) 
     if device.type != "cpu":
         return f"the device is {device.type}"
     if dtype is not torch.bfloat16:
-        return f"the model is in {str(dtype).removeprefix('torch.')}, the kernels read bfloat16"
+        # A model may be in float32 because there are no kernels; then that is the reason worth saying.
+        return lacking() or f"the model is in {str(dtype).removeprefix('torch.')}, the kernels read bfloat16"
     sizes = {} if config is None else _even(config)
     odd = [f"{name} is {size}" for name, size in sizes.items() if size % 2]
     if odd:

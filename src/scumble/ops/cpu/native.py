@@ -194,14 +194,27 @@ def _found() -> tuple[ctypes.CDLL, InstructionSet] | str:
         return f"its kernels cannot be built or loaded: {reason.splitlines()[0] if reason else type(error).__name__}"
 
 
-def _load() -> tuple[ctypes.CDLL, InstructionSet] | str:
+def lacking() -> str | None:
+    """What this machine lacks for any kernels, in a few words, found without building them; None: nothing."""
+    needed = _needed()
+    return needed if isinstance(needed, str) else None
+
+
+def _needed() -> tuple[str, InstructionSet] | str:
+    """The compiler and the instruction set to build for, or what is missing."""
     chosen = choose_instructions(processor_features())
     if isinstance(chosen, str):
         return chosen
     names = (os.environ.get("CXX", ""), "g++", "clang++")
     compiler = next((path for name in names if (path := shutil.which(name))), None)
-    if compiler is None:
-        return "found no C++ compiler (g++ or clang++) to build its kernels with"
+    return (compiler, chosen) if compiler else "found no C++ compiler (g++ or clang++) to build its kernels with"
+
+
+def _load() -> tuple[ctypes.CDLL, InstructionSet] | str:
+    needed = _needed()
+    if isinstance(needed, str):
+        return needed
+    compiler, chosen = needed
     path = build(compiler, chosen)
     loaded = ctypes.CDLL(str(path))
     for name, kinds in SIGNATURES.items():

@@ -5,7 +5,7 @@ python benchmarks/audit_verify.py [lines]
 
 from __future__ import annotations
 
-import sys
+import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -36,4 +36,6 @@ def main(lines: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 100_000)
+    parser = argparse.ArgumentParser(description="How long writing and verifying an audit log takes.")
+    parser.add_argument("lines", type=int, nargs="?", default=100_000)
+    main(parser.parse_args().lines)

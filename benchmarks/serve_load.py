@@ -6,10 +6,10 @@ python benchmarks/serve_load.py http://127.0.0.1:8000
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import statistics
-import sys
 import time
 
 import httpx
@@ -63,4 +63,6 @@ async def main(url: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000"))
+    parser = argparse.ArgumentParser(description="Tokens a second of a running server, by number of streams at a time.")
+    parser.add_argument("url", nargs="?", default="http://127.0.0.1:8000")
+    asyncio.run(main(parser.parse_args().url))

@@ -10,7 +10,7 @@ import torch
 
 from scumble import LLM, GenerationConfig
 from scumble.ops.reference import REFERENCE, ReferenceOps
-from scumble.ops.triton.ops import OPERATIONS, TritonOps
+from scumble.ops.triton.ops import CLASSES, OPERATIONS, TritonOps
 from tiny import prompt, save_folder, tiny_model
 
 SHORT = prompt(5, 1), {"max_new_tokens": 8, "canvas_length": 4, "seed": 1, "max_denoising_steps": 2}
@@ -69,7 +69,10 @@ def test_every_operation_can_be_refused_by_itself() -> None:
     unpaged = TritonOps(refused=("attend_pages",))
     assert unpaged.batch_invariant
     assert not unpaged.attends_pages
-    assert all(callable(getattr(ops, name)) for name in OPERATIONS)
+    assert all(callable(getattr(ops, name)) for name in OPERATIONS if name != CLASSES)
+    without_classes = TritonOps(refused=(CLASSES,))  # of the vocabulary operator one kernel only
+    assert not without_classes.batch_invariant
+    assert without_classes.vocab_head != REFERENCE.vocab_head
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from scumble.ops.triton.rounding import rounded
 
 CLASSES = "vocab_head, classes"  # of ids: what structures need of it
 
-# What may be replaced by the reference, one by one: the methods below.
+# What may be replaced by the reference, one by one: the methods below, and of one of them the kernels for classes.
 OPERATIONS = (
     "rms_norm", "norm_rope", "geglu", "gated", "heads", "attention_tail", "layer_tail", "attend_all", "attend_causal",
     "attend_pages", "linear", "router", "experts", "vocab_head", CLASSES,

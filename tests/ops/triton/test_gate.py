@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import scumble
-from scumble.ops.triton.launch import TABLE
+from scumble.ops.triton.launch import ARCHITECTURES, TABLE, Tiles, tile_table
 
 GATE = Path(__file__).with_name("gate.py")
 
@@ -27,6 +27,16 @@ def gate(*arguments: str, source: Path = SOURCE) -> tuple[int, str]:
         [sys.executable, GATE, *arguments], capture_output=True, text=True, env=environment, timeout=1200
     )
     return run.returncode, run.stdout + run.stderr
+
+
+def test_an_architecture_has_its_own_line_of_the_table_wherever_it_stands(tmp_path: Path) -> None:
+    own, rest = "90 = { BM = 128, warps = 8, stages = 3 }", "all = { BM = 64, warps = 4, stages = 3 }"
+    for place, lines in enumerate(((own, rest), (rest, own))):
+        path = tmp_path / f"{place}.toml"
+        path.write_text("\n".join(('[operations."soft"]', *lines)), encoding="utf-8")
+        table = tile_table(path)
+        assert table[90]["soft"] == Tiles(8, 3, {"BM": 128})
+        assert all(table[arch]["soft"] == Tiles(4, 3, {"BM": 64}) for arch in ARCHITECTURES if arch != 90)
 
 
 def test_every_operation_compiles_for_hopper_and_fits() -> None:

@@ -130,11 +130,12 @@ def tile_table(path: Path = TABLE) -> dict[int, dict[str, Tiles]]:
     raw = tomllib.loads(path.read_text(encoding="utf-8"))
     table: dict[int, dict[str, Tiles]] = {arch: {} for arch in (INTERPRETER, *ARCHITECTURES)}
     for name, columns in raw["operations"].items():
-        for where, entry in columns.items():
+        own = {(int(where),): entry for where, entry in columns.items() if where != "all"}
+        rest = {(INTERPRETER, *ARCHITECTURES): columns["all"]} if "all" in columns else {}
+        for archs, entry in (rest | own).items():  # an architecture's own line, wherever it stands, over "all"
             sizes = {key: value for key, value in entry.items() if key not in ("warps", "stages")}
-            tiles = Tiles(entry["warps"], entry["stages"], sizes)
-            for arch in (INTERPRETER, *ARCHITECTURES) if where == "all" else (int(where),):
-                table[arch].setdefault(name, tiles)
+            for arch in archs:
+                table[arch][name] = Tiles(entry["warps"], entry["stages"], sizes)
     return table
 
 

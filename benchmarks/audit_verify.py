@@ -10,6 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import clone  # noqa: F401
+
 from scumble.serve.audit import AuditLog
 from scumble.serve.audit_review import verify
 

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import clone  # noqa: F401
 import torch
 from torch import Tensor
 

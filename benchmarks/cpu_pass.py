@@ -20,6 +20,7 @@ import statistics
 import time
 from collections.abc import Callable
 
+import clone  # noqa: F401
 import torch
 from torch import Tensor
 

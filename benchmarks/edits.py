@@ -17,6 +17,8 @@ import random
 import statistics
 from importlib import resources
 
+import clone  # noqa: F401
+
 from scumble import LLM, GenerationConfig
 
 STRENGTHS = (0.1, 0.25, 0.5, 0.75, 1.0)

@@ -23,6 +23,7 @@ import sys
 import time
 from typing import Any
 
+import clone  # noqa: F401
 import torch
 from cpu_pass import random_model
 

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import clone  # noqa: F401
 import torch
 from torch import Tensor
 

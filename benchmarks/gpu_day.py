@@ -30,11 +30,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import clone
+
+if "--toy" in sys.argv:
+    clone.interpret()
+
 import torch
 import triton
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from gpu_pass import Pass
 from gpu_tiles import Day, described, tiles, write_table
 
@@ -285,7 +287,7 @@ def run_apart(day: Day, name: str, folder: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--toy", action="store_true", help="toy size, on the CPU (set TRITON_INTERPRET=1)")
+    parser.add_argument("--toy", action="store_true", help="toy size, on the CPU, by Triton's interpreter")
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--out", type=Path, default=Path("."), help="folder for gpu-day.json and the tiles")
     parser.add_argument("--part", choices=PARTS, help="this one alone; what the file has of others stays")

@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import clone  # noqa: F401
+
 from scumble.bench.projection import project_release
 from scumble.bench.report import projection_cells
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib import resources
 
+import clone  # noqa: F401
 import torch
 
 from scumble import LLM

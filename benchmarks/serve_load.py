@@ -12,6 +12,7 @@ import json
 import statistics
 import time
 
+import clone  # noqa: F401
 import httpx
 
 PROMPTS = ["def mean(values):", "def read_lines(path):", "class Stack:", "def is_prime(n):"]

@@ -20,6 +20,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+import clone  # noqa: F401
 import torch
 
 from scumble import LLM, GenerationConfig

@@ -25,6 +25,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import clone  # noqa: F401
 import httpx
 
 PROMPTS = ["def mean(values):", "def read_lines(path):", "class Stack:", "def is_prime(n):", "import json\n"]

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
+import clone  # noqa: F401
 import torch
 
 from scumble.bench.shapes import EMBEDDED, random_model, random_prompt, shape

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
+import clone  # noqa: F401
+
 from scumble import LLM, Generation, GenerationConfig
 
 SHORT = {"type": "string", "minLength": 3, "maxLength": 24}

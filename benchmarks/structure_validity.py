@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import clone  # noqa: F401
 import jsonschema_rs
 import llguidance
 import torch

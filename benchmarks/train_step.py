@@ -17,6 +17,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import clone  # noqa: F401
 import numpy as np
 import torch
 

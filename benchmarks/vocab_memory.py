@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 
+import clone  # noqa: F401
 import torch
 
 from scumble.ops import VocabQuery

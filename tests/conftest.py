@@ -10,6 +10,7 @@ import hypothesis
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+os.environ["PYTHONPATH"] = str(Path(__file__).parents[1] / "src")  # for processes that tests start
 os.environ["HF_HUB_OFFLINE"] = "1"
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it runs in the background ignore Ctrl-C
 if not torch.cuda.is_available():

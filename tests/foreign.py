@@ -1,7 +1,7 @@
 """Folders of small random models as other tools write them, beside the weights that their numbers mean.
 
-The `compressed-tensors` package packs and unpacks its own formats here; GPTQ, AWQ and ModelOpt are written by hand, in
-the plainest way.
+The `compressed-tensors` package packs and unpacks its own formats here, `gguf` its own; GPTQ, AWQ and ModelOpt are
+written by hand, in the plainest way. A test whose package is not installed is skipped.
 """
 
 from __future__ import annotations
@@ -10,20 +10,19 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pytest
 import torch
-from compressed_tensors.compressors import BaseCompressor
-from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
-from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
-from compressed_tensors.quantization.lifecycle.forward import dequantize
-from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from scumble.config import LayerConfig
 from scumble.model import Transformer
 from tiny import save_folder, tiny_model
+
+if TYPE_CHECKING:
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
 IGNORED = ["lm_head", "re:.*embed.*", "re:.*router", "re:.*vision_tower.*", "re:.*self_conditioning.*"]
 SIZES = {
@@ -103,6 +102,10 @@ def by_default(module: str) -> bool:
 
 def compressed_tensors(form: str, **weights: Any) -> tuple[Packer, dict[str, Any]]:
     """A packer by the package's own compressor, and the quantization_config."""
+    pytest.importorskip("compressed_tensors")
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
     args = QuantizationArgs(**weights)
     activations = QuantizationArgs(num_bits=8, type=weights.get("type", "int"), strategy="token", dynamic=True)
     scheme = QuantizationScheme(
@@ -124,6 +127,9 @@ def compressed_tensors(form: str, **weights: Any) -> tuple[Packer, dict[str, Any
 
 def unpacked(stored: dict[str, Tensor], scheme: QuantizationScheme, compressor: Any) -> Tensor:
     """What the package unpacks, with the scales as they are stored but all arithmetic in float32."""
+    from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
+    from compressed_tensors.quantization.lifecycle.forward import dequantize
+
     if "weight_global_scale" in stored:  # its own way back rounds to bfloat16
         rows, half = stored["weight_packed"].shape
         numbers = unpack_fp4_from_uint8(stored["weight_packed"], rows, 2 * half, dtype=torch.float32)
@@ -134,6 +140,8 @@ def unpacked(stored: dict[str, Tensor], scheme: QuantizationScheme, compressor: 
 
 
 def quantization_parameters(weight: Tensor, args: QuantizationArgs) -> dict[str, Tensor]:
+    from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
+
     match args.strategy:
         case "tensor":
             view, axes = weight, (0, 1)
@@ -315,7 +323,7 @@ def write_gguf(file: Path, form: str, metadata: dict[str, Any] | None = None, st
 
     stacked: gate and up matrices of the experts apart. metadata: entries to change; None takes one away.
     """
-    import gguf
+    gguf = pytest.importorskip("gguf")
     import numpy as np
 
     model = foreign_model(**GGUF_SIZES)
@@ -390,7 +398,7 @@ def write_gguf(file: Path, form: str, metadata: dict[str, Any] | None = None, st
 
 def ggml_blocks(array: Any, kind: Any) -> Any:
     """An array in a block format; for those that the package can only read, random blocks with small scales."""
-    import gguf
+    gguf = pytest.importorskip("gguf")
     import numpy as np
 
     try:

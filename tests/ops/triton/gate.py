@@ -29,6 +29,7 @@ from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)  # read when a kernel's module is imported
 sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.append(str(Path(__file__).parents[3] / "src"))  # from a clone; last, since tests hand in other packages
 
 import torch
 import triton

@@ -8,8 +8,9 @@ otherwise than torch. Here
     float32 depend on where in the tile a number lies and on the processor, which a tensor core's do not,
   - +, - and × of bfloat16 round once, as the hardware's instructions do,
   - `tl.dot_scaled` exists, for e2m1 numbers,
+  - a loop's bound that was read from memory is a number with any numpy,
   - everything else on bfloat16 (division, comparison, maximum, sum, exponential) raises: kernels convert first.
-Private names of Triton are replaced, so the version is pinned (constraints.txt).
+Private names of Triton are replaced, so its versions are pinned (pyproject.toml); it serves 3.6 and 3.7.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false
@@ -145,6 +146,7 @@ def install() -> None:
         if modules not in patched:
             patched.add(modules)
             plain_patch(kernel)
+            tl.tensor.__index__ = lambda self: self.handle.data.item()  # 3.6 makes [1] a number as numpy 2.5 does not
         return interpreter._LangPatchScope()  # which has nothing to restore
 
     interpreter._patch_lang = patch_once

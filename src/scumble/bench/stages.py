@@ -89,7 +89,7 @@ def parts(model: Transformer) -> list[tuple[Any, str, str]]:
     denoise = import_module("scumble.engine.denoise")
     found += [(denoise, name, "sampler") for name in ("committed_ids", "count_unchanged", "renoise")]
     found += [(diffusion.EntropyBound, "accept", "sampler"), (diffusion.StableAndConfident, "done", "sampler")]
-    found += [(diffusion.Address, "draw", "sampler")]
+    found += [(model.ops, "noise", "sampler")]
     return [(owner, name, stage) for owner, name, stage in found if owner is not None and hasattr(owner, name)]
 
 

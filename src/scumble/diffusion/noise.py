@@ -4,7 +4,8 @@ pass, position, purpose).
 So a request gives the same tokens alone or in any batch, on any device, after a restart. The function is Philox4x32
 with ten rounds (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), a counter-based generator:
 the address is the counter, the seed is the key. It is written in integer operations of torch, so that the numbers of
-all canvases of a pass are made together, on the device that uses them.
+all canvases of a pass are made together, on the device that uses them. Operations may have a kernel for them that makes
+the same numbers (`Ops.noise`).
 """
 
 from __future__ import annotations
@@ -65,11 +66,11 @@ class SeededNoise:
 
 @dataclass(frozen=True)
 class Address:
-    """What all passes of S canvases have in common. keys [10, 2, S, 1]; candidate, canvas [S, 1]; int64."""
+    """What all passes of S canvases have in common; int64. words [S, 4]: low and high word of the seed, candidate,
+    canvas. keys [10, 2, S, 1], made of the seeds."""
 
+    words: Tensor
     keys: Tensor
-    candidate: Tensor
-    canvas: Tensor
 
     @classmethod
     def of(cls, noises: Sequence[SeededNoise], canvases: Sequence[int], device: torch.device | str) -> Address:
@@ -77,8 +78,8 @@ class Address:
             (noise.seed & 0xFFFFFFFF, noise.seed >> 32, noise.candidate, canvas)
             for noise, canvas in zip(noises, canvases, strict=True)
         ]
-        low, high, candidate, canvas = torch.tensor(rows, dtype=torch.int64, device=device).T[..., None]
-        return cls(round_keys(low, high), candidate, canvas)
+        words = torch.tensor(rows, dtype=torch.int64, device=device)
+        return cls(words, round_keys(words[:, :1], words[:, 1:2]))
 
     def draw(self, pass_index: Tensor, length: int, vocab: int) -> tuple[Tensor, Tensor]:
         """For pass pass_index [S]: uniforms [S, length] float64 for the proposals, ids [S, length] to renoise."""
@@ -91,8 +92,9 @@ def _uniforms(purposes: tuple[int, ...], address: Address, pass_index: Tensor, l
     device = pass_index.device
     purpose = _constant(purposes, device)[:, None, None]
     counter = torch.broadcast_tensors(
-        torch.arange(length, device=device), pass_index[:, None], address.canvas, purpose + 4 * address.candidate
-    )
+        torch.arange(length, device=device), pass_index[:, None], address.words[:, 3:],
+        purpose + 4 * address.words[:, 2:3],
+    )  # fmt: skip
     words = philox(torch.stack(counter), address.keys[:, :, None])
     bits = (words[0] << 21) ^ (words[1] >> 11)  # 32 + 21 = 53 bits
     return bits.double() * 2.0**-53

@@ -76,7 +76,7 @@ class Denoiser:
 
     def compute(self, slots: Slots, hidden: Tensor) -> Pass:
         """All of a pass that happens on the device."""
-        uniforms, fresh = slots.rules.noise()
+        uniforms, fresh = slots.rules.noise(self.model.ops)
         return decide(slots, self.model.vocab_head(hidden, slots.rules.query(uniforms)), uniforms, fresh)
 
     def conclude(self, slots: Slots, done: Pass) -> list[Outcome]:

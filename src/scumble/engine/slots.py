@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +20,7 @@ from scumble.decode.constraint import Law
 from scumble.decode.steps import Denoised, Start
 from scumble.diffusion import Address, Canvas, Proposal, SeededNoise
 from scumble.engine.row import Row
-from scumble.ops import VocabQuery
+from scumble.ops import Ops, VocabQuery
 from scumble.ops.classes import Classified
 
 T = TypeVar("T")
@@ -149,8 +150,8 @@ class Rules:
     def __init__(self, slots: Slots):
         self.slots, device = slots, slots.device
         requests = [slot.row.request for slot in slots.slots]
-        lengths = torch.tensor([slot.length for slot in slots.slots])
-        self.length = int(lengths.max())
+        lengths = [slot.length for slot in slots.slots]
+        self.length = max(lengths)
         self.samplers = stacked([request.sampler for request in requests], device)
         self.stoppings = stacked([request.stopping for request in requests], device)
         self.passes = torch.tensor([request.schedule.passes for request in requests], device=device)
@@ -161,12 +162,13 @@ class Rules:
         seeded = [noise if isinstance(noise, SeededNoise) else SeededNoise(0) for noise in noises]
         self.address = Address.of(seeded, [slot.index for slot in slots.slots], device)
         self.allowed, self.mask = masks(slots.slots, slots.vocab, device)
-        self._owner = torch.arange(len(requests)).repeat_interleave(lengths).to(device)  # [N] the slot of each position
-        self._begins = (lengths.cumsum(0) - lengths).tolist()
-        self._is_even = bool((lengths == self.length).all())
+        owners = [place for place, length in enumerate(lengths) for _ in range(length)]
+        self._owner = torch.tensor(owners, device=device)  # [N] the slot of each position
+        self._begins = [end - length for end, length in zip(accumulate(lengths), lengths, strict=True)]
+        self._is_even = len(set(lengths)) == 1
         if not self._is_even:
             place, begins = torch.arange(self.length), torch.tensor(self._begins)
-            inside = place < lengths[:, None]
+            inside = place < torch.tensor(lengths)[:, None]
             self._packed = inside.flatten().nonzero()[:, 0].to(device)  # [N] places in S · L
             self._padded = torch.where(inside, begins[:, None] + place, 0).to(device)  # [S, L] places in N
 
@@ -178,9 +180,9 @@ class Rules:
         """[N] -> [S, L]; what stands behind the end of a short slot means nothing."""
         return values.view(len(self.slots), -1) if self._is_even else values[self._padded]
 
-    def noise(self) -> tuple[Tensor, Tensor]:
+    def noise(self, ops: Ops) -> tuple[Tensor, Tensor]:
         """Of this pass: uniforms [S, L] float64 and ids to renoise [S, L]; on the device, but for what is handed in."""
-        uniforms, fresh = self.address.draw(self.slots.pass_index, self.length, self.slots.vocab)
+        uniforms, fresh = ops.noise(self.address, self.slots.pass_index, self.length, self.slots.vocab)
         for slot in self.given:
             drawn = slot.ask("noise", partial(self._given, slot))
             if drawn is not None:

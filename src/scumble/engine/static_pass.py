@@ -172,7 +172,7 @@ class StaticPass:
         attend = paged(self.model, self.arena, self.tables, self.lengths, positions)
         hidden = self.model.body(x, positions.flatten(), self.denoise, attend)
 
-        uniforms, fresh = slots.rules.noise()
+        uniforms, fresh = slots.rules.noise(self.model.ops)
         warm = self.heat.gather(1, slots.pass_index.clamp_max(self.heat.shape[1] - 1)[:, None])
         query = VocabQuery(
             warm.expand(count, length).flatten(), uniforms=slots.rules.pack(uniforms), want_soft=self.want_soft

@@ -41,6 +41,18 @@ class StepRow(NamedTuple):
     first: int
 
 
+class Address(Protocol):
+    """Where the random numbers of S canvases come from (diffusion/noise.py). words [S, 4] int64: low and high word of
+    the seed, candidate, canvas."""
+
+    @property
+    def words(self) -> Tensor: ...
+
+    def draw(self, pass_index: Tensor, length: int, vocab: int) -> tuple[Tensor, Tensor]:
+        """The numbers themselves, in torch."""
+        ...
+
+
 class Ops(Protocol):
     """name: of the backend.
     variant: which of its builds serves, where it has several (the CPU's instruction set); else empty.
@@ -200,6 +212,13 @@ class Ops(Protocol):
         """What the query asks of softmax(softcap(hidden · embeddingᵀ) / temperature); hidden [n, D], embedding [V, D]
         in one dtype; the query has been checked. head: the embedding in int8, which then serves in its place.
         """
+        ...
+
+    # --- noise ----------------------------------------------------------------------------------------------------
+
+    def noise(self, address: Address, pass_index: Tensor, length: int, vocab: int) -> tuple[Tensor, Tensor]:
+        """`address.draw`: of S canvases in pass pass_index [S] uniforms [S, length] float64 and ids to renoise
+        [S, length]. The very same numbers, whatever makes them."""
         ...
 
     # --- structure ------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scumble.config import ModelConfig
-from scumble.ops.api import Product, StepRow
+from scumble.ops.api import Address, Product, StepRow
 from scumble.ops.pages import Destination, Pages
 from scumble.ops.tiled import vocab_head
 from scumble.structure.law import solve
@@ -155,6 +155,9 @@ class ReferenceOps:
         weighted = torch.cat(outputs).float() * weights.flatten()[order, None]
         out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         return out.index_add(0, token, weighted).to(x.dtype)
+
+    def noise(self, address: Address, pass_index: Tensor, length: int, vocab: int) -> tuple[Tensor, Tensor]:
+        return address.draw(pass_index, length, vocab)
 
     vocab_head = staticmethod(vocab_head)
     canvas_law = staticmethod(solve)

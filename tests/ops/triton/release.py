@@ -92,14 +92,15 @@ def _norms(have: Collection[str]) -> None:
         norms.norm_for(x, one, EPS, format)
         for experts_format in {"plain", format}:
             norms.attention_tail_for(x, x, (one, one, one), EPS, (format, experts_format))
+    norms.norm(x, None, EPS)
     geglu.geglu(empty(tokens, MLP), empty(tokens, MLP))
     scalars = (empty(1), empty(1))
     norms.layer_tail(x, (x, x), (one, one, one), empty(tokens, 1, dtype=torch.bool), scalars, EPS)
 
 
 def _heads() -> None:
-    """Projected heads to mixed values: canvases over a long context in pages, over a short one, and single steps."""
-    for dim, groups, keys in ((256, 8, 1023 + CANVAS), (512, 2, 32_768)):
+    """Projected heads to mixed values: of canvases and of single steps, over pages and over one row's cache."""
+    for dim, groups, keys in ((256, 8, 1023 + CANVAS), (512, 2, 1024 + CANVAS)):
         for tokens, rows, step in ((ROWS * CANVAS, ROWS, False), (8, 8, True)):
             q, cos = empty(tokens, 16, dim), empty(tokens, 1, dim)
             pool = empty(64 * 1024, groups, dim)
@@ -119,8 +120,8 @@ def _heads() -> None:
 def _router() -> None:
     h = empty(ROWS * CANVAS, HIDDEN)
     router.router(h, empty(HIDDEN), empty(EXPERTS, HIDDEN), empty(EXPERTS), CHOICES, EPS)
-    number = empty(ROWS, dtype=torch.int32)
-    noise.noise(empty(ROWS, 2, dtype=torch.int32), number, number, number, CANVAS, VOCABULARY)
+    words, passes = (empty(*shape, dtype=torch.int64) for shape in ((ROWS, 4), (ROWS,)))
+    noise.noise(words, passes, CANVAS, VOCABULARY)
 
 
 def _vocabulary() -> None:
@@ -129,6 +130,8 @@ def _vocabulary() -> None:
     heat = empty(n, dtype=torch.float32)
     uniforms, targets = empty(n, dtype=torch.float64), empty(n, dtype=torch.int64)
     vocab.vocab_head(hidden, embedding, VocabQuery(heat, uniforms=uniforms, want_soft=True), cap=30.0)
+    vocab.vocab_head(hidden, embedding, VocabQuery(heat, uniforms=uniforms), cap=30.0)  # the last pass of a canvas
+    linear.linear(activations.for_format(hidden, "plain"), weight("plain", VOCABULARY, HIDDEN))  # all logits of steps
     _classes(hidden, embedding, heat)
     allowed = empty(n, VOCABULARY, dtype=torch.bool)
     vocab.vocab_head(hidden, embedding, VocabQuery(heat, allowed, uniforms, top=5, targets=targets), cap=30.0)
@@ -148,7 +151,7 @@ def _classes(hidden: torch.Tensor, embedding: torch.Tensor, heat: torch.Tensor) 
 
 def _experts(format: str, kind: str) -> None:
     tokens = ROWS * CANVAS
-    chosen = empty(tokens, CHOICES, dtype=torch.int32)
+    chosen = empty(tokens, CHOICES, dtype=torch.int64)
     groups = grouping.group(chosen, EXPERTS, format)
     x = activations.for_format(empty(tokens, HIDDEN), format)
     up, down = weight(kind, EXPERTS, 2 * WIDTH, HIDDEN), weight(kind, EXPERTS, HIDDEN, WIDTH)
@@ -160,5 +163,7 @@ def _dense(format: str, kind: str) -> None:
         x = activations.for_format(empty(tokens, HIDDEN), format)
         linear.gated_linear(x, weight(kind, MLP, HIDDEN), weight(kind, MLP, HIDDEN), step=step)
         linear.linear(activations.for_format(empty(tokens, MLP), format), weight(kind, HIDDEN, MLP), step=step)
-        for heads in ((16 * 256, 8 * 256, 8 * 256), (16 * 512, 2 * 512), (8 * 256,)):
+        for heads in ((16 * 256, 8 * 256, 8 * 256), (16 * 512, 2 * 512)):
             linear.linear(x, *(weight(kind, size, HIDDEN) for size in heads), step=step)
+            mixed = activations.for_format(empty(tokens, heads[0]), format)
+            linear.linear(mixed, weight(kind, HIDDEN, heads[0]), step=step)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
-from scumble.diffusion.noise import SeededNoise
+from scumble.diffusion import Address, SeededNoise
 from scumble.ops.pages import Destination
-from scumble.ops.triton import geglu, noise, norms, rotate, router
+from scumble.ops.reference import REFERENCE
+from scumble.ops.triton import geglu, norms, rotate, router
+from scumble.ops.triton.cases import Known
+from scumble.ops.triton.ops import TritonOps
 
 
 @pytest.mark.parametrize("experts", [8, 24])
@@ -80,25 +82,22 @@ def test_gated_activation(dtype: torch.dtype, device: torch.device) -> None:
 
 @pytest.mark.parametrize("vocab", [1000, 262_144])
 def test_noise_is_the_same_numbers_as_on_the_host(vocab: int, device: torch.device) -> None:
-    """Rows of one call have addresses of their own; the words of the seed go in as 32 bits each."""
-    rows = [(7, 0, 3, 2), (2**64 - 1, 2, 0, 11), (2**40 + 5, 1, 1, 0)]  # seed, candidate, canvas, pass
-    words = np.array([(seed & 0xFFFFFFFF, seed >> 32) for seed, *_ in rows], dtype=np.uint32)
+    """Rows of one call have addresses of their own."""
+    rows = [(7, 0, 3, 2), (2**64 - 1, 2, 0, 11), (2**40 + 5, 63, 2**32 - 1, 0)]  # seed, candidate, canvas, pass
+    seeds = [SeededNoise(seed, candidate) for seed, candidate, *_ in rows]
+    address = Address.of(seeds, [canvas for _, _, canvas, _ in rows], device)
+    passes = torch.tensor([number for *_, number in rows], device=device)
+    ours, wanted = (ops.noise(address, passes, 150, vocab) for ops in (TritonOps(device=device), REFERENCE))
+    for one, two in zip(ours, wanted, strict=True):
+        assert torch.equal(one, two)
+    for place, (_, _, canvas, number) in enumerate(rows):
+        assert torch.equal(ours[0][place].cpu(), seeds[place].uniform(canvas, number, 150))
+        assert torch.equal(ours[1][place].cpu(), seeds[place].renoise(canvas, number, 150, vocab))
 
-    def column(values: list[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=device)
 
-    for purpose, method in ((1, "uniform"), (2, "renoise")):
-        uniforms, ids = noise.noise(
-            torch.from_numpy(words.view(np.int32)).to(device),
-            column([canvas for _, _, canvas, _ in rows]),
-            column([number for *_, number in rows]),
-            column([purpose + 4 * candidate for _, candidate, _, _ in rows]),
-            150,
-            vocab,
-        )
-        for i, (seed, candidate, canvas, number) in enumerate(rows):
-            host = SeededNoise(seed, candidate)
-            if method == "uniform":
-                assert torch.equal(uniforms[i].cpu(), host.uniform(canvas, number, 150))
-            else:
-                assert torch.equal(ids[i].cpu(), host.renoise(canvas, number, 150, vocab))
+def test_the_self_check_knows_right_numbers(device: torch.device) -> None:
+    known, passes = Known.of(1, device), torch.tensor([2], device=device)
+    address = Address.of([SeededNoise(2**63 + 5, 1)], [3], device)
+    assert torch.equal(known.words, address.words)
+    for one, two in zip(known.draw(passes, 4, 262_144), address.draw(passes, 4, 262_144), strict=True):
+        assert torch.equal(one, two)

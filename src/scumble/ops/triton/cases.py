@@ -4,7 +4,7 @@ few tokens, experts, keys and ids."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -104,6 +104,13 @@ def of_operation(
             yield tokens(size), mixed
         case "vocab_head":
             yield _vocabulary(device, dtype, config)
+        case "noise":
+            known = Known.of(TOKENS, device)
+
+            def drawn(ops: ReferenceOps, x: Tensor, cast: Cast) -> tuple[Tensor, ...]:
+                return ops.noise(Known(known.words[: len(x)]), x.long(), len(Known.IDS), 262_144)
+
+            yield torch.full((TOKENS,), 2, device=device), drawn
         case _ if name == CLASSES:
             yield _classified(device, dtype, config)
         case _:
@@ -164,6 +171,25 @@ def _specimens(weight: Tensor, form: str) -> list[Layout]:
     packed, scale, factor = nvfp4_rows(F.pad(weight.float(), (0, -weight.shape[-1] % FP4_GROUP)))
     e2m1 = from_nibbles(packed, scale, weight.shape[-1], FP4_GROUP, factor=factor, e2m1=True)
     return [plain, replace(plain, scale=plain.scale.float(), zero=zero), e2m1]
+
+
+@dataclass(frozen=True)
+class Known:
+    """Noise of n equal canvases whose numbers are known, as `Address` in ops/api.py: seed 2⁶³ + 5, candidate 1, canvas
+    3, and in pass 2 the first ids of 262,144 and their uniforms."""
+
+    words: Tensor
+    UNIFORMS = (0.08343502551418469, 0.31971834012276923, 0.8238159089239023, 0.2875837065669994)
+    IDS = (172_923, 28_187, 88_388, 193_494)
+
+    @classmethod
+    def of(cls, n: int, device: torch.device) -> Known:
+        return cls(torch.tensor([5, 2**31, 1, 3], device=device).repeat(n, 1))
+
+    def draw(self, pass_index: Tensor, length: int, vocab: int) -> tuple[Tensor, Tensor]:
+        n, device = len(pass_index), pass_index.device
+        uniforms = torch.tensor(self.UNIFORMS, dtype=torch.float64, device=device)
+        return uniforms.repeat(n, 1), torch.tensor(self.IDS, device=device).repeat(n, 1)
 
 
 def _routes(x: Tensor, k: int, count: int) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,7 @@
 """Addressed random numbers on the card: Philox4x32-10 of (seed; position, pass, canvas, purpose).
 
-The same numbers as diffusion/noise.py makes on the host.
-
-A row's address is read from device memory, so a captured pass makes new noise each time it is replayed.
+The numbers that diffusion/noise.py makes, in one launch in the place of some 130 of torch. A canvas's address is read
+from device memory, so a captured pass makes new noise each time it is replayed.
 """
 
 from __future__ import annotations
@@ -13,6 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from scumble.ops.triton.launch import blocks, launch
+
+PROPOSAL, RENOISE = tl.constexpr(1), tl.constexpr(2)  # purposes, as diffusion/noise.py numbers them
 
 
 @triton.jit
@@ -28,35 +29,36 @@ def _words(c0, c1, c2, c3, low, high):
 
 
 @triton.jit
-def _noise(seeds, canvases, passes, purposes, uniforms, ids, LENGTH, VOCAB, B: tl.constexpr):
-    """B positions of one row a program. seeds [S, 2] (low, high word), the others [S]; all int32 used as 32 bits."""
-    row = tl.program_id(1)
+def _uniform(c0, c1, c2, c3, low, high):
+    """53 random bits as a number in [0, 1), float64."""
+    one, two = _words(c0, c1, c2, c3, low, high)  # pyright: ignore[reportGeneralTypeIssues]
+    bits = (one.to(tl.int64) << 21) ^ (two >> 11).to(tl.int64)
+    return bits.to(tl.float64) * 1.1102230246251565e-16  # 2^-53
+
+
+@triton.jit
+def _noise(words, passes, uniforms, ids, LENGTH, VOCAB, B: tl.constexpr):
+    """B positions of one canvas a program. words [S, 4] int64: seed (low, high), candidate, canvas; passes [S]."""
+    row = tl.program_id(1).to(tl.int64)
     position = tl.program_id(0) * B + tl.arange(0, B)
     none = tl.zeros((B,), tl.uint32)
-    c1 = none + tl.load(passes + row).to(tl.uint32, bitcast=True)
-    c2 = none + tl.load(canvases + row).to(tl.uint32, bitcast=True)
-    c3 = none + tl.load(purposes + row).to(tl.uint32, bitcast=True)
-    low = none + tl.load(seeds + row * 2).to(tl.uint32, bitcast=True)
-    high = none + tl.load(seeds + row * 2 + 1).to(tl.uint32, bitcast=True)
-    one, two = _words(position.to(tl.uint32), c1, c2, c3, low, high)
-    bits = (one.to(tl.int64) << 21) ^ (two >> 11).to(tl.int64)  # 32 + 21 = 53 bits
-    uniform = bits.to(tl.float64) * 1.1102230246251565e-16  # 2^-53
-    at = row.to(tl.int64) * LENGTH + position
-    tl.store(uniforms + at, uniform, mask=position < LENGTH)
-    tl.store(ids + at, (uniform * VOCAB).to(tl.int64), mask=position < LENGTH)
+    low = none + tl.load(words + row * 4).to(tl.uint32)
+    high = none + tl.load(words + row * 4 + 1).to(tl.uint32)
+    candidate = none + tl.load(words + row * 4 + 2).to(tl.uint32) * 4
+    canvas = none + tl.load(words + row * 4 + 3).to(tl.uint32)
+    number = none + tl.load(passes + row).to(tl.uint32)
+    place = position.to(tl.uint32)
+    at, inside = row * LENGTH + position, position < LENGTH
+    tl.store(uniforms + at, _uniform(place, number, canvas, candidate + PROPOSAL, low, high), mask=inside)
+    renoise = _uniform(place, number, canvas, candidate + RENOISE, low, high)
+    tl.store(ids + at, (renoise * VOCAB).to(tl.int64), mask=inside)
 
 
-def noise(
-    seeds: Tensor, canvases: Tensor, passes: Tensor, purposes: Tensor, length: int, vocab: int
-) -> tuple[Tensor, Tensor]:
-    """Uniforms [S, length] float64 in [0, 1) and the same as ids 0 … vocab - 1, int64.
-
-    seeds [S, 2] int32: low and high 32 bits; canvases, passes, purposes [S] int32. purpose: diffusion/noise.py's, plus
-    four times the candidate.
-    """
-    rows = seeds.shape[0]
-    uniforms = torch.empty(rows, length, dtype=torch.float64, device=seeds.device)
-    ids = torch.empty(rows, length, dtype=torch.int64, device=seeds.device)
-    arguments = (seeds, canvases, passes, purposes, uniforms, ids, length, vocab)
-    launch("noise", _noise, (blocks(length, 128), rows), arguments, B=128)
+def noise(words: Tensor, passes: Tensor, length: int, vocab: int) -> tuple[Tensor, Tensor]:
+    """Of S canvases (words as `Address` in diffusion/noise.py has them) in pass passes [S] int64: uniforms [S, length]
+    float64 in [0, 1) for the proposals, and ids [S, length] int64, 0 … vocab - 1, to renoise."""
+    rows = words.shape[0]
+    uniforms = torch.empty(rows, length, dtype=torch.float64, device=words.device)
+    ids = torch.empty(rows, length, dtype=torch.int64, device=words.device)
+    launch("noise", _noise, (blocks(length, 128), rows), (words, passes, uniforms, ids, length, vocab), B=128)
     return uniforms, ids

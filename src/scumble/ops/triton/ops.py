@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from scumble.errors import InvalidRequest
-from scumble.ops.api import Product
+from scumble.ops.api import Address, Product
 from scumble.ops.pages import PAGE, Destination, Pages
 from scumble.ops.query import VocabQuery
 from scumble.ops.reference import REFERENCE, ReferenceOps
 from scumble.ops.result import VocabResult
-from scumble.ops.triton import attention, experts, geglu, grouping, linear, norms, rotate, router, vocab
+from scumble.ops.triton import attention, experts, geglu, grouping, linear, noise, norms, rotate, router, vocab
 from scumble.ops.triton.activations import for_format
 from scumble.ops.triton.launch import architecture, tile_table
 from scumble.ops.triton.layouts import Layout, Plain
@@ -29,7 +29,7 @@ CLASSES = "vocab_head, classes"  # of ids: what structures need of it
 # What may be replaced by the reference, one by one: the methods below, and of one of them the kernels for classes.
 OPERATIONS = (
     "rms_norm", "norm_rope", "geglu", "gated", "heads", "attention_tail", "layer_tail", "attend_all", "attend_causal",
-    "attend_pages", "linear", "router", "experts", "vocab_head", CLASSES,
+    "attend_pages", "linear", "router", "experts", "vocab_head", CLASSES, "noise",
 )  # fmt: skip
 
 
@@ -64,7 +64,7 @@ class TritonOps(ReferenceOps):
         self._proved: set[str] = set()
         self._rounded = Rounded()
         # The reference's products are a library's, which may round a row differently for every number of rows.
-        self.batch_invariant = not self.refused - {"attend_pages"}
+        self.batch_invariant = not self.refused - {"attend_pages", "noise"}
         self.attends_pages = not self.refused
 
     def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -190,6 +190,9 @@ class TritonOps(ReferenceOps):
         if head is not None or (query.classes and CLASSES in self.refused):
             return REFERENCE.vocab_head(hidden, embedding, query, cap=cap, head=head)
         return vocab.vocab_head(hidden.contiguous(), embedding, query, cap=cap)
+
+    def noise(self, address: Address, pass_index: Tensor, length: int, vocab: int) -> tuple[Tensor, Tensor]:
+        return noise.noise(address.words.contiguous(), pass_index.contiguous(), length, vocab)
 
 
 def together(*products: Product) -> list[Layout] | None:

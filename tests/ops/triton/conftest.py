@@ -28,6 +28,15 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
 
 
+@pytest.fixture
+def guarded() -> Iterator[None]:
+    """Kernels see nothing but their own tensors."""
+    from ops.triton import guarded
+
+    with guarded.guarded():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _little_context(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replayed passes launch for the longest context of their bucket; the interpreter is slow for each program."""

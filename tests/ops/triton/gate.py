@@ -73,21 +73,22 @@ class Verdict:
 
 def source(launch: Launch) -> ASTSource:
     """The kernel with its arguments' types, as a launch would specialize it."""
-    names = launch.kernel.arg_names
+    names, params = launch.kernel.arg_names, launch.kernel.params
     constants = dict(launch.constants)
     signature: dict[str, str] = {}
     aligned: dict[tuple[int, ...], list[list[Any]]] = {}
     for index, (name, value) in enumerate(zip(names, launch.arguments, strict=False)):
         if isinstance(value, torch.Tensor):
             signature[name] = "*" + TYPES[value.dtype]
-            aligned[(index,)] = [["tt.divisibility", 16]]
+            if not params[index].do_not_specialize_on_alignment:
+                aligned[(index,)] = [["tt.divisibility", 16]]
         elif isinstance(value, float):
             signature[name] = "fp32"
-        elif value == 1:
+        elif value == 1 and not params[index].do_not_specialize:
             constants[name] = 1
         else:
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if value % 16 == 0:
+            if value % 16 == 0 and not params[index].do_not_specialize:
                 aligned[(index,)] = [["tt.divisibility", 16]]
     missing = [name for name in names if name not in signature and name not in constants]
     if missing:
@@ -150,8 +151,10 @@ def distinct(launches: list[Launch]) -> list[Launch]:
     seen: dict[str, Launch] = {}
     for launch in launches:
         types = [
-            (value.dtype if isinstance(value, torch.Tensor) else (value == 1, value % 16 == 0, value >= 2**31))
-            for value in launch.arguments
+            value.dtype
+            if isinstance(value, torch.Tensor)
+            else (value >= 2**31, not param.do_not_specialize and (value == 1, value % 16 == 0))
+            for value, param in zip(launch.arguments, launch.kernel.params, strict=False)
             if not isinstance(value, float)
         ]
         key = f"{launch.kernel.__name__} {types} {sorted(launch.constants.items())} {launch.tiles}"

@@ -9,6 +9,7 @@ otherwise than torch. Here
   - +, - and × of bfloat16 round once, as the hardware's instructions do,
   - `tl.dot_scaled` exists, for e2m1 numbers,
   - a loop's bound that was read from memory is a number with any numpy,
+  - `tl.maximum` and `tl.minimum` pass over what is no number, as the hardware's do,
   - everything else on bfloat16 (division, comparison, maximum, sum, exponential) raises: kernels convert first.
 Private names of Triton are replaced, so its versions are pinned (pyproject.toml); it serves 3.6 and 3.7.
 """
@@ -134,6 +135,8 @@ def install() -> None:
 
     _builder.create_dot, _builder.binary_op, _builder.unary_op = dot, binary, unary
     _builder.cast_impl, _builder.create_fp_to_fp = cast(plain_cast), cast(plain_fp_to_fp)
+    _builder.create_maxnumf = lambda self, left, right: self.binary_op(left, right, np.fmax)
+    _builder.create_minnumf = lambda self, left, right: self.binary_op(left, right, np.fmin)
     _builder.get_bf16, _builder.create_dot_scaled = bfloat16, dot_scaled
     _builder.get_fp8e4nv = lambda self, value: narrowed(np.array([value]), tl.float8e4nv)
     plain_patch = interpreter._patch_lang

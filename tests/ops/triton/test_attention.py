@@ -8,6 +8,8 @@ import torch
 from scumble.ops.triton import attention
 from scumble.ops.triton.launch import tiles_for
 
+pytestmark = pytest.mark.usefixtures("guarded")
+
 TOLERANCE = {torch.bfloat16: 6e-3, torch.float32: 2e-5}
 
 

@@ -9,6 +9,8 @@ import torch
 from scumble.ops.triton import norms
 from scumble.ops.triton.activations import for_format
 
+pytestmark = pytest.mark.usefixtures("guarded")
+
 EPS = 1e-6
 TOLERANCE = {torch.bfloat16: 2**-7, torch.float32: 2e-6}
 

@@ -12,6 +12,8 @@ from scumble.ops.triton import geglu, norms, rotate, router
 from scumble.ops.triton.cases import Known
 from scumble.ops.triton.ops import TritonOps
 
+pytestmark = pytest.mark.usefixtures("guarded")
+
 
 @pytest.mark.parametrize("experts", [8, 24])
 def test_router_chooses_and_weighs_as_the_reference(experts: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -29,6 +31,19 @@ def test_among_equal_experts_the_lowest_id_comes_first(device: torch.device) -> 
     weights, chosen = router.router(h, one[0], proj, one[1], 3, 1e-6)
     assert chosen.tolist() == [[0, 1, 2]] * 5
     torch.testing.assert_close(weights, torch.full_like(weights, 1 / 3))
+
+
+def test_a_token_of_no_number_still_goes_to_experts_that_exist(device: torch.device) -> None:
+    """With weights that are no numbers, so that neither is what comes back; other tokens do not notice."""
+    h, scale, proj = (torch.randn(*shape, device=device) for shape in ((5, 32), (32,), (8, 32)))
+    wanted, ids = router.router(h, scale, proj, torch.ones(8, device=device), 3, 1e-6)
+    h[2, 7] = float("nan")
+    weights, chosen = router.router(h, scale, proj, torch.ones(8, device=device), 3, 1e-6)
+    others = [0, 1, 3, 4]
+    assert torch.equal(weights[others], wanted[others])
+    assert torch.equal(chosen[others], ids[others])
+    assert weights[2].isnan().all()
+    assert bool((chosen >= 0).all() and (chosen < 8).all())
 
 
 @pytest.mark.parametrize("size", [64, 48])

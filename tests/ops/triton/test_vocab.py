@@ -16,6 +16,8 @@ from scumble.ops.classes import Classified, TokenClasses
 from scumble.ops.plain_vocab import vocab_head as plain
 from scumble.ops.triton import vocab, vocab_classes, vocab_soft
 
+pytestmark = pytest.mark.usefixtures("guarded")
+
 CAP = 30.0
 
 
@@ -124,6 +126,33 @@ def test_settled_positions_do_not_read_the_embedding_again(
     ours = vocab.vocab_head(hidden, embedding, VocabQuery(0.5, want_soft=True), cap=CAP)
     torch.testing.assert_close(ours.soft, embedding[123].expand(4, -1))
     assert read == [1, 0]
+
+
+def test_a_position_of_no_number_says_so_and_names_ids_that_exist(device: torch.device) -> None:
+    """The engine looks at the entropy; ids are read from tables before anybody could know. The other positions keep
+    their bits."""
+    hidden, embedding = torch.randn(9, 64, device=device).bfloat16(), torch.randn(700, 64, device=device).bfloat16()
+    query = VocabQuery(uniforms=torch.rand(9, dtype=torch.float64, device=device), want_soft=True, top=2)
+    before = vocab.vocab_head(hidden, embedding, query, cap=CAP)
+    hidden[4, 3] = float("nan")
+    after = vocab.vocab_head(hidden, embedding, query, cap=CAP)
+    others = torch.arange(9, device=device) != 4
+    for name in ("logsumexp", "entropy", "argmax", "sample", "soft", "top_ids"):
+        assert torch.equal(getattr(after, name)[others], getattr(before, name)[others]), name
+    for statistic in (after.logsumexp, after.entropy, after.soft):
+        assert statistic is not None
+        assert statistic[4].isnan().all()
+    for ids in (after.argmax, after.sample, after.top_ids):
+        assert ids is not None
+        assert bool((ids >= 0).all() and (ids < 700).all())
+
+
+def test_a_single_logit_of_no_number_is_noticed(device: torch.device) -> None:
+    hidden, embedding = torch.randn(3, 64, device=device), torch.randn(700, 64, device=device)
+    embedding[600, 5] = float("nan")
+    found = vocab.vocab_head(hidden, embedding, VocabQuery(), cap=CAP)
+    assert found.entropy.isnan().all()
+    assert bool((found.argmax < 700).all())
 
 
 def test_a_position_does_not_depend_on_the_others(device: torch.device) -> None:

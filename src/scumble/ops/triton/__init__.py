@@ -5,6 +5,9 @@ Rules that every kernel keeps, so that a row's numbers are the same alone and in
   - tile sizes come from a table (tiles.toml) by card and operation; nothing is tuned while it runs;
   - whatever differs from pass to pass (counts, bounds, lists) is read from device memory, so that a captured CUDA
     graph can be replayed, and no host code waits for the device;
+  - whole numbers that differ from call to call are no constants, and not specialized (`do_not_specialize`): Triton
+    would compile a kernel anew for a 1 or a multiple of 16, in the middle of serving or of a graph's capture;
+  - a number that is none is never lost on the way (a maximum passes over it): the engine looks for it at the end;
   - statistics are float32 or better; results are rounded where the reference rounds.
 
 docs/gpu.md says what has been proved about them, how, and what has not.

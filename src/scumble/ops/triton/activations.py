@@ -35,16 +35,21 @@ class Activations:
 
 
 @triton.jit
+def _nothing(value):
+    """0; no number where one of a row's numbers [B] is none, or infinite. (A maximum passes over what is no number.)"""
+    return tl.sum(value - value, 0)
+
+
+@triton.jit
 def store_rounded(value, out, factor, row, k, K: tl.constexpr, FORMAT: tl.constexpr):
     """A row's numbers [B] float32, 0 beyond K, into out [N, K] in "fp8" or "int8"; its scale into factor [N]."""
     LARGEST = 448.0 if FORMAT == "fp8" else 127.0
-    largest = tl.max(tl.abs(value), 0)
-    step = tl.where(largest == 0.0, 1.0, tl.div_rn(largest, LARGEST))
+    largest = tl.max(tl.abs(value), 0)  # of those that are numbers
+    step = tl.where(largest == 0.0, 1.0, tl.div_rn(largest, LARGEST)) + _nothing(value)
     steps = tl.minimum(tl.maximum(tl.div_rn(value, step), -LARGEST), LARGEST)
     if FORMAT == "int8":
         # Halves go to the even neighbour: adding 1.5 · 2²³ leaves no bits behind the point.
         steps = (steps + 12582912.0) - 12582912.0
-        step += tl.sum(value - value, 0)  # no number where one of the row is none, or infinite
     tl.store(out + row * K + k, steps.to(out.dtype.element_ty), mask=k < K)
     tl.store(factor + row, step)
 
@@ -67,7 +72,7 @@ def _round_nvfp4(x, out, groups, factor, K: tl.constexpr, G: tl.constexpr, LARGE
     size = tl.abs(value)
     largest = tl.max(size, 1)
     whole = tl.max(largest, 0)
-    whole = tl.where(whole == 0.0, 1.0, tl.div_rn(whole, 6.0 * LARGEST))
+    whole = tl.where(whole == 0.0, 1.0, tl.div_rn(whole, 6.0 * LARGEST)) + _nothing(tl.reshape(value, (G * 16,)))
     scale = tl.div_rn(tl.div_rn(largest, 6.0), whole).to(tl.float8e4nv)
     step = scale.to(tl.float32) * whole
     size = tl.div_rn(size, tl.where(step == 0.0, 1.0, step)[:, None])

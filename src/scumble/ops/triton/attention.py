@@ -40,16 +40,16 @@ class Queries:
     tile_row: Tensor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["TOKENS", "ROW_PAGES", "BASE", "SPLITS"])
 def _attend(
     q, k, v, out, mass, low, high, tile_first, tile_count, tile_row, pages, q_token, q_head, kv_token, kv_head,
-    TOKENS, ROW_PAGES, BASE, SHARE: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr,
+    TOKENS, ROW_PAGES, BASE, SPLITS, SHARE: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, SEVERAL: tl.constexpr,
     PAGE: tl.constexpr, DV: tl.constexpr, SPLIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """q [T, H, DIM]; k, v [·, G, DIM] by slot; without pages, key BASE lies in slot 0. D: DIM up to a power of two.
 
-    out [SPLITS, T, H, DIM] and mass [SPLITS, T, H] (log2 Σ exp2) float32; with one split, out [T, H, DIM] is the result
-    and has the model's dtype.
+    out [SPLITS, T, H, DIM] and mass [SPLITS, T, H] (log2 Σ exp2) float32; with one split, and so not SEVERAL,
+    out [T, H, DIM] is the result and has the model's dtype.
     """
     tile = tl.program_id(0)
     group = tl.program_id(1)
@@ -75,8 +75,8 @@ def _attend(
     q_at = q + token.to(tl.int64)[:, None] * q_token + head[:, None] * q_head + d[None, :]
     queries = tl.load(q_at, mask=live[:, None] & (d < DIM)[None, :], other=0.0)
     row_pages = pages + tl.load(tile_row + tile).to(tl.int64) * ROW_PAGES
-    k += group * kv_head
-    v += group * kv_head
+    k += group.to(tl.int64) * kv_head
+    v += group.to(tl.int64) * kv_head
     peak = tl.full((BM,), float("-inf"), tl.float32)
     total = tl.zeros((BM,), tl.float32)
     mixed = tl.zeros((BM, DV), tl.float32)
@@ -103,7 +103,7 @@ def _attend(
     mixed = mixed / tl.where(total == 0.0, 1.0, total)[:, None]
     heads = tl.num_programs(1) * SHARE
     at = token.to(tl.int64) * heads + head
-    if SPLITS > 1:  # a tile's runs are consecutive, so the remainder names them apart
+    if SEVERAL:  # a tile's runs are consecutive, so the remainder names them apart
         at += (split % SPLITS).to(tl.int64) * TOKENS * heads
         if column == 0:
             tl.store(mass + at, peak + tl.log2(tl.where(total == 0.0, 1.0, total)), mask=live)
@@ -111,11 +111,8 @@ def _attend(
     tl.store(out + at[:, None] * DIM + dv[None, :], mixed.to(out.dtype.element_ty), mask=store)
 
 
-@triton.jit
-def _join(
-    part, mass, low, high, out, TOKENS, HEADS, DIM: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr,
-    SPLIT: tl.constexpr,
-):  # fmt: skip
+@triton.jit(do_not_specialize=["TOKENS", "SPLITS"])
+def _join(part, mass, low, high, out, TOKENS, HEADS, SPLITS, DIM: tl.constexpr, D: tl.constexpr, SPLIT: tl.constexpr):
     """One token and head a program: the runs of its keys, each weighted with its mass. part [SPLITS, T, H, DIM]."""
     token, head = tl.program_id(0), tl.program_id(1)
     d = tl.arange(0, D)
@@ -174,12 +171,16 @@ def attend(
     arguments = (
         q, k, v, part, mass, queries.low, queries.high, queries.tile_first, queries.tile_count, queries.tile_row, table,
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), tokens, 0 if pages is None else pages.shape[1], base,
+        splits,
     )  # fmt: skip
     grid = queries.tile_count.shape[0], groups, splits * (size // columns)
-    launch(name, _attend, grid, arguments, SHARE=heads // groups, DIM=dim, D=size, SPLITS=splits, PAGE=page, DV=columns)
+    launch(
+        name, _attend, grid, arguments, SHARE=heads // groups, DIM=dim, D=size, SEVERAL=splits > 1, PAGE=page,
+        DV=columns,
+    )  # fmt: skip
     if splits > 1:
-        arguments = (part, mass, queries.low, queries.high, out, tokens, heads)
-        launch("join", _join, (tokens, heads), arguments, DIM=dim, D=size, SPLITS=splits, SPLIT=tiles["SPLIT"])
+        arguments = (part, mass, queries.low, queries.high, out, tokens, heads, splits)
+        launch("join", _join, (tokens, heads), arguments, DIM=dim, D=size, SPLIT=tiles["SPLIT"])
     return out
 
 

@@ -25,26 +25,30 @@ from scumble.ops.triton.products import gated, weighted_sum
 
 
 @triton.jit
+def _slots(order, tile_first, tile, count, BM: tl.constexpr):
+    """A launch tile's places in the grouped order and their slots, int64 [BM], and which of them are there."""
+    m = tl.arange(0, BM)
+    live = m < count
+    at = tl.load(tile_first + tile).to(tl.int64) + m
+    return at, tl.load(order + at, mask=live, other=0).to(tl.int64), live
+
+
+@triton.jit
 def _up(
     x, x_groups, x_factor, weight, groups, factor, out, order, tile_expert, tile_first, tile_count, N, K: tl.constexpr,
-    GROUPS: tl.constexpr, CHOICES: tl.constexpr, FORMAT: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    CHOICES: tl.constexpr, FORMAT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """x [T, K]; weight [E, 2N, K], gate first; out [T·k, N] in grouped order. GROUPS: int4 scales an output."""
+    """x [T, K]; weight [E, 2N, K], gate first; out [T·k, N] in grouped order."""
     tile = tl.program_id(1)
     count = tl.load(tile_count + tile)
     if count == 0:
         return
+    at, slot, live = _slots(order, tile_first, tile, count, BM)  # pyright: ignore[reportGeneralTypeIssues]
     expert = tl.load(tile_expert + tile).to(tl.int64)
-    m = tl.arange(0, BM)
-    live = m < count
-    at = tl.load(tile_first + tile).to(tl.int64) + m
-    token = tl.load(order + at, mask=live, other=0).to(tl.int64) // CHOICES
     r = tl.arange(0, 2 * BN)
-    n2 = tl.program_id(0) * BN + r % BN
-    rows = expert * 2 * N + (r // BN) * N + n2
+    n = tl.program_id(0) * BN + r % BN
     both = weighted_sum(
-        x, x_groups, x_factor, token, live, weight, groups, factor, rows, n2 < N, expert * 2 * N * GROUPS, 2 * N,
+        x, x_groups, x_factor, slot // CHOICES, live, weight, groups, factor, expert, (r // BN) * N + n, n < N, 2 * N,
         K, FORMAT, BM, 2 * BN, BK,
     )  # fmt: skip
     h = gated(both, out, BM, BN)
@@ -55,23 +59,19 @@ def _up(
 @triton.jit
 def _down(
     x, x_groups, x_factor, weight, groups, factor, out, order, tile_expert, tile_first, tile_count, N, K: tl.constexpr,
-    GROUPS: tl.constexpr, FORMAT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    FORMAT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """x [T·k, K] in grouped order; weight [E, N, K]; out [T·k, N] by slot."""
     tile = tl.program_id(1)
     count = tl.load(tile_count + tile)
     if count == 0:
         return
+    at, slot, live = _slots(order, tile_first, tile, count, BM)  # pyright: ignore[reportGeneralTypeIssues]
     expert = tl.load(tile_expert + tile).to(tl.int64)
-    m = tl.arange(0, BM)
-    live = m < count
-    at = tl.load(tile_first + tile).to(tl.int64) + m
-    slot = tl.load(order + at, mask=live, other=0).to(tl.int64)
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     total = weighted_sum(
-        x, x_groups, x_factor, at, live, weight, groups, factor, expert * N + n, n < N, expert * N * GROUPS, N,
-        K, FORMAT, BM, BN, BK,
-    )  # fmt: skip
+        x, x_groups, x_factor, at, live, weight, groups, factor, expert, n, n < N, N, K, FORMAT, BM, BN, BK
+    )
     tl.store(
         out + slot[None, :] * N + n[:, None], total.to(out.dtype.element_ty), mask=live[None, :] & (n < N)[:, None]
     )
@@ -101,14 +101,14 @@ def experts(x: Activations, weights: Tensor, groups: Groups, up: Layout, down: L
     h = torch.empty(tokens * choices, width, dtype=x.dtype, device=device)
     grid = blocks(width, tiles_for(name, device)["BN"]), tiles
     arguments = (*x.arguments, *up.arguments, h, *order, width)
-    launch(name, _up, grid, arguments, K=up.inputs, GROUPS=up.scales, CHOICES=choices, FORMAT=up.kind)
+    launch(name, _up, grid, arguments, K=up.inputs, CHOICES=choices, FORMAT=up.kind)
 
     name = f"down {down.format}"
     rounded = for_format(h, down.format)
     outputs = torch.empty(tokens * choices, size, dtype=x.dtype, device=device)
     grid = blocks(size, tiles_for(name, device)["BN"]), tiles
     arguments = (*rounded.arguments, *down.arguments, outputs, *order, size)
-    launch(name, _down, grid, arguments, K=down.inputs, GROUPS=down.scales, FORMAT=down.kind)
+    launch(name, _down, grid, arguments, K=down.inputs, FORMAT=down.kind)
 
     out = torch.empty(tokens, size, dtype=x.dtype, device=device)
     launch("combine", _combine, (tokens,), (outputs, weights, out), D=size, CHOICES=choices, B=power_of_two(size))

@@ -29,7 +29,7 @@ class Groups:
     tile_count: Tensor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["SLOTS"])
 def _sort(chosen, order, counts, SLOTS, CHUNK: tl.constexpr):
     """One expert a program: it counts who comes before its run, then places its own slots one after another."""
     expert = tl.program_id(0)
@@ -48,7 +48,7 @@ def _sort(chosen, order, counts, SLOTS, CHUNK: tl.constexpr):
     tl.store(counts + expert, own)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["TILES"])
 def _cut(
     counts, tile_expert, tile_first, tile_count, EXPERTS, TILES, SIZE: tl.constexpr, E: tl.constexpr, BT: tl.constexpr
 ):
@@ -71,7 +71,8 @@ def _cut(
 
 
 def group(chosen: Tensor, experts: int, format: str) -> Groups:
-    """chosen [T, k] int32: the experts of every token. format: of the experts' weights; it decides the tiles' size."""
+    """chosen [T, k]: the experts of every token, int32 or int64. format: of the experts' weights; it decides the tiles'
+    size."""
     device = chosen.device
     slots = chosen.numel()
     size = tiles_for(f"up {format}", device)["BM"]

@@ -55,11 +55,6 @@ class Layout:
         return self.numbers.shape[-1]
 
     @property
-    def scales(self) -> int:
-        """How many scales of groups an output has, as far as a kernel has to know."""
-        return 1
-
-    @property
     def tensors(self) -> dict[str, Tensor]:
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: part for name, part in parts.items() if isinstance(part, Tensor)}
@@ -147,10 +142,6 @@ class Int4(Layout):
     def width(self) -> int:
         """K rounded up to whole blocks."""
         return self.numbers.shape[-1] * 8
-
-    @property
-    def scales(self) -> int:
-        return self.width // self.group
 
     def dequantized(self) -> Tensor:
         """bfloat16 [..., N, K], each rounded once; of e2m1 float32, since the factor joins after the sum."""

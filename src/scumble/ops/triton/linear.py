@@ -24,7 +24,7 @@ from scumble.ops.triton.products import gated, weighted_sum
 BESIDE = 3  # matrices a launch at most
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _linear(
     x, x_groups, x_factor, weight, groups, factor, weight_2, groups_2, factor_2, weight_3, groups_3, factor_3, out,
     M, N, N_2, N_3, WIDTH, K: tl.constexpr, COUNT: tl.constexpr, FORMAT: tl.constexpr,
@@ -46,13 +46,13 @@ def _linear(
         column = tl.where(in_3, N + N_2, tl.where(in_2, N, 0))
         tile -= tl.where(in_3, third, tl.where(in_2, second, 0))
         N = tl.where(in_3, N_3, tl.where(in_2, N_2, N))
-    n = tile.to(tl.int64) * BN + tl.arange(0, BN)
-    total = weighted_sum(x, x_groups, x_factor, m, live, weight, groups, factor, n, n < N, 0, N, K, FORMAT, BM, BN, BK)
+    n = tile * BN + tl.arange(0, BN)
+    total = weighted_sum(x, x_groups, x_factor, m, live, weight, groups, factor, 0, n, n < N, N, K, FORMAT, BM, BN, BK)
     at = out + m[None, :] * WIDTH + (column + n)[:, None]
     tl.store(at, total.to(out.dtype.element_ty), mask=live[None, :] & (n < N)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _gated(
     x, x_groups, x_factor, weight, groups, factor, up, up_groups, up_factor, out, M, N,
     K: tl.constexpr, FORMAT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -61,13 +61,13 @@ def _gated(
     m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     live = m < M
     r = tl.arange(0, 2 * BN)
-    rows = tl.program_id(1).to(tl.int64) * BN + r % BN
+    rows = tl.program_id(1) * BN + r % BN
     is_up = r >= BN
     both = weighted_sum(
         x, x_groups, x_factor, m, live, tl.where(is_up, up, weight), tl.where(is_up, up_groups, groups),
-        tl.where(is_up, up_factor, factor), rows, rows < N, 0, N, K, FORMAT, BM, 2 * BN, BK,
+        tl.where(is_up, up_factor, factor), 0, rows, rows < N, N, K, FORMAT, BM, 2 * BN, BK,
     )  # fmt: skip
-    n = tl.program_id(1).to(tl.int64) * BN + tl.arange(0, BN)
+    n = tl.program_id(1) * BN + tl.arange(0, BN)
     total = gated(both, out, BM, BN).to(out.dtype.element_ty)
     tl.store(out + m[None, :] * N + n[:, None], total, mask=live[None, :] & (n < N)[:, None])
 

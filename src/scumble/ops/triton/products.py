@@ -19,17 +19,18 @@ from scumble.ops.triton.geglu import gelu_tanh
 
 @triton.jit
 def weighted_sum(
-    x, x_groups, x_factor, tokens, live, weight, groups, factor, rows, rows_ok, first_group, N,
+    x, x_groups, x_factor, tokens, live, weight, groups, factor, matrix, n, rows_ok, N,
     K: tl.constexpr, FORMAT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """x [T, K]; tokens [BM] int64 row numbers, live [BM]; weight [·, N, K] as rows of all matrices one after another.
+    """x [T, K]; tokens [BM] int64 row numbers, live [BM]; weight [·, N, K]: of its matrices number `matrix` (int64, or
+    0), of that rows n [BN], where rows_ok [BN].
 
-    rows [BN] int64: row numbers of the tile, rows_ok [BN]. Scales, where a format has them: groups and x_groups of runs
-    of inputs, factor and x_factor of whole rows. first_group: where the matrix's scales begin (int4), in numbers.
-    weight, groups and factor: a pointer each, or a pointer for every row [BN], where rows are of several matrices.
+    Scales, where a format has them: groups and x_groups of runs of inputs, factor and x_factor of whole rows. weight,
+    groups and factor: a pointer each, or a pointer for every row [BN], where rows are of several matrices.
     """
+    rows = n.to(tl.int64) + matrix * N
     if FORMAT == "int4" or FORMAT == "zero" or FORMAT == "e2m1":
-        total = _words(x, tokens, live, weight, groups, factor, rows, rows_ok, first_group, N, K, FORMAT, BM, BN)
+        total = _words(x, tokens, live, weight, groups, factor, matrix, n, rows, rows_ok, N, K, FORMAT, BM, BN)
     elif FORMAT == "nvfp4":
         total = _nvfp4(x, x_groups, tokens, live, weight, groups, rows, rows_ok, K, BM, BN, BK)
     else:
@@ -66,7 +67,7 @@ def _plain(
 
 @triton.jit
 def _words(
-    x, tokens, live, words, groups, zeros, rows, rows_ok, first_group, N,
+    x, tokens, live, words, groups, zeros, matrix, n, rows, rows_ok, N,
     K: tl.constexpr, KIND: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Blocks of 128 numbers are 16 words a row; nibble i of them is the run of numbers 16·i … 16·i + 15.
@@ -79,7 +80,7 @@ def _words(
     w_at = (words + rows * (blocks * 16))[:, None] + j[None, :]
     x_at = x + tokens[None, :] * K + j[:, None]
     GROUP: tl.constexpr = 16 if KIND == "e2m1" else 32
-    s_at = first_group + (rows - (rows // N) * N)
+    s_at = matrix * (blocks * 128 // GROUP) * N + n  # scales [·, blocks · 128 / GROUP, N]
     for block in range(0, blocks):
         packed = tl.load(w_at + block * 16, mask=rows_ok[:, None], other=0)
         for i in tl.static_range(8):  # pyright: ignore[reportGeneralTypeIssues]

@@ -14,7 +14,7 @@ from torch import Tensor
 from scumble.ops.triton.launch import blocks, launch, power_of_two, tiles_for
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def _logits(
     h, scale, proj, out, eps, root, N, E, D: tl.constexpr, BM: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr
 ):
@@ -51,7 +51,7 @@ def _choose(logits, per_expert, weights, chosen, E, CHOICES: tl.constexpr, B: tl
     left = tl.where(e < E, p, -1.0)
     for choice in tl.static_range(CHOICES):  # pyright: ignore[reportGeneralTypeIssues]
         highest = tl.max(left, 0)
-        lowest_id = tl.min(tl.where(left == highest, e, B), 0)
+        lowest_id = tl.minimum(tl.min(tl.where(left == highest, e, B), 0), E - 1)  # where all are no numbers too
         best = tl.where(c == choice, highest, best)
         ids = tl.where(c == choice, lowest_id, ids)
         left = tl.where(e == lowest_id, -1.0, left)

@@ -55,7 +55,7 @@ def logits(
     return tl.where(ok, z, float("-inf"))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"], do_not_specialize_on_alignment=["temperature"])
 def _vocab(
     h, embedding, weights, kept, peaks, masses, energies, bests, allowed, temperature, cap,
     N, V, MASK_ROW, FIRST, TILES, CHUNK,
@@ -84,16 +84,18 @@ def _vocab(
         tl.store(at, weight.to(weights.dtype.element_ty), mask=live[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["uniforms"])
 def _summary(
     peaks, masses, energies, bests, uniforms, peak_out, total_out, logsumexp, entropy, argmax, tile_out, rest_out,
     TILES, SAMPLE: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
-    """One position a program, over its tiles in order. Float64: entropies near 0 keep their relative accuracy."""
+    """One position a program, over its tiles in order. Float64: entropies near 0 keep their relative accuracy.
+
+    Where a logit is no number, neither are logsumexp and entropy; ids stay within the vocabulary."""
     row = tl.program_id(0).to(tl.int64)
     t = tl.arange(0, B)
     peak = float("-inf")
-    best = 2147483647
+    best = 0
     for first in range(0, TILES, B):
         here = tl.load(peaks + row * TILES + first + t, mask=first + t < TILES, other=float("-inf"))
         own = tl.max(here, 0)
@@ -113,7 +115,8 @@ def _summary(
     tl.store(peak_out + row, peak)
     tl.store(total_out + row, total)
     tl.store(logsumexp + row, (peak + tl.log(total)).to(tl.float32))
-    tl.store(entropy + row, tl.maximum(tl.log(total) - energy / total, 0.0).to(tl.float32))
+    nats = tl.log(total) - energy / total
+    tl.store(entropy + row, tl.where(nats < 0.0, 0.0, nats).to(tl.float32))  # a maximum would hide what is no number
     tl.store(argmax + row, best)
     if SAMPLE:
         target = tl.load(uniforms + row) * total
@@ -137,7 +140,7 @@ def _summary(
         tl.store(rest_out + row, target - tl.where(passed > last, last_before, skipped))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["temperature"])
 def _pick(
     h, embedding, tiles, rest, peaks, sample, allowed, temperature, cap, V, MASK_ROW,
     D: tl.constexpr, MASK: tl.constexpr, COLUMNS: tl.constexpr, BV: tl.constexpr, BK: tl.constexpr,
@@ -156,7 +159,7 @@ def _pick(
     tl.store(sample + row, tl.minimum(first, last).to(tl.int64))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["COUNT"], do_not_specialize_on_alignment=["temperature"])
 def _again(
     h, embedding, tiles, out, allowed, temperature, cap, V, MASK_ROW, COUNT,
     D: tl.constexpr, MASK: tl.constexpr, COLUMNS: tl.constexpr, BV: tl.constexpr, BK: tl.constexpr,
@@ -171,7 +174,7 @@ def _again(
     tl.store(out + at, tl.sum(tl.where(only[None, :], z, 0.0), 1))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["COUNT"], do_not_specialize_on_alignment=["temperature"])
 def _members(
     h, embedding, rows, ids, out, allowed, temperature, cap, V, MASK_ROW, COUNT,
     D: tl.constexpr, MASK: tl.constexpr, COLUMNS: tl.constexpr, BV: tl.constexpr, BK: tl.constexpr,
@@ -190,8 +193,8 @@ def _members(
 @triton.jit
 def _pack(allowed, out, ROW, V, WORDS, B: tl.constexpr):
     """bool [rows, V] -> bits, 32 ids a word: [rows, WORDS] int32."""
-    row = tl.program_id(1).to(tl.int64)
-    word = tl.program_id(0) * B + tl.arange(0, B)
+    row = tl.program_id(0).to(tl.int64)
+    word = tl.program_id(1) * B + tl.arange(0, B)
     bit = tl.arange(0, 32)
     ids = word[:, None] * 32 + bit[None, :]
     value = tl.load(allowed + row * ROW + ids, mask=ids < V, other=0).to(tl.int32)
@@ -201,10 +204,11 @@ def _pack(allowed, out, ROW, V, WORDS, B: tl.constexpr):
 def packed(allowed: Tensor) -> Tensor:
     """bool [n, V] or [V] -> int32 [n, ⌈V / 32⌉] or [⌈V / 32⌉]: id i is bit i % 32 of word i // 32."""
     rows = allowed.view(1, -1) if allowed.ndim == 1 else allowed
+    rows = rows if rows.stride(1) == 1 else rows.contiguous()
     words = blocks(rows.shape[1], 32)
     out = torch.empty(rows.shape[0], words, dtype=torch.int32, device=allowed.device)
     arguments = (rows.view(torch.uint8), out, rows.stride(0), rows.shape[1], words)
-    launch("pack", _pack, (blocks(words, 128), rows.shape[0]), arguments, B=128)
+    launch("pack", _pack, (rows.shape[0], blocks(words, 128)), arguments, B=128)
     return out[0] if allowed.ndim == 1 else out
 
 
@@ -214,7 +218,7 @@ def vocab_head(hidden: Tensor, embedding: Tensor, query: VocabQuery, *, cap: flo
 
     temperature, uniforms, allowed, targets = query.temperature, query.uniforms, query.allowed, query.targets
     n, size = hidden.shape
-    vocab = embedding.shape[0]
+    vocab, cap = embedding.shape[0], float(cap)  # a whole number would be another type to the compiler
     device = hidden.device
     if isinstance(temperature, Tensor):
         temperatures = temperature.to(device, torch.float32).expand(n).contiguous()
@@ -267,7 +271,7 @@ def vocab_head(hidden: Tensor, embedding: Tensor, query: VocabQuery, *, cap: flo
     argmax = torch.empty(n, dtype=torch.int64, device=device)
     tile = torch.empty(n, dtype=torch.int32, device=device)
     rest = torch.empty(n, dtype=torch.float64, device=device)
-    uniform = total if uniforms is None else uniforms.to(torch.float64)
+    uniform = total if uniforms is None else uniforms.to(torch.float64).contiguous()
     arguments = (*statistics, uniform, peak, total, logsumexp, entropy, argmax, tile, rest, tiles)
     launch("summary", _summary, (n,), arguments, SAMPLE=uniforms is not None, B=min(1024, power_of_two(tiles)))
 

@@ -74,7 +74,7 @@ def _cut(classes: TokenClasses, chunk: int, device: torch.device) -> Pieces:
     return Pieces(ids, begins, order, firsts, by_chunk, (a, b, c, d))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "PIECE", "PIECES"])
 def _pieces(
     z, ids, begins, peaks, masses, energies, bests, N, FIRST, CHUNK, PIECE, PIECES,
     B: tl.constexpr, BP: tl.constexpr,
@@ -112,7 +112,7 @@ def _pieces(
     tl.store(bests + at, best, mask=r < N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "PIECES", "COUNT"])
 def _classes(
     peaks, masses, energies, bests, order, firsts, peak_out, total_out, energy_out, best_out, N, PIECES, COUNT,
     BP: tl.constexpr,

@@ -20,13 +20,13 @@ SPLITS = 4  # programs that share a chunk, each with sums of its own
 
 
 @triton.jit
-def _fade(peaks, highest, fades, factors, TILES, FIRST, COUNT, B: tl.constexpr):
-    """One position a program. highest [N]: the highest peak so far, read and replaced; fades [N]: what older sums are
-    worth; factors [N, COUNT]: what the chunk's tiles are. Tiles FIRST … FIRST + COUNT - 1."""
+def _fade(peaks, before, highest, fades, factors, TILES, FIRST, COUNT, B: tl.constexpr):
+    """One position a program. before, highest [N]: the highest peak without and with this chunk; fades [N]: what older
+    sums are worth; factors [N, COUNT]: what the chunk's tiles are. Tiles FIRST … FIRST + COUNT - 1."""
     row = tl.program_id(0).to(tl.int64)
     t = tl.arange(0, B)
     peak = tl.load(peaks + row * TILES + FIRST + t, mask=(t < COUNT) & (FIRST + t < TILES), other=float("-inf"))
-    old = tl.load(highest + row)
+    old = tl.load(before + row)
     new = tl.maximum(old, tl.max(peak, 0))
     base = tl.where(new == float("-inf"), 0.0, new)
     factor = tl.exp(peak - base)
@@ -35,7 +35,7 @@ def _fade(peaks, highest, fades, factors, TILES, FIRST, COUNT, B: tl.constexpr):
     tl.store(factors + row * COUNT + t, tl.where(factor < 9.313225746154785e-10, 0.0, factor), mask=t < COUNT)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def _live(factors, lists, counts, N, COUNT, SHARE: tl.constexpr, B: tl.constexpr, BM: tl.constexpr):
     """Of a block of BM positions and one of the splits: the tiles that count for somebody. lists [·, SPLITS, SHARE]."""
     block, split = tl.program_id(0), tl.program_id(1)
@@ -50,7 +50,7 @@ def _live(factors, lists, counts, N, COUNT, SHARE: tl.constexpr, B: tl.constexpr
     tl.store(counts + here, tl.sum(wanted, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def _soft(
     weights, embedding, factors, lists, counts, fades, soft, N, FIRST, V, COUNT, CHUNK, D, SHARE: tl.constexpr,
     BM: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
@@ -78,7 +78,7 @@ def _soft(
     tl.store(at, tl.load(at, mask=ok, other=0.0) * fade + total, mask=ok)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def _settle(soft, total, out, N, D, SPLITS: tl.constexpr, B: tl.constexpr):
     """One position a program: the splits' sums in order, divided by the whole mass."""
     row = tl.program_id(0).to(tl.int64)
@@ -113,10 +113,13 @@ class Soft:
     def add(self, first: int, peaks: Tensor) -> None:
         """peaks [n, tiles] of all tiles so far; `weights` holds the chunk that begins at id `first`."""
         device = peaks.device
-        fades = torch.empty(self.n, dtype=torch.float32, device=device)
+        fades, highest = (torch.empty(self.n, dtype=torch.float32, device=device) for _ in range(2))
         factors = torch.empty(self.n, self.count, dtype=torch.float32, device=device)
-        arguments = (peaks, self.highest, fades, factors, peaks.shape[1], first // self.width, self.count)
+        arguments = (
+            peaks, self.highest, highest, fades, factors, peaks.shape[1], first // self.width, self.count
+        )  # fmt: skip
         launch("fade", _fade, (self.n,), arguments, B=power_of_two(self.count))
+        self.highest = highest
         groups = blocks(self.n, self.rows)
         lists = torch.empty(groups, SPLITS, self.share, dtype=torch.int32, device=device)
         counts = torch.empty(groups, SPLITS, dtype=torch.int32, device=device)

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+import torch
+
 from scumble.decode import Answer, Request
 from scumble.decode.steps import Denoise
 from scumble.engine.memory import CHUNK, cache_memory, prefix_memory, too_little
@@ -60,6 +62,8 @@ class Engine:
 
     # --- on the thread that steps -----------------------------------------------------------------------------------
 
+    @torch.inference_mode(False)  # buffers made in it could not be written to when another thread steps outside it
+    @torch.no_grad()
     def step(self) -> None:
         """Schedule, run, deliver: one pass for everybody who can take part."""
         self.take_orders()
@@ -73,6 +77,8 @@ class Engine:
         for outcome in outcomes:
             self.deliver(outcome)
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def take_orders(self) -> None:
         """Let go of cancelled requests; let new ones in, as far as there is room."""
         while self._new:

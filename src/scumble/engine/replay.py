@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from scumble.checkpoint.memory import available
 from scumble.diffusion import Canvas, EntropyBound, Proposal, SeededNoise, StableAndConfident
 from scumble.engine.denoise import Pass
 from scumble.engine.slots import Slots
@@ -32,7 +33,7 @@ ROWS = 8  # with more, a card has enough to do while the host launches the next 
 BUCKETS = (1024, 4096, 16_384, 65_536, 262_144)  # tokens of context
 STEPS = 64  # temperatures are held for a multiple of so many passes
 KEPT = 16  # graphs
-SHARE = 0.5  # of the free memory, for an arena
+SHARE = 0.25  # of the free memory, for an arena; caches may take half, and the tensors of a pass need some
 
 
 @contextmanager
@@ -64,7 +65,7 @@ class Replays:
         self.passes: dict[Key, tuple[Static, Callable[[], Any]]] = {}
         self.seen: Counter[Key] = Counter()
         self.arena: Arena | None = None
-        self.pool: Any = None  # memory that all graphs work in, one after another
+        self.graphs: Graphs | None = None
         self.is_off = not model.ops.attends_pages
 
     def run(self, slots: Slots) -> Pass | None:
@@ -115,7 +116,7 @@ class Replays:
             for place in list(self.arena.held):
                 self.arena.let_go(place)
         self.passes.clear()
-        self.arena = self.pool = None
+        self.arena = self.graphs = None
 
     def _replayed(self, key: Key, rows: int, bucket: int, make: Callable[[Arena], Static], inputs: Any) -> Any | None:
         """What the pass of this key makes of its inputs; None where it is not replayed: it comes for the first time, or
@@ -127,19 +128,15 @@ class Replays:
             arena = self._room(rows, bucket)
             if arena is None:
                 return None
-            if key in self.passes:
-                static, replay = self.passes[key]
-                static.take(inputs)
-            else:
+            if key not in self.passes:
                 if len(self.passes) == KEPT:
                     del self.passes[next(iter(self.passes))]
                 static = make(arena)
                 static.take(inputs)
-                if self.pool is None and self.model.device.type == "cuda":
-                    self.pool = torch.cuda.graph_pool_handle()
-                replay = captured(static, self.model.device, self.pool)
-                self.passes[key] = static, replay
-            return replay()
+                self.passes[key] = static, self._captured(static)
+            else:
+                self.passes[key][0].take(inputs)
+            return self.passes[key][1]()
         except torch.OutOfMemoryError:
             log.warning("no memory for captured passes of %d rows and %d tokens of context", rows, bucket)
         except Exception:  # whatever a driver says: the pass runs as ever
@@ -147,6 +144,14 @@ class Replays:
         self.forget()
         self.is_off = True
         return None
+
+    def _captured(self, static: Static) -> Callable[[], Any]:
+        """A call that runs it again. Without a card: by itself, operation by operation."""
+        if self.model.device.type != "cuda":
+            return static.compute
+        if self.graphs is None:
+            self.graphs = Graphs(self.model.device)
+        return self.graphs.captured(static)
 
     def _room(self, rows: int, bucket: int) -> Arena | None:
         """The arena, for so many rows of such a context; None: there is no memory for it."""
@@ -157,7 +162,8 @@ class Replays:
         rows = rows if rows == 1 else ROWS
         if self.model.device.type == "cuda":
             wanted = Arena.nbytes(self.model.config, rows, bucket, canvas, self.model.dtype.itemsize)
-            if wanted > SHARE * torch.cuda.mem_get_info(self.model.device)[0]:
+            room = available(self.model.device)
+            if room is not None and wanted > SHARE * room.bytes:
                 return None
         self.arena = Arena(self.model, rows, bucket, canvas)
         return self.arena
@@ -177,29 +183,39 @@ def fits(slots: Slots) -> bool:
     )
 
 
-def captured(static: Static, device: torch.device, pool: Any) -> Callable[[], Any]:
-    """A call that runs the pass again. Without a card: by itself, operation by operation."""
-    if device.type != "cuda":
-        return static.compute
-    with torch.cuda.device(device):
-        return _graph(static, pool)
+class Graphs:
+    """Where passes are captured on a card. All share one stream and one pool of memory, in which they run one after
+    another: torch reuses a pool's memory for what is captured on the same stream."""
 
+    def __init__(self, device: torch.device):
+        self.device = device
+        with torch.cuda.device(device):
+            self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
 
-def _graph(static: Static, pool: Any) -> Callable[[], Any]:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # kernels are compiled and libraries make their workspaces
-        static.compute()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        result = static.compute()
+    def captured(self, static: Static) -> Callable[[], Any]:
+        """A call that runs the pass again, on the stream of whoever calls it. Run once before, outside the graph: then
+        kernels are compiled, and what is made at first use is there."""
+        with torch.cuda.device(self.device):
+            before = torch.cuda.current_stream()
+            try:
+                self.stream.wait_stream(before)
+                try:
+                    with torch.cuda.stream(self.stream):
+                        static.compute()
+                finally:  # an error comes before the card is done with what was launched until then
+                    before.wait_stream(self.stream)
+                graph = torch.cuda.CUDAGraph()
+                # By thread: others may allocate, or ask how much memory there is.
+                with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
+                    result = static.compute()
+            finally:
+                torch.cuda.set_stream(before)  # a capture that fails leaves its own stream behind
 
-    def replay() -> Any:
-        graph.replay()
-        return result
+        def replay() -> Any:
+            graph.replay()
+            return result
 
-    return replay
+        return replay
 
 
 def copied(done: Pass) -> Pass:

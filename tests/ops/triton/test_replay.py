@@ -6,7 +6,10 @@ that pass is checked on a card (benchmarks/gpu_day.py, and ops/triton/selfcheck.
 
 from __future__ import annotations
 
-from dataclasses import replace
+import contextlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -156,3 +159,77 @@ def test_without_memory_passes_run_as_ever(monkeypatch: pytest.MonkeyPatch, capl
     assert made.runner.replays.is_off
     assert "no memory for captured passes of 1 rows" in caplog.text
     assert found == run(engine(is_off=True), asked(config))[0]["ids"]
+
+
+class Streams:
+    """Stands in for torch.cuda: streams, and captures that end as torch's do, which put the stream back only if there
+    was no error."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.current, self.log = "default", []
+        for name in ("set_stream", "device", "stream", "graph"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream(self, self.current))
+        monkeypatch.setattr(torch.cuda, "Stream", lambda: Stream(self, "side"))
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+
+    def set_stream(self, stream: Stream) -> None:
+        self.current = stream.name
+
+    @contextmanager
+    def device(self, device: torch.device) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def stream(self, stream: Stream) -> Iterator[None]:
+        before, self.current = self.current, stream.name
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextmanager
+    def graph(self, graph: object, pool: str, stream: Stream, capture_error_mode: str) -> Iterator[None]:
+        assert (pool, capture_error_mode) == ("pool", "thread_local")
+        before, self.current = self.current, stream.name
+        self.log.append("capture")
+        yield
+        self.current = before
+
+
+@dataclass
+class Stream:
+    streams: Streams
+    name: str
+
+    def wait_stream(self, other: Stream) -> None:
+        self.streams.log.append(f"{self.name} waits for {other.name}")
+
+
+@pytest.mark.parametrize("fails_at", [None, 1, 2], ids=["no error", "before the capture", "in the capture"])
+def test_a_capture_runs_once_before_and_leaves_the_stream_as_it_was(fails_at, monkeypatch) -> None:
+    streams, ran = Streams(monkeypatch), []
+
+    class Once:
+        def compute(self) -> None:
+            ran.append(streams.current)
+            streams.log.append("computes")
+            if len(ran) == fails_at:
+                raise RuntimeError("operation not permitted when stream is capturing")
+
+    graphs = replay.Graphs(torch.device("cuda", 0))
+    with contextlib.nullcontext() if fails_at is None else pytest.raises(RuntimeError, match="not permitted"):
+        graphs.captured(Once())
+    assert streams.current == "default"
+    assert set(ran) == {"side"}
+    whole = ["side waits for default", "computes", "default waits for side", "capture", "computes"]
+    assert streams.log == (whole[:3] if fails_at == 1 else whole)
+
+
+def test_a_caller_in_torchs_inference_mode_leaves_nothing_behind_that_others_could_not_use() -> None:
+    made, config = engine(), replace(ROWS[0], max_new_tokens=4, max_denoising_steps=3)
+    with torch.inference_mode():
+        first = run(made, asked(config))
+    assert made.runner.replays.passes
+    assert first[0]["ids"] == run(made, asked(config))[0]["ids"]

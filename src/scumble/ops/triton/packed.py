@@ -30,7 +30,7 @@ class Rounded:
 
     def __call__(self, x: Tensor, format: str) -> Activations:
         for before, version, kind, made in self.last:
-            if before is x and version == x._version and kind == format:
+            if before is x and version == version_of(x) and kind == format:
                 return made
         made = for_format(x.contiguous(), format)
         self.keep(x, format, made)
@@ -38,7 +38,12 @@ class Rounded:
 
     def keep(self, x: Tensor, format: str, made: Activations) -> None:
         """That x is this in that format."""
-        self.last.append((x, x._version, format, made))
+        self.last.append((x, version_of(x), format, made))
+
+
+def version_of(x: Tensor) -> int:
+    """How often x was changed in place; torch does not count in its inference mode, nor do forwards do it."""
+    return 0 if x.is_inference() else x._version
 
 
 def left_by_norms(format: str) -> str:

@@ -242,3 +242,42 @@ def test_a_kernel_without_memory_raises_and_the_process_lives(ops):
             queries.data_ptr(), keys.data_ptr(), keys.data_ptr(), queries.data_ptr(), 1, 2, 1, 8, 2**48, 0, 0, 0, 1, 2
         )
     assert bool(ops.attend_all(queries, keys, keys).isfinite().all())
+
+
+def raises_for_memory(lib: ctypes.CDLL, kernel: str, *sizes: int, room: Tensor | None = None) -> None:
+    """One tensor stands for all of the kernel's: nothing is read before memory is asked for."""
+    pointers = native.SIGNATURES[kernel].count("p")
+    anything = torch.zeros(64) if room is None else room
+    with pytest.raises(MemoryError, match=f"{kernel}: no memory"):
+        getattr(lib, kernel)(*[anything.data_ptr()] * pointers, *sizes, 2)
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("kernel", "sizes"),
+    [
+        ("experts_four", (1, 2**46, 4, 64, 64, 64, 64, 32, 32, 0, 0, 8)),
+        ("law", (2**44, 1, 4, 1, 0)),
+        ("train_norm_back", (1, 2**46, 0, 0)),
+        ("train_add_norm_back", (1, 2**46)),
+        ("train_norm_rope_back", (1, 1, 2**46)),
+    ],
+)
+def test_so_do_others_whose_intermediate_results_are_too_large(ops, kernel, sizes):
+    raises_for_memory(ops.lib, f"scumble_{kernel}", *sizes)
+
+
+@needs_kernels
+def test_so_do_products_of_four_bits(ops):
+    """Rows without numbers: only room for the sums of 2²² rows is asked for, a GiB, in a process that may take less."""
+    resource = pytest.importorskip("resource")
+    rows = 2**22
+    scales = torch.zeros(rows)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    with open("/proc/self/statm") as stream:
+        taken = int(stream.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + 2**29, hard))
+    try:
+        raises_for_memory(ops.lib, "scumble_linear_four", rows, 0, 64, 32, 0, 0, 8, room=scales)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

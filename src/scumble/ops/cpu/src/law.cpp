@@ -12,6 +12,8 @@
 #include <memory>
 #include <vector>
 
+#include "guard.h"
+
 namespace {
 
 constexpr double LOWEST = -1e15;  // the exponent of zero
@@ -257,26 +259,30 @@ extern "C" {
 // A graph and a window of n positions as above; mass, entropy, best [n, C] float64; uniforms [n], or null: no draw.
 // Written: log_probability [1], entropies [n], drawn [n] classes (0 behind the end) with what is left of the uniforms
 // in rest [n], likely [n]: classes of the most probable path.
-void scumble_law(const int32_t* target, const int32_t* label, const int32_t* first, const int32_t* members,
-                 const int32_t* begin, const int32_t* live, const int64_t* begins, const uint8_t* ends,
-                 const double* mass, const double* entropy, const double* best, const double* uniforms,
-                 double* log_probability, double* entropies, int64_t* drawn, double* rest, int64_t* likely, int64_t n,
-                 int64_t states, int64_t classes, int64_t labels, int64_t start, int threads) {
-  Law law{{target, label, first, members, begin, states, classes, labels}, {live, begins, ends, n, start}, mass,
-          entropy, best};
-  law.one.reset(new Scaled[n * classes]);
-  law.weight.reset(new Weight[n * labels]);
-  law.ahead.reset(new Weight[(n + 1) * states]);
-  from_logs(mass, law.one.get(), n * classes);
-  law.look_back(threads);
-  *log_probability = to_log(law.ahead[start].sum);
-  std::fill(drawn, drawn + n, 0);
-  std::fill(likely, likely + n, 0);
-  std::fill(rest, rest + n, 0.0);
-  std::fill(entropies, entropies + n, 0.0);
-  if (law.ahead[start].sum.mantissa == 0) return;
-  law.likely(likely);
-  if (uniforms) law.draw(uniforms, drawn, rest);
-  law.entropies(entropies);
+int scumble_law(const int32_t* target, const int32_t* label, const int32_t* first, const int32_t* members,
+                const int32_t* begin, const int32_t* live, const int64_t* begins, const uint8_t* ends,
+                const double* mass, const double* entropy, const double* best, const double* uniforms,
+                double* log_probability, double* entropies, int64_t* drawn, double* rest, int64_t* likely, int64_t n,
+                int64_t states, int64_t classes, int64_t labels, int64_t start, int threads) {
+  Guard guard;
+  guard([&] {
+    Law law{{target, label, first, members, begin, states, classes, labels}, {live, begins, ends, n, start}, mass,
+            entropy, best};
+    law.one.reset(new Scaled[n * classes]);
+    law.weight.reset(new Weight[n * labels]);
+    law.ahead.reset(new Weight[(n + 1) * states]);
+    from_logs(mass, law.one.get(), n * classes);
+    law.look_back(threads);
+    *log_probability = to_log(law.ahead[start].sum);
+    std::fill(drawn, drawn + n, 0);
+    std::fill(likely, likely + n, 0);
+    std::fill(rest, rest + n, 0.0);
+    std::fill(entropies, entropies + n, 0.0);
+    if (law.ahead[start].sum.mantissa == 0) return;
+    law.likely(likely);
+    if (uniforms) law.draw(uniforms, drawn, rest);
+    law.entropies(entropies);
+  });
+  return guard.result();
 }
 }

@@ -24,11 +24,11 @@ int scumble_experts_int8(const bf16*, const float*, const int64_t*, const int32_
 void scumble_layer_tail(const bf16*, const bf16*, const bf16*, const bf16*, const bf16*, const bf16*, const uint8_t*,
                         const bf16*, const bf16*, bf16*, int64_t, int64_t, float, int);
 int scumble_linear(const bf16*, const int32_t*, const bf16*, bf16*, int64_t, int64_t, int64_t, int);
-void scumble_linear_four(const bf16*, const uint8_t*, const uint8_t*, const float*, const float*, int8_t*, int32_t*,
-                         float*, bf16*, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int);
-void scumble_experts_four(const bf16*, const float*, const int64_t*, const FourBits*, const FourBits*, const FourBits*,
-                          int8_t*, int32_t*, float*, bf16*, bf16*, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
-                          int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int);
+int scumble_linear_four(const bf16*, const uint8_t*, const uint8_t*, const float*, const float*, int8_t*, int32_t*,
+                        float*, bf16*, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int);
+int scumble_experts_four(const bf16*, const float*, const int64_t*, const FourBits*, const FourBits*, const FourBits*,
+                         int8_t*, int32_t*, float*, bf16*, bf16*, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
+                         int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int);
 void scumble_quantized_linear(const bf16*, uint8_t*, float*, const int32_t*, const int32_t*, const float*, bf16*,
                               int64_t, int64_t, int64_t, int);
 }
@@ -103,12 +103,10 @@ const bf16* padded_rows(const bf16* x, int64_t n, int64_t k, int64_t wanted, bf1
 
 int multiply(const bf16* x, const Weight& w, bf16* out, int64_t n, int64_t k, int64_t columns, const Rounded& room,
              int threads) {
-  if (const FourWeight* f = w.four) {
-    scumble_linear_four(padded_rows(x, n, k, f->k, room.padded), f->bits.packed, f->bits.scale, f->bits.zero,
-                        f->bits.factor, (int8_t*)room.q, room.sums, room.scale, out, n, f->k, columns, f->group,
-                        f->scales, f->table, f->zero_point, threads);
-    return 0;
-  }
+  if (const FourWeight* f = w.four)
+    return scumble_linear_four(padded_rows(x, n, k, f->k, room.padded), f->bits.packed, f->bits.scale, f->bits.zero,
+                               f->bits.factor, (int8_t*)room.q, room.sums, room.scale, out, n, f->k, columns, f->group,
+                               f->scales, f->table, f->zero_point, threads);
   if (!w.shift) return scumble_linear(x, w.panels, nullptr, out, n, k, columns, threads);
   scumble_quantized_linear(x, room.q, room.scale, w.panels, w.shift, w.scale, out, n, k, columns, threads);
   return 0;
@@ -180,9 +178,10 @@ extern "C" int scumble_layer(const bf16* x, bf16* out, const bf16* cos, const bf
                  threads);
   const Weight &a = w->experts_up, &b = w->experts_down;
   if (const FourExperts* f = (const FourExperts*)a.four)
-    scumble_experts_four(padded_rows(for_experts, n, d, f->d, rounded.padded), shares, chosen, f->gate, f->up, f->down,
-                         (int8_t*)rounded.q, rounded.sums, rounded.scale, slots, sparse, n, s->chosen, s->experts, f->d,
-                         f->f, f->f_in, f->d_out, f->group, f->down_group, f->scales, f->table, f->zero_point, threads);
+    failed |= scumble_experts_four(padded_rows(for_experts, n, d, f->d, rounded.padded), shares, chosen, f->gate, f->up,
+                                   f->down, (int8_t*)rounded.q, rounded.sums, rounded.scale, slots, sparse, n,
+                                   s->chosen, s->experts, f->d, f->f, f->f_in, f->d_out, f->group, f->down_group,
+                                   f->scales, f->table, f->zero_point, threads);
   else if (a.shift)
     failed |= scumble_experts_int8(for_experts, shares, chosen, a.panels, a.shift, a.scale, b.panels, b.shift, b.scale,
                                    slots, rounded.q, rounded.scale, sparse, n, s->chosen, s->experts, d, s->width, threads);

@@ -18,13 +18,16 @@ static inline Floats weighted(const X* x, const float* weight, int64_t i, Mask m
 
 // Sums [threads][d] of what `add` puts in for every row, in a fixed order -> out [d]; out may be null.
 template <class Row>
-static void by_row(int64_t n, int64_t d, float* out, int threads, Row row_of) {
-  std::vector<float> sums(out ? (size_t)threads * d : 0, 0.0f);
+static int by_row(int64_t n, int64_t d, float* out, int threads, Row row_of) {
+  std::vector<float> sums;
+  Guard guard;
+  guard([&] { sums.resize(out ? (size_t)threads * d : 0, 0.0f); });
+  if (guard.result()) return guard.result();
 #pragma omp parallel num_threads(threads)
   {
     float* own = out ? sums.data() + (size_t)omp_get_thread_num() * d : nullptr;
 #pragma omp for schedule(static)
-    for (int64_t row = 0; row < n; row++) row_of(row, own);
+    for (int64_t row = 0; row < n; row++) guard([&] { row_of(row, own); });
   }
   if (out)
     for (int64_t i = 0; i < d; i++) {
@@ -32,6 +35,7 @@ static void by_row(int64_t n, int64_t d, float* out, int threads, Row row_of) {
       for (int t = 0; t < threads; t++) sum += sums[(size_t)t * d + i];
       out[i] = sum;
     }
+  return guard.result();
 }
 
 template <class X, class O>
@@ -65,9 +69,9 @@ static inline void norm_back_row(const G* g, const X* x, const float* weight, fl
 }
 
 template <class G, class X>
-static void norm_back(const G* g, const X* x, const float* weight, const float* inverse, X* dx, float* dw, int64_t n,
-                      int64_t d, int threads) {
-  by_row(n, d, dw, threads, [&](int64_t row, float* own) {
+static int norm_back(const G* g, const X* x, const float* weight, const float* inverse, X* dx, float* dw, int64_t n,
+                     int64_t d, int threads) {
+  return by_row(n, d, dw, threads, [&](int64_t row, float* own) {
     norm_back_row(g + row * d, x + row * d, weight, inverse[row], dx + row * d, own, d);
   });
 }
@@ -83,14 +87,14 @@ void scumble_train_norm(const void* x, const float* weight, void* out, float* in
   norm((const bf16*)x, weight, (bf16*)out, inverse, n, d, eps, threads);
 }
 
-void scumble_train_norm_back(const void* g, const void* x, const float* weight, const float* inverse, void* dx,
-                             float* dw, int64_t n, int64_t d, int64_t wide_x, int64_t wide_out, int threads) {
+int scumble_train_norm_back(const void* g, const void* x, const float* weight, const float* inverse, void* dx,
+                            float* dw, int64_t n, int64_t d, int64_t wide_x, int64_t wide_out, int threads) {
   const bf16 *gn = (const bf16*)g, *xn = (const bf16*)x;
   const float *gw = (const float*)g, *xw = (const float*)x;
   if (wide_x && wide_out) return norm_back(gw, xw, weight, inverse, (float*)dx, dw, n, d, threads);
   if (wide_x) return norm_back(gn, xw, weight, inverse, (float*)dx, dw, n, d, threads);
   if (wide_out) return norm_back(gw, xn, weight, inverse, (bf16*)dx, dw, n, d, threads);
-  norm_back(gn, xn, weight, inverse, (bf16*)dx, dw, n, d, threads);
+  return norm_back(gn, xn, weight, inverse, (bf16*)dx, dw, n, d, threads);
 }
 
 // out = (x + norm(y) · weight) · scale[row]; x, out float32, y bfloat16; scale may be null.
@@ -109,10 +113,10 @@ void scumble_train_add_norm(const float* x, const bf16* y, const float* weight, 
 }
 
 // dx = g · scale; dy, dw as of the norm.
-void scumble_train_add_norm_back(const float* g, const bf16* y, const float* weight, const float* scale,
-                                 const float* inverse, float* dx, bf16* dy, float* dw, int64_t n, int64_t d,
-                                 int threads) {
-  by_row(n, d, dw, threads, [&](int64_t row, float* own) {
+int scumble_train_add_norm_back(const float* g, const bf16* y, const float* weight, const float* scale,
+                                const float* inverse, float* dx, bf16* dy, float* dw, int64_t n, int64_t d,
+                                int threads) {
+  return by_row(n, d, dw, threads, [&](int64_t row, float* own) {
     Floats s = floats(scale ? scale[row] : 1.0f);
     for (int64_t i = 0; i < d; i += 16) {
       Mask m = tail_mask(d - i);
@@ -143,11 +147,11 @@ void scumble_train_norm_rope(const bf16* x, const float* weight, const float* co
     }
 }
 
-void scumble_train_norm_rope_back(const bf16* g, const bf16* x, const float* weight, const float* cos, const float* sin,
-                                  const float* inverse, bf16* dx, float* dw, int64_t n, int64_t heads, int64_t k,
-                                  int threads) {
+int scumble_train_norm_rope_back(const bf16* g, const bf16* x, const float* weight, const float* cos, const float* sin,
+                                 const float* inverse, bf16* dx, float* dw, int64_t n, int64_t heads, int64_t k,
+                                 int threads) {
   int64_t half = k / 2;
-  by_row(n, k, dw, threads, [&](int64_t row, float* own) {
+  return by_row(n, k, dw, threads, [&](int64_t row, float* own) {
     std::vector<float> turned(k);
     for (int64_t head = 0; head < heads; head++) {
       int64_t at = (row * heads + head) * k;

@@ -11,7 +11,7 @@ from scumble import LLM
 from scumble.errors import InvalidRequest
 from scumble.model.layer import Layer
 from scumble.ops import REFERENCE, choose
-from scumble.ops.cpu import native
+from scumble.ops.cpu import binary, native
 from scumble.ops.cpu.binary import InstructionSet, choose_instructions
 from scumble.placement import choose_dtype
 from tiny import save_folder, tiny_config, tiny_model
@@ -69,6 +69,10 @@ def test_unknown_names_are_refused_with_those_there_are(monkeypatch):
     ("change", "word"),
     [
         ("native.processor_features = lambda: frozenset(['avx2', 'f16c'])", "this processor lacks fma"),
+        (
+            "native.platform.machine = lambda: 'arm64'",
+            "its kernels are for x86-64 on Linux and macOS, this is arm64 on",
+        ),
         ("native.shutil.which = lambda name: None", "found no C++ compiler"),
         ("native.build = lambda compiler, instructions: '/nowhere.so'", "cannot be built or loaded"),
     ],
@@ -95,6 +99,21 @@ def test_the_best_instructions_of_the_processor_serve_or_the_named_ones(monkeypa
     chosen = choose_instructions(frozenset(["avx2", "fma", "f16c", *more]))
     assert isinstance(chosen, InstructionSet)
     assert chosen.name == found
+
+
+@pytest.mark.parametrize(("capability", "found"), [("AVX512", "avx2"), ("AVX2", "avx2"), ("DEFAULT", None)])
+def test_without_proc_cpuinfo_torch_knows_whether_there_is_avx2(monkeypatch, capability, found):
+    def no_such_file(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(binary, "open", no_such_file, raising=False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    chosen = choose_instructions(binary.processor_features())
+    if found is None:
+        assert chosen == "this processor lacks avx2, fma, f16c"
+    else:
+        assert isinstance(chosen, InstructionSet)
+        assert chosen.name == found
 
 
 def test_instructions_that_the_processor_lacks_or_nobody_knows_are_said(monkeypatch):

@@ -1,7 +1,7 @@
 """The binary of the native CPU kernels: for which instruction set, and built from src/*.cpp where it is not yet.
 
 One binary an instruction set, kept per user. Its name carries a hash of sources, flags and compiler, it is written
-beside its place and moved there, and a lock keeps processes that start together from compiling the same thing.
+beside its place and moved there, and a lock of its own keeps processes that start together from compiling it twice.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import platform
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from scumble.errors import InvalidRequest, shown
 
@@ -64,14 +65,15 @@ def choose_instructions(features: frozenset[str]) -> InstructionSet | str:
 
 
 def processor_features() -> frozenset[str]:
-    """Instruction sets of this processor by their names in /proc/cpuinfo; none where there is no such file."""
-    if platform.machine() != "x86_64":
-        return frozenset()
+    """Instruction sets of this x86-64 processor by their names in /proc/cpuinfo. Where there is no such file (macOS),
+    torch says whether there are AVX2 and FMA; every processor that has both has F16C. It does not say whether AVX-512
+    comes with products of bfloat16 and bytes."""
     try:
         with open("/proc/cpuinfo") as stream:
             flags = next((line for line in stream if line.startswith("flags")), "")
     except OSError:
-        return frozenset()
+        has_avx2 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+        return frozenset(("avx2", "fma", "f16c") if has_avx2 else ())
     return frozenset(flags.partition(":")[2].split())
 
 
@@ -85,7 +87,7 @@ def build(compiler: str, instructions: InstructionSet) -> Path:
     path = folder / f"kernels-{instructions.name}-{digest.hexdigest()[:20]}.so"
     if path.exists():
         return path
-    with _locked(folder / "lock"):
+    with _locked(path.with_suffix(".lock")):
         if path.exists():  # another process was faster
             return path
         # A warning, so that it is seen without any set-up of logging: somebody waits and wonders.

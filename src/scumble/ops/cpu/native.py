@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import platform
 import shutil
 import subprocess
 from functools import cache
@@ -202,6 +203,8 @@ def lacking() -> str | None:
 
 def _needed() -> tuple[str, InstructionSet] | str:
     """The compiler and the instruction set to build for, or what is missing."""
+    if platform.machine() != "x86_64":  # Windows says AMD64: nobody has built the kernels there
+        return f"its kernels are for x86-64 on Linux and macOS, this is {platform.machine()} on {platform.system()}"
     chosen = choose_instructions(processor_features())
     if isinstance(chosen, str):
         return chosen

@@ -40,7 +40,7 @@ MEANING = {
 }
 
 LAYER_PARTS = {"self_attn": "attention", "mlp": "dense", "router": "experts", "experts": "experts"}
-MODEL_PARTS = {"condition": "conditioning", "body": "norms", "vocab_head": "vocabulary"}
+MODEL_PARTS = {"condition": "conditioning", "ropes": "norms", "body": "norms", "vocab_head": "vocabulary"}
 
 
 Span = tuple[Any, Any]  # two moments

@@ -64,3 +64,8 @@ def exact(nats: Tensor) -> Tensor:
     """Entropies as whole multiples of 2⁻⁴⁰ nat, int64. Sums of whole numbers do not depend on their order, so a
     decision is the same whatever else is in the batch."""
     return (nats.double() * 2.0**40).round().long()
+
+
+def finite(nats: Tensor) -> Tensor:
+    """Whether entropies are numbers. One comparison: NaN is below nothing, and an entropy is never -infinity."""
+    return nats < float("inf")

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from scumble.diffusion.canvas import Canvas, Proposal, exact
+from scumble.diffusion.canvas import Canvas, Proposal, exact, finite
 from scumble.settings import StabilityRule
 
 
@@ -53,8 +53,8 @@ class StableAndConfident:
         count = free.sum(-1)
         # Compared as sums: Σ entropy < confidence · count. NaN is never below anything.
         total = exact(torch.where(free, proposal.entropy, 0.0)).sum(-1)
-        finite = (proposal.entropy.isfinite() | canvas.pinned).all(-1)
-        confident = finite & (total.double() < torch.as_tensor(self.confidence, device=total.device) * count * 2.0**40)
+        known = (finite(proposal.entropy) | canvas.pinned).all(-1)
+        confident = known & (total.double() < torch.as_tensor(self.confidence, device=total.device) * count * 2.0**40)
         is_canvas = (canvas.keep_pinned(proposal.argmax) == canvas.ids).all(-1)
         by_canvas = self.rule if isinstance(self.rule, Tensor) else self.rule == "argmax_is_canvas"
         stable = torch.where(

@@ -20,6 +20,7 @@ from torch import Tensor
 from scumble.decode.constraint import Look
 from scumble.decode.steps import Denoise, Denoised, PassDone
 from scumble.diffusion import Canvas, Proposal, committed_ids, count_unchanged, renoise
+from scumble.diffusion.canvas import finite
 from scumble.engine.row import Outcome, Row
 from scumble.engine.slots import Slot, Slots
 from scumble.errors import not_finite
@@ -136,7 +137,7 @@ def decide(slots: Slots, result: VocabResult, uniforms: Tensor, fresh: Tensor) -
     unchanged = count_unchanged(proposal.argmax, slots.previous, slots.unchanged)
     stopped = rules.done(proposal, unchanged)
     is_last = slots.pass_index + 1 == rules.passes
-    flags = torch.stack((stopped, stopped | is_last, proposal.entropy.isfinite().all(-1)))
+    flags = torch.stack((stopped, stopped | is_last, finite(proposal.entropy).all(-1)))
     return Pass(proposal, accepted, following, unchanged, flags, result.soft)
 
 

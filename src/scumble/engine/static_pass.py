@@ -1,9 +1,10 @@
 """A pass over canvases, or a step of rows that decode token by token, that reads and writes the same memory every time,
 so that it can be captured once and replayed.
 
-Everything in which two passes differ lies in tensors here: ids, soft embeddings, lengths of contexts, which pass it is,
-seeds, temperatures, settings of rules. `take` copies them in; `compute` is the pass; its results are good until it runs
-again. The context of every row is copied into pages of an arena, once a canvas; canvases write their own keys behind.
+Everything in which two passes differ lies in tensors here: ids, soft embeddings, which pass it is, seeds, temperatures,
+settings of rules, and what follows from the lengths of contexts (`Places`). `take` copies them in, what stays for all
+passes of a canvas once a canvas; `compute` is the pass; its results are good until it runs again. The context of every
+row is copied into pages of an arena, once a canvas too; canvases write their own keys behind.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from scumble.engine.denoise import Pass, decide
 from scumble.engine.slots import Rules, Slot, Slots
 from scumble.model import Cache, Transformer
 from scumble.model.attention import Attend
+from scumble.model.transformer import Ropes
 from scumble.ops import VocabQuery
 from scumble.ops.pages import PAGE, Destination, Pages
 
@@ -106,17 +108,56 @@ class Arena:
         return (place * each + positions // PAGE % each) * PAGE + positions % PAGE
 
 
+@dataclass(frozen=True)
+class Places:
+    """What a forward needs to know of where its tokens stand: n tokens of each of S rows, behind the row's context, see
+    each other and, in a window, the context before them. By whether a layer is sliding: what queries see, and slots
+    [S · n] for new keys and values.
+    """
+
+    ropes: Ropes
+    pages: dict[bool, Pages]
+    slots: dict[bool, Tensor]
+
+    @classmethod
+    def behind(
+        cls, model: Transformer, arena: Arena, tables: dict[bool, Tensor], lengths: Tensor, tokens: int
+    ) -> Places:
+        """Of contexts of lengths [S] int64."""
+        positions = lengths[:, None] + torch.arange(tokens, device=lengths.device)  # [S, n]
+        window, pages, slots = model.config.sliding_window, {}, {}
+        high = (lengths[:, None] + tokens).expand_as(positions).flatten().int()
+        for is_sliding, table in tables.items():
+            first = (lengths - (window - 1)).clamp_min(0) if is_sliding else torch.zeros_like(lengths)
+            low = first[:, None].expand_as(positions).flatten().int()
+            longest = min(window - 1, arena.bucket) if is_sliding else arena.bucket
+            pages[is_sliding] = Pages(table, low, high, tokens, longest + tokens)
+            page = table.gather(1, positions // PAGE).long()
+            slots[is_sliding] = (page * PAGE + positions % PAGE).flatten()
+        return cls(model.ropes(positions.flatten()), pages, slots)
+
+    def take(self, other: Places) -> None:
+        for there, new in zip(self._varying(), other._varying(), strict=True):
+            there.copy_(new)
+
+    def _varying(self) -> Iterator[Tensor]:
+        for tables in self.ropes.values():
+            yield from tables
+        for kind, pages in self.pages.items():
+            yield from (pages.low, pages.high, self.slots[kind])
+
+
 class PagedAttention(Attend):
     """Attend over an arena. New keys and values go behind the contexts."""
 
-    def __init__(self, model: Transformer, arena: Arena, pages: dict[bool, Pages], slots: dict[bool, Tensor]):
-        self.ops, self.config, self.arena, self.pages, self.slots = model.ops, model.config, arena, pages, slots
+    def __init__(self, model: Transformer, arena: Arena, places: Places):
+        self.ops, self.config, self.arena, self.places = model.ops, model.config, arena, places
 
     def destination(self, layer: int) -> Destination:
-        return Destination(*self.arena.layers[layer], self.slots[self.config.layers[layer].is_sliding])
+        return Destination(*self.arena.layers[layer], self.places.slots[self.config.layers[layer].is_sliding])
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        return self.ops.attend_pages(queries, keys, values, self.pages[self.config.layers[layer].is_sliding])
+        return self.ops.attend_pages(queries, keys, values, self.places.pages[self.config.layers[layer].is_sliding])
 
 
 class StaticPass:
@@ -131,49 +172,54 @@ class StaticPass:
         own = [template(slot) for slot in like.slots]  # a slot knows its place, and the living ones have theirs
         self.slots = Slots(own, canvas, canvas.ids.clone(), zeros, zeros, like.vocab)
         self.slots.unchanged, self.slots.pass_index = zeros.clone(), zeros.clone()
-        self._rules: Rules | None = None
+        self._taken: tuple[Rules, list[int]] | None = None
         device = model.device
         self.soft = torch.zeros(count * length, model.config.hidden_size, dtype=torch.float32, device=device)
-        self.lengths = torch.zeros(count, dtype=torch.int64, device=device)
         self.heat = torch.ones(count, steps, dtype=torch.float32, device=device)  # temperature, by pass
         self.denoise = torch.ones(count * length, 1, dtype=torch.bool, device=device)
         self.tables = {kind: arena.tables(kind)[:count].contiguous() for kind in (False, True)}
+        self.places = self._places([0] * count)
+        _ = self.slots.rules  # made on the host, so before the pass
+
+    def _places(self, lengths: Sequence[int]) -> Places:
+        there = torch.tensor(lengths, device=self.model.device)
+        return Places.behind(self.model, self.arena, self.tables, there, self.slots.canvas.ids.shape[1])
 
     def take(self, inputs: Slots) -> None:
         """The canvases that the next `compute` is about; their contexts come into the arena."""
-        slots = inputs
+        slots, mine, lengths = inputs, self.slots, []
         for place, slot in enumerate(slots.slots):
             assert slot.row.cache is not None
             self.arena.load(place, slot.row.cache, self.model.config)
-        mine = self.slots
+            lengths.append(slot.row.cache.length)
         for there, new in (
-            (mine.canvas.ids, slots.canvas.ids), (mine.canvas.pinned, slots.canvas.pinned),
-            (mine.previous, slots.previous), (mine.unchanged, slots.unchanged), (mine.pass_index, slots.pass_index),
+            (mine.canvas.ids, slots.canvas.ids), (mine.previous, slots.previous), (mine.unchanged, slots.unchanged),
+            (mine.pass_index, slots.pass_index),
         ):  # fmt: skip
             there.copy_(new)
         for there, slot in zip(self.soft.split(mine.canvas.ids.shape[1]), slots.slots, strict=True):
             there.zero_() if slot.soft is None else there.copy_(slot.soft)
-        if self._rules is not slots.rules:  # canvases joined or left, or moved from one to the next
-            for there, new in zip(tensors(mine.rules), tensors(slots.rules), strict=True):
-                there.copy_(new)
-            schedules = [slot.row.request.schedule for slot in slots.slots]
-            steps = range(self.heat.shape[1])
-            heat = [[schedule(min(step, schedule.passes - 1)) for step in steps] for schedule in schedules]
-            self.heat.copy_(torch.tensor(heat, dtype=torch.float32))
-            self._rules = slots.rules
-        lengths = [slot.row.cache.length for slot in slots.slots if slot.row.cache is not None]
-        self.lengths.copy_(torch.tensor(lengths))
+        if self._taken == (slots.rules, lengths):
+            return
+        mine.canvas.pinned.copy_(slots.canvas.pinned)  # canvases joined or left, or moved from one to the next
+        for there, new in zip(tensors(mine.rules), tensors(slots.rules), strict=True):
+            there.copy_(new)
+        schedules = [slot.row.request.schedule for slot in slots.slots]
+        steps = range(self.heat.shape[1])
+        heat = [[schedule(min(step, schedule.passes - 1)) for step in steps] for schedule in schedules]
+        self.heat.copy_(torch.tensor(heat, dtype=torch.float32))
+        self.places.take(self._places(lengths))
+        self._taken = slots.rules, lengths
 
     def compute(self) -> Pass:
         """The pass. Nothing in it waits for the device, or is copied from or to the host."""
         slots, (count, length) = self.slots, self.slots.canvas.ids.shape
-        positions = self.lengths[:, None] + torch.arange(length, device=self.model.device)  # [S, L]
         x = self.model.condition(slots.canvas.ids.flatten(), self.soft)
-        attend = paged(self.model, self.arena, self.tables, self.lengths, positions)
-        hidden = self.model.body(x, positions.flatten(), self.denoise, attend)
+        attend = PagedAttention(self.model, self.arena, self.places)
+        hidden = self.model.body(x, self.places.ropes, self.denoise, attend)
 
         uniforms, fresh = slots.rules.noise(self.model.ops)
-        warm = self.heat.gather(1, slots.pass_index.clamp_max(self.heat.shape[1] - 1)[:, None])
+        warm = self.heat.gather(1, slots.pass_index[:, None])
         query = VocabQuery(
             warm.expand(count, length).flatten(), uniforms=slots.rules.pack(uniforms), want_soft=self.want_soft
         )
@@ -216,27 +262,11 @@ class StaticStep:
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """Hidden states [S, D]; the next ids [S], and whether all logits are finite: [2, S] int64."""
-        attend = paged(self.model, self.arena, self.tables, self.lengths, self.lengths[:, None])
-        hidden = self.model.body(self.model.embed(self.ids), self.lengths, self.denoise, attend)
+        places = Places.behind(self.model, self.arena, self.tables, self.lengths, 1)
+        attend = PagedAttention(self.model, self.arena, places)
+        hidden = self.model.body(self.model.embed(self.ids), places.ropes, self.denoise, attend)
         logits = self.model.logits(hidden)
         return hidden, torch.stack((choose(logits, self.how, self.uniforms), logits.amax(-1).isfinite()))
-
-
-def paged(
-    model: Transformer, arena: Arena, tables: dict[bool, Tensor], lengths: Tensor, positions: Tensor
-) -> PagedAttention:
-    """Attention of tokens at positions [S, n] that see each other and, in a window, the context before them."""
-    window, tokens = model.config.sliding_window, positions.shape[1]
-    pages, places = {}, {}
-    high = (lengths[:, None] + tokens).expand_as(positions).flatten().int()
-    for is_sliding, table in tables.items():
-        first = (lengths - (window - 1)).clamp_min(0) if is_sliding else torch.zeros_like(lengths)
-        low = first[:, None].expand_as(positions).flatten().int()
-        longest = min(window - 1, arena.bucket) if is_sliding else arena.bucket
-        pages[is_sliding] = Pages(table, low, high, tokens, longest + tokens)
-        page = table.gather(1, positions // PAGE).long()
-        places[is_sliding] = (page * PAGE + positions % PAGE).flatten()
-    return PagedAttention(model, arena, pages, places)
 
 
 def template(slot: Slot) -> Slot:

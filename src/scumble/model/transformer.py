@@ -29,6 +29,9 @@ from scumble.model.segment import Segment
 from scumble.model.step import stepper
 from scumble.ops import REFERENCE, Ops, VocabQuery, VocabResult, choose, softcap
 
+Ropes = dict[LayerConfig, tuple[Tensor, Tensor]]
+"""cos and sin [N, 1, head_dim] of N tokens' positions, by kind of layer."""
+
 
 @cache
 def rounded_root(size: int, dtype: torch.dtype) -> float:
@@ -200,7 +203,7 @@ class Transformer(nn.Module):
             for cache, tokens in needed.items():
                 cache.reserve(tokens)
             hidden = self.body(
-                self._inputs(segments), torch.cat(positions), self._flags(denoise)[:, None],
+                self._inputs(segments), self.ropes(torch.cat(positions)), self._flags(denoise)[:, None],
                 SegmentAttention(segments, self.config, self.ops),
                 self._flags(heard) if any(segment.quiet for segment in segments) else None,
             )  # fmt: skip
@@ -259,20 +262,21 @@ class Transformer(nn.Module):
         """√D as the model's dtype holds it; a plain number, so that nothing is copied to a device for it."""
         return rounded_root(self.config.hidden_size, self.dtype)
 
-    def body(
-        self, x: Tensor, positions: Tensor, denoise: Tensor, attend: Attend, heard: Tensor | None = None
-    ) -> Tensor:
-        """All layers and the final norm: x [N, D], positions [N], denoise [N, 1] bool (which layer scalar).
+    def body(self, x: Tensor, ropes: Ropes, denoise: Tensor, attend: Attend, heard: Tensor | None = None) -> Tensor:
+        """All layers and the final norm: x [N, D], ropes of its positions, denoise [N, 1] bool (which layer scalar).
 
         heard [N] bool: only these tokens' hidden states are made; the others fill the caches.
         """
         step = stepper(x, attend, self.config, self.ops)
-        tables = {layer: self._rope(layer, positions) for layer in set(self.config.layers)}
         for index, (config, layer) in enumerate(zip(self.config.layers, self.layers, strict=True)):
-            done = None if step is None else step(x, index, cast(Layer, layer), tables[config])
+            done = None if step is None else step(x, index, cast(Layer, layer), ropes[config])
             wanted = heard if index == len(self.layers) - 1 else None
-            x = layer(x, index, tables[config], attend, denoise, wanted) if done is None else done
+            x = layer(x, index, ropes[config], attend, denoise, wanted) if done is None else done
         return self.ops.norm_for_products(x, self.norm.weight, self.config.rms_norm_eps) if x.shape[0] else x
+
+    def ropes(self, positions: Tensor) -> Ropes:
+        """Rotary tables of tokens at positions [N]."""
+        return {layer: self._rope(layer, positions) for layer in dict.fromkeys(self.config.layers)}
 
     def _rope(self, layer: LayerConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
         key = (layer.kind, layer.head_dim, positions.device)

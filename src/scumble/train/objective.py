@@ -57,7 +57,7 @@ def losses(
     with _router_balance(model) as balance:
         positions = torch.arange(longest, device=ids.device).repeat(ids.shape[0])
         context = ids[:, :longest].flatten()
-        hidden = model.body(model.embed(context), positions, _mode(context, False), encoded)
+        hidden = model.body(model.embed(context), model.ropes(positions), _mode(context, False), encoded)
         causal = _causal_loss(model, hidden, ids[:, :longest], lengths)
         denoise = torch.zeros((), device=ids.device)
         if not causal_only:
@@ -109,7 +109,7 @@ def _denoise(model: Transformer, noised: Noised, reader: DenoiseCanvases, soft: 
     rows, _, length = noised.ids.shape
     flat = noised.ids.flatten()
     positions = torch.cat([torch.arange(f, f + length, device=flat.device) for f in noised.first]).repeat(rows)
-    return model.body(model.condition(flat, soft), positions, _mode(flat, True), reader)
+    return model.body(model.condition(flat, soft), model.ropes(positions), _mode(flat, True), reader)
 
 
 def _mode(tokens: Tensor, denoise: bool) -> Tensor:

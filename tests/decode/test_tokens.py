@@ -95,3 +95,18 @@ def test_extreme_temperatures_stay_finite(temperature):
     logits = softcap(torch.randn(30) * 100, 30.0)
     chosen = choose(logits.expand(3, -1), [GenerationConfig(temperature=temperature)] * 3, UNIFORMS)
     assert all(0 <= token < 30 for token in chosen.tolist())
+
+
+def test_the_largest_uniform_draws_the_last_id_that_has_any_probability():
+    logits = torch.randn(3, 30, generator=torch.Generator().manual_seed(6))
+    logits[:, 20:] = float("-inf")
+    logits[1, 10:20] = -30.0
+    configs, uniforms = [GenerationConfig()] * 3, torch.full((3,), 1 - 2.0**-53, dtype=torch.float64)
+    assert choose(logits, configs, uniforms).tolist() == [19, 19, 19]
+    logits[1, 10:20] = -80.0  # less than a uniform can tell from nothing
+    assert choose(logits, configs, uniforms).tolist() == [19, 9, 19]
+
+
+def test_without_numbers_the_choice_is_an_id_all_the_same():
+    logits = torch.full((2, 30), float("nan"))
+    assert all(0 <= token < 30 for token in choose(logits, [GenerationConfig()] * 2, UNIFORMS[:2]).tolist())

@@ -46,24 +46,30 @@ def choose(logits: Tensor, how: TokenChoice, uniforms: Tensor) -> Tensor:
     """Ids [n] from logits [n, V]: greedy at temperature 0, else inverse CDF over ids in ascending order.
 
     top_k keeps the k best ids; top_p the fewest best ids whose probabilities sum to ≥ p. Both may be given.
-    uniforms [n] float64 in [0, 1).
+    uniforms [n] float64 in [0, 1). Probabilities are whole multiples of 2⁻⁶⁰: a card sums floats of one row in another
+    order than those of several, or in another order every time.
     """
     best = logits.argmax(-1)
     if not how.draws:
         return best
-    probabilities = torch.softmax(logits.double() / how.heat, dim=-1)
+    masses = _whole(torch.softmax(logits.double() / how.heat, dim=-1))
     if how.cuts:
-        ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+        ordered, order = masses.sort(dim=-1, descending=True, stable=True)
         rank = torch.arange(logits.shape[1], device=logits.device)
         before = ordered.cumsum(-1) - ordered  # the mass before an id, so the first always stays
-        keep = (rank < how.top_k) & (before < how.top_p)
-        probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered * keep)
-    cumulative = probabilities.cumsum(-1)
-    beyond = cumulative > uniforms[:, None] * cumulative[:, -1:]
-    # Rounding may leave no id beyond the target; then the last id with any probability is the answer.
-    last = logits.shape[1] - 1 - (probabilities > 0).flip(-1).int().argmax(-1)
-    drawn = torch.where(beyond.any(-1), beyond.int().argmax(-1), last)
+        keep = (rank < how.top_k) & (before < how.top_p * WHOLE)
+        masses = torch.zeros_like(masses).scatter(-1, order, ordered * keep)
+    cumulative = masses.cumsum(-1)
+    passed = cumulative <= uniforms[:, None] * cumulative[:, -1:]  # never all of them: 1 - 2⁻⁵³ of a float is less
+    drawn = passed.sum(-1).clamp_max(logits.shape[1] - 1)  # unless there are no numbers in the logits
     return torch.where(how.is_greedy, best, drawn)
+
+
+WHOLE = 2.0**60
+
+
+def _whole(probabilities: Tensor) -> Tensor:
+    return (probabilities * WHOLE).round().long()
 
 
 def token_logprobs(model: Transformer, hidden: Tensor, ids: Tensor, alternatives: int) -> tuple[TokenLogprobs, ...]:

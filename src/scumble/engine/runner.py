@@ -103,10 +103,10 @@ class Runner:
                 return False
             if 0 in wants.restriction.allowed:
                 return False
-            tokens.append(ids.to(self.model.device))
+            tokens.append(int(ids))
             caches.append(cache)
             uniforms.append(work.row.uniform(wants.index))
-        how = TokenChoice.of([work.row.request.config for work in works], self.model.device)
+        how = TokenChoice.of([work.row.request.config for work in works], torch.device("cpu"))
         done = self.replays.step(Asked(tokens, caches, how, uniforms))
         if done is None:
             return False

@@ -228,12 +228,20 @@ class StaticPass:
 
 @dataclass(frozen=True)
 class Asked:
-    """What steps of S rows take. tokens: the last id [1] of each; uniforms: one a row, to choose the next with."""
+    """What steps of S rows take, on the host. tokens: the last id of each row; uniforms: to choose the next with."""
 
-    tokens: Sequence[Tensor]
+    tokens: Sequence[int]
     caches: Sequence[Cache]
     how: TokenChoice
     uniforms: Sequence[float]
+
+    @property
+    def numbers(self) -> Tensor:
+        """All of it [7, S] float64, which holds ids and lengths as they are: what goes to the card goes in one copy."""
+        ids, lengths = (torch.tensor(own).double() for own in (self.tokens, [cache.length for cache in self.caches]))
+        uniforms = torch.tensor(self.uniforms, dtype=torch.float64)
+        how = self.how.heat, self.how.top_k, self.how.top_p, self.how.is_greedy[:, None].double()
+        return torch.stack((ids, lengths, uniforms, *(own[:, 0] for own in how)))
 
 
 class StaticStep:
@@ -241,12 +249,9 @@ class StaticStep:
     which ways of choosing."""
 
     def __init__(self, model: Transformer, arena: Arena, like: Asked):
-        self.model, self.arena = model, arena
+        self.model, self.arena, self.like = model, arena, like.how
         rows, device = len(like.tokens), model.device
-        self.how = replace(like.how, **{name: part.clone() for name, part in tensors_of(like.how).items()})
-        self.ids = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.lengths = torch.zeros_like(self.ids)
-        self.uniforms = torch.zeros(rows, dtype=torch.float64, device=device)
+        self.numbers = torch.zeros(7, rows, dtype=torch.float64, device=device)
         self.denoise = torch.zeros(rows, 1, dtype=torch.bool, device=device)
         self.tables = {kind: arena.tables(kind)[:rows].contiguous() for kind in (False, True)}
 
@@ -254,19 +259,18 @@ class StaticStep:
         """The contexts come into the arena."""
         for place, cache in enumerate(inputs.caches):
             self.arena.load(place, cache, self.model.config)
-        self.ids.copy_(torch.cat(list(inputs.tokens)))
-        self.lengths.copy_(torch.tensor([cache.length for cache in inputs.caches]))
-        self.uniforms.copy_(torch.tensor(inputs.uniforms, dtype=torch.float64))
-        for there, new in zip(tensors(self.how), tensors(inputs.how), strict=True):
-            there.copy_(new)
+        self.numbers.copy_(inputs.numbers)
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """Hidden states [S, D]; the next ids [S], and whether all logits are finite: [2, S] int64."""
-        places = Places.behind(self.model, self.arena, self.tables, self.lengths, 1)
+        ids, lengths, uniforms, *ways = self.numbers
+        heat, top_k, top_p, is_greedy = (own[:, None] for own in ways)
+        how = replace(self.like, heat=heat, top_k=top_k, top_p=top_p, is_greedy=is_greedy[:, 0] > 0)
+        places = Places.behind(self.model, self.arena, self.tables, lengths.long(), 1)
         attend = PagedAttention(self.model, self.arena, places)
-        hidden = self.model.body(self.model.embed(self.ids), places.ropes, self.denoise, attend)
+        hidden = self.model.body(self.model.embed(ids.long()), places.ropes, self.denoise, attend)
         logits = self.model.logits(hidden)
-        return hidden, torch.stack((choose(logits, self.how, self.uniforms), logits.amax(-1).isfinite()))
+        return hidden, torch.stack((choose(logits, how, uniforms), logits.amax(-1).isfinite()))
 
 
 def template(slot: Slot) -> Slot:
@@ -286,7 +290,3 @@ def tensors(value: Any) -> Iterator[Tensor]:
     elif is_dataclass(value):
         for part in fields(value):
             yield from tensors(getattr(value, part.name))
-
-
-def tensors_of(value: TokenChoice) -> dict[str, Tensor]:
-    return {name: part for name, part in vars(value).items() if isinstance(part, Tensor)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -132,13 +133,16 @@ def _vocabulary() -> None:
     vocab.vocab_head(hidden, embedding, VocabQuery(heat, uniforms=uniforms, want_soft=True), cap=30.0)
     vocab.vocab_head(hidden, embedding, VocabQuery(heat, uniforms=uniforms), cap=30.0)  # the last pass of a canvas
     linear.linear(activations.for_format(hidden, "plain"), weight("plain", VOCABULARY, HIDDEN))  # all logits of steps
-    _classes(hidden, embedding, heat)
     allowed = empty(n, VOCABULARY, dtype=torch.bool)
+    vocab.vocab_head(hidden, embedding, VocabQuery(heat, allowed, uniforms, want_soft=True), cap=30.0)
+    for mask in (None, allowed):
+        for soft in (False, True):
+            _classes(hidden, embedding, VocabQuery(heat, mask, want_soft=soft))
     vocab.vocab_head(hidden, embedding, VocabQuery(heat, allowed, uniforms, top=5, targets=targets), cap=30.0)
 
 
-def _classes(hidden: torch.Tensor, embedding: torch.Tensor, heat: torch.Tensor) -> None:
-    """For a structure: up to what the host reads, and the logits of a draw."""
+def _classes(hidden: torch.Tensor, embedding: torch.Tensor, query: VocabQuery) -> None:
+    """For a structure as well: up to what the host reads, and the logits of a draw."""
 
     def finish(own: vocab_classes.CardClasses) -> None:
         own.joined()
@@ -146,7 +150,7 @@ def _classes(hidden: torch.Tensor, embedding: torch.Tensor, heat: torch.Tensor) 
 
     classified = Classified(TokenClasses(np.arange(VOCABULARY) % 100, 100), 0, CANVAS)
     with patch.object(vocab_classes.CardClasses, "finish", finish):
-        vocab.vocab_head(hidden, embedding, VocabQuery(heat, classes=[classified]), cap=30.0)
+        vocab.vocab_head(hidden, embedding, replace(query, classes=[classified]), cap=30.0)
 
 
 def _experts(format: str, kind: str) -> None:

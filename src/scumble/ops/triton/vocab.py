@@ -28,11 +28,12 @@ MASKED = 1
 @triton.jit
 def logits(
     h, embedding, r, live, ids, V, allowed, MASK_ROW, cap, temperature,
-    D: tl.constexpr, MASK: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr, BK: tl.constexpr,
+    D: tl.constexpr, MASK: tl.constexpr, RUN: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """z [BV, BM] float32 of positions r [BM] (live or not) and ids [BV]; -inf beyond V and where not allowed.
 
-    allowed: bits, 32 ids a word, MASK_ROW words a position. Products are rounded to h's dtype, as the reference's.
+    allowed: bits, 32 ids a word, MASK_ROW words a position. RUN: ids follow each other, the first a multiple of 32.
+    Products are rounded to h's dtype, as the reference's.
     """
     total = tl.zeros((BV, BM), tl.float32)
     k = tl.arange(0, BK)
@@ -47,10 +48,15 @@ def logits(
     z = (1.0 - 2.0 / (tl.exp(2.0 * z) + 1.0)) * cap  # cap · tanh(z / cap)
     z = z / tl.load(temperature + r, mask=live, other=1.0)[None, :]
     ok = (ids < V)[:, None]
-    if MASK:
-        word = tl.load(
-            allowed + r.to(tl.int64)[None, :] * MASK_ROW + (ids // 32)[:, None], mask=ok & live[None, :], other=0
-        )
+    if MASK and RUN:  # a word is read once for its 32 ids: one load an id needs more registers than there are
+        w = tl.min(ids, 0) // 32 + tl.arange(0, BV // 32)
+        at = allowed + r.to(tl.int64)[None, :] * MASK_ROW + w[:, None]
+        word = tl.load(at, mask=(w * 32 < V)[:, None] & live[None, :], other=0)
+        bits = tl.broadcast_to(word[:, None, :], (BV // 32, 32, BM)) >> tl.arange(0, 32)[None, :, None]
+        ok = ok & (tl.reshape(bits & 1, (BV, BM)) != 0)
+    elif MASK:
+        at = allowed + r.to(tl.int64)[None, :] * MASK_ROW + (ids // 32)[:, None]
+        word = tl.load(at, mask=ok & live[None, :], other=0)
         ok = ok & (((word >> (ids % 32)[:, None]) & 1) != 0)
     return tl.where(ok, z, float("-inf"))
 
@@ -67,9 +73,11 @@ def _vocab(
     live = r < N
     local = tl.program_id(1) * BV + tl.arange(0, BV)
     ids = FIRST + local
-    z = logits(h, embedding, r, live, ids, V, allowed, MASK_ROW, cap, temperature, D, MASK, BM, BV, BK)
+    z = logits(h, embedding, r, live, ids, V, allowed, MASK_ROW, cap, temperature, D, MASK, True, BM, BV, BK)
+    block = tl.program_id(0).to(tl.int64) * BM * CHUNK  # numbers in between fit 32 bits, and then the registers
+    within = tl.arange(0, BM)[None, :] * CHUNK + local[:, None]
     if KEPT:
-        tl.store(kept + r.to(tl.int64)[None, :] * CHUNK + local[:, None], z, mask=live[None, :])
+        tl.store(kept + block + within, z, mask=live[None, :])
     peak = tl.max(z, 0)
     best = tl.min(tl.where(z == peak[None, :], ids[:, None], 2147483647), 0)
     below = z - tl.where(peak == float("-inf"), 0.0, peak)[None, :]
@@ -80,8 +88,7 @@ def _vocab(
     tl.store(energies + at, tl.sum(tl.where(weight > 0.0, weight * below, 0.0), 0), mask=live)
     tl.store(bests + at, best, mask=live)
     if WEIGHTS:
-        at = weights + r.to(tl.int64)[None, :] * CHUNK + local[:, None]
-        tl.store(at, weight.to(weights.dtype.element_ty), mask=live[None, :])
+        tl.store(weights + block + within, weight.to(weights.dtype.element_ty), mask=live[None, :])
 
 
 @triton.jit(do_not_specialize_on_alignment=["uniforms"])
@@ -150,7 +157,7 @@ def _pick(
     r = row + tl.zeros((COLUMNS,), tl.int32)  # the tensor core takes no single column; one of these counts
     only = tl.arange(0, COLUMNS) == 0
     ids = tl.load(tiles + row) * BV + tl.arange(0, BV)
-    z = logits(h, embedding, r, only, ids, V, allowed, MASK_ROW, cap, temperature, D, MASK, COLUMNS, BV, BK)
+    z = logits(h, embedding, r, only, ids, V, allowed, MASK_ROW, cap, temperature, D, MASK, True, COLUMNS, BV, BK)
     own = tl.sum(tl.where(only[None, :], z, 0.0), 1)
     weight = tl.exp(own.to(tl.float64) - tl.load(peaks + row))
     beyond = tl.cumsum(weight, 0) > tl.load(rest + row)
@@ -169,7 +176,7 @@ def _again(
     r = row + tl.zeros((COLUMNS,), tl.int32)
     only = tl.arange(0, COLUMNS) == 0
     ids = tl.load(tiles + row * COUNT + which) * BV + tl.arange(0, BV)
-    z = logits(h, embedding, r, only, ids, V, allowed, MASK_ROW, cap, temperature, D, MASK, COLUMNS, BV, BK)
+    z = logits(h, embedding, r, only, ids, V, allowed, MASK_ROW, cap, temperature, D, MASK, True, COLUMNS, BV, BK)
     at = (row.to(tl.int64) * COUNT + which) * BV + tl.arange(0, BV)
     tl.store(out + at, tl.sum(tl.where(only[None, :], z, 0.0), 1))
 
@@ -186,7 +193,7 @@ def _members(
     i = tl.program_id(1) * BV + tl.arange(0, BV)
     own = tl.load(ids + which * COUNT + i, mask=i < COUNT, other=-1)
     own = tl.where(own < 0, V, own)  # beyond the vocabulary
-    z = logits(h, embedding, r, only, own, V, allowed, MASK_ROW, cap, temperature, D, MASK, COLUMNS, BV, BK)
+    z = logits(h, embedding, r, only, own, V, allowed, MASK_ROW, cap, temperature, D, MASK, False, COLUMNS, BV, BK)
     tl.store(out + which * COUNT + i, tl.sum(tl.where(only[None, :], z, 0.0), 1), mask=i < COUNT)
 
 

@@ -35,6 +35,12 @@ class Tiles:
     def __getitem__(self, name: str) -> int:
         return self.sizes[name]
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the compiler is told. Contracting a·b + c into one rounding would give other bits than the reference,
+        and its default is to change."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": False}
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -89,8 +95,7 @@ def launch(name: str, kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, 
     if device.type == "cuda" and device.index not in (None, torch.cuda.current_device()):
         with torch.cuda.device(device):  # Triton launches on the current one
             return launch(name, kernel, grid, arguments, **constants)
-    # Contracting a·b + c into one rounding would give other bits than the reference, and its default is to change.
-    kernel[grid](*arguments, **constants, num_warps=tiles.warps, num_stages=tiles.stages, enable_fp_fusion=False)
+    kernel[grid](*arguments, **constants, **tiles.options)
 
 
 def tiles_for(name: str, device: torch.device) -> Tiles:

@@ -9,6 +9,7 @@ unequal lengths. Results are the same, bit for bit.
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ _eager: ContextVar[bool] = ContextVar("eager", default=False)
 ROWS = 8  # with more, a card has enough to do while the host launches the next operation
 BUCKETS = (1024, 4096, 16_384, 65_536, 262_144)  # tokens of context
 STEPS = 64  # temperatures are held for a multiple of so many passes
-KEPT = 16  # graphs
+KEPT = 32  # graphs: eight numbers of rows, with and without soft embeddings, and as many of steps
 SHARE = 0.25  # of the free memory, for an arena; caches may take half, and the tensors of a pass need some
 
 
@@ -65,6 +66,7 @@ class Replays:
         self.passes: dict[Key, tuple[Static, Callable[[], Any]]] = {}
         self.seen: Counter[Key] = Counter()
         self.arena: Arena | None = None
+        self.limit = math.inf  # an arena of so many bytes has been too large
         self.graphs: Graphs | None = None
         self.is_off = not model.ops.attends_pages
 
@@ -129,16 +131,20 @@ class Replays:
             if arena is None:
                 return None
             if key not in self.passes:
-                if len(self.passes) == KEPT:
+                if len(self.passes) == KEPT:  # the one that was used longest ago
                     del self.passes[next(iter(self.passes))]
                 static = make(arena)
                 static.take(inputs)
                 self.passes[key] = static, self._captured(static)
             else:
+                self.passes[key] = self.passes.pop(key)
                 self.passes[key][0].take(inputs)
             return self.passes[key][1]()
         except torch.OutOfMemoryError:
             log.warning("no memory for captured passes of %d rows and %d tokens of context", rows, bucket)
+            self.limit = self._nbytes(rows, bucket) if self.arena is None else self.arena.size
+            self.forget()
+            return None
         except Exception:  # whatever a driver says: the pass runs as ever
             log.exception("passes are not captured any more")
         self.forget()
@@ -154,19 +160,24 @@ class Replays:
         return self.graphs.captured(static)
 
     def _room(self, rows: int, bucket: int) -> Arena | None:
-        """The arena, for so many rows of such a context; None: there is no memory for it."""
-        arena, canvas = self.arena, self.model.config.canvas_length
+        """The arena, for so many rows of such a context; None: there is no memory for it. One that is too small goes on
+        serving smaller passes then."""
+        arena = self.arena
         if arena is not None and arena.bucket >= bucket and arena.rows >= rows:
             return arena
+        rows = ROWS if rows > 1 or (arena is not None and arena.rows > 1) else 1
+        wanted, there = self._nbytes(rows, bucket), 0 if arena is None else arena.size
+        room = available(self.model.device) if self.model.device.type == "cuda" else None
+        if wanted >= self.limit or (room is not None and wanted > SHARE * (room.bytes + there)):
+            return None
         self.forget()
-        rows = rows if rows == 1 else ROWS
-        if self.model.device.type == "cuda":
-            wanted = Arena.nbytes(self.model.config, rows, bucket, canvas, self.model.dtype.itemsize)
-            room = available(self.model.device)
-            if room is not None and wanted > SHARE * room.bytes:
-                return None
-        self.arena = Arena(self.model, rows, bucket, canvas)
+        self.arena = Arena(self.model, rows, bucket, self.model.config.canvas_length)
         return self.arena
+
+    def _nbytes(self, rows: int, bucket: int) -> int:
+        """Of an arena."""
+        config = self.model.config
+        return Arena.nbytes(config, rows, bucket, config.canvas_length, self.model.dtype.itemsize)
 
 
 def fits(slots: Slots) -> bool:

@@ -38,7 +38,7 @@ class Arena:
     canvas need; in a sliding layer as many as its window does, used in turn."""
 
     def __init__(self, model: Transformer, rows: int, bucket: int, canvas: int):
-        self.bucket, self.rows, self.canvas = bucket, rows, canvas
+        self.bucket, self.rows = bucket, rows
         seen = model.config.sliding_window - 1 + canvas
         self.each = {False: -(-(bucket + canvas) // PAGE), True: -(-seen // PAGE) + 1}  # pages a row; sliding or not
         self.layers: list[tuple[Tensor, Tensor]] = []
@@ -46,6 +46,7 @@ class Arena:
             shape = rows * self.each[layer.is_sliding] * PAGE, layer.num_key_value_heads, layer.head_dim
             pair = [torch.empty(shape, dtype=model.dtype, device=model.device) for _ in range(2)]
             self.layers.append((pair[0], pair[1]))
+        self.size = sum(part.nbytes for pair in self.layers for part in pair)
         self.sliding = [layer.is_sliding for layer in model.config.layers]
         self.held: dict[int, tuple[ref[Cache], int]] = {}  # by place: whose context lies there, and how long it is
         self.behind: dict[int, int] = {}  # by place: how long that cache is without what it has yet to take up

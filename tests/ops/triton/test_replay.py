@@ -7,6 +7,7 @@ that pass is checked on a card (benchmarks/gpu_day.py, and ops/triton/selfcheck.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -149,16 +150,30 @@ def test_what_needs_the_host_is_not_replayed() -> None:
         assert replay.fits(made.runner.denoiser.together(made.scheduler.running)) == is_fit
 
 
-def test_without_memory_passes_run_as_ever(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    def no_memory(*arguments):
-        raise torch.OutOfMemoryError("no memory")
+def test_without_memory_passes_run_as_ever_and_it_is_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class TooLarge(static_pass.Arena):
+        def __init__(self, *arguments):
+            raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(replay, "Arena", no_memory)
+    monkeypatch.setattr(replay, "Arena", TooLarge)
     made, config = engine(), replace(ROWS[0], max_new_tokens=4, max_denoising_steps=3)
     found = run(made, asked(config))[0]["ids"]
-    assert made.runner.replays.is_off
-    assert "no memory for captured passes of 1 rows" in caplog.text
+    assert not made.runner.replays.passes
+    assert caplog.text.count("no memory for captured passes of 1 rows") == 1
     assert found == run(engine(is_off=True), asked(config))[0]["ids"]
+
+
+def test_where_a_larger_arena_has_no_room_the_smaller_one_stays() -> None:
+    replays = engine().runner.replays
+    small = replays._room(1, 16)
+    replays.limit = small.size + 1
+    assert replays._room(1, 1024) is None
+    assert replays._room(8, 16) is None
+    assert replays._room(1, 16) is small
+    replays.limit = math.inf
+    assert (replays._room(8, 16).rows, replays._room(1, 1024).rows) == (8, 8), "what fits several rows goes on doing so"
 
 
 class Streams:

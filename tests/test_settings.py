@@ -92,3 +92,14 @@ def test_a_stop_string_is_valid_unicode():
         with pytest.raises(InvalidRequest, match=r"stop must be a string or a list of strings, none of them empty"):
             GenerationConfig(stop=stop)
     assert GenerationConfig(stop="\U0001f642").stop == ("\U0001f642",)
+
+
+@pytest.mark.parametrize("top_k", [0, -1])
+def test_no_limit_on_the_best_tokens_is_the_same_as_none_given(top_k):
+    assert GenerationConfig(top_k=top_k) == GenerationConfig()
+    assert GenerationConfig(top_k=top_k, decoder="diffusion").without_effect() == []
+
+
+def test_what_is_no_number_is_refused_where_0_means_no_limit():
+    with pytest.raises(InvalidRequest, match=r"top_k must be a whole number in 1 … 2147483647 \(0 or -1: no limit\)"):
+        GenerationConfig(top_k=False)

@@ -42,20 +42,24 @@ class Values(Protocol):
 
 @dataclass(frozen=True)
 class Whole:
-    """Whole numbers low … high, and the one other value `also`, if there is one."""
+    """Whole numbers low … high; the one other value `also`, if there is one; no_limit: numbers that mean unset."""
 
     low: int
     high: int
     also: str | None = None
+    no_limit: tuple[int, ...] = ()
 
     @property
     def allowed(self) -> str:
-        return f"a whole number in {self.low} … {self.high}" + (f" or {self.also!r}" if self.also else "")
+        unlimited = f" ({' or '.join(map(str, self.no_limit))}: no limit)" if self.no_limit else ""
+        return f"a whole number in {self.low} … {self.high}" + (f" or {self.also!r}" if self.also else "") + unlimited
 
     def holds(self, value: Any) -> bool:
         if isinstance(value, str):
             return self.also is not None and value == self.also
-        return isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
+        if not isinstance(value, int) or isinstance(value, bool):
+            return False
+        return self.low <= value <= self.high or value in self.no_limit
 
 
 @dataclass(frozen=True)
@@ -280,7 +284,10 @@ class GenerationConfig:
         "text without it; what reads better goes on. Not where positions are pinned.",
     )
     top_k: int | None = _row(
-        Whole(1, 2**31 - 1), None, "Autoregressive: only the k best tokens.", decoder="autoregressive"
+        Whole(1, 2**31 - 1, no_limit=(0, -1)),
+        None,
+        "Autoregressive: only the k best tokens.",
+        decoder="autoregressive",
     )
     top_p: float | None = _row(
         Real(0, 1, above=True), None, "Autoregressive: only the best tokens of this total.", decoder="autoregressive"
@@ -312,6 +319,8 @@ class GenerationConfig:
                 raise InvalidRequest(f"{name} must be {row.values.allowed}, found {shown(value)}")
             if isinstance(row.values, Texts) and value is not None:
                 value = (value,) if isinstance(value, str) else tuple(value)
+            if isinstance(row.values, Whole) and value in row.values.no_limit:
+                value = None
             object.__setattr__(self, name, value)
         if self.t_min is not None and self.t_max is not None and self.t_min > self.t_max:
             raise InvalidRequest(f"t_min must be ≤ t_max ({self.t_max}), found {self.t_min}")

@@ -198,6 +198,14 @@ def test_what_cannot_apply_is_named(client):
     assert answer.parse().choices[0].scumble["not_applied"] == named
 
 
+@pytest.mark.parametrize("decoder", ["diffusion", "autoregressive"])
+def test_no_limit_on_the_best_tokens_changes_nothing(client, decoder):
+    asked = {**SHORT, "decoder": decoder}
+    plain, unlimited = (chat(client, extra_body=body).choices[0] for body in (asked, {**asked, "top_k": -1}))
+    assert unlimited.message.content == plain.message.content
+    assert "top_k not applied" not in unlimited.scumble.get("not_applied", [])
+
+
 @pytest.mark.parametrize(
     ("name", "value", "neutral"),
     [

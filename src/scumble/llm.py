@@ -159,9 +159,14 @@ class LLM(Asking):
         return filling.fill(self, template, config)
 
     def edit(
-        self, text: str, instruction: str | None = None, *, region: tuple[int, int] | None = None,
-        strength: float = 0.5, config: GenerationConfig | None = None,
-    ) -> Edit:  # fmt: skip
+        self,
+        text: str,
+        instruction: str | None = None,
+        *,
+        region: tuple[int, int] | None = None,
+        strength: float = 0.5,
+        config: GenerationConfig | None = None,
+    ) -> Edit:
         """Write a region of a text anew, starting from what stands there. See `editing.edit`."""
         return editing.edit(self, text, instruction, region=region, strength=strength, config=config)
 

@@ -56,9 +56,14 @@ class Progress:
 
 
 def convert(
-    source: Path, out: Path, form: str, group: int = 32, keep: Sequence[str] = (), calibrate: Path | None = None,
+    source: Path,
+    out: Path,
+    form: str,
+    group: int = 32,
+    keep: Sequence[str] = (),
+    calibrate: Path | None = None,
     tokens: int = TOKENS,
-) -> Generator[Progress, None, None]:  # fmt: skip
+) -> Generator[Progress, None, None]:
     """Write `source` (a folder or GGUF file) to the folder `out` in `form`. Yields after every file that is done.
 
     group: numbers that share a scale (int4). keep: parts of module names that stay in bfloat16, beside KEPT.
@@ -174,9 +179,13 @@ def _begin(work: Path, state: dict[str, Any]) -> None:
 
 
 def finish(
-    work: Path, found: Contents, source: Path, settings: dict[str, Any], parts: dict[str, list[Piece]],
+    work: Path,
+    found: Contents,
+    source: Path,
+    settings: dict[str, Any],
+    parts: dict[str, list[Piece]],
     names: dict[str, str],
-) -> None:  # fmt: skip
+) -> None:
     """Everything beside the weights."""
     weight_map = {slot.key: names[part] for part, pieces in parts.items() for piece in pieces for slot in piece.slots}
     total = sum(slot.nbytes for pieces in parts.values() for piece in pieces for slot in piece.slots)

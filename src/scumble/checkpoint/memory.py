@@ -38,9 +38,13 @@ class Available:
 
 
 def needed(
-    config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], form: str | torch.dtype, on_card: bool = False,
-    packs: bool = False, cache: CacheFormat | None = None,
-) -> int:  # fmt: skip
+    config: ModelConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    form: str | torch.dtype,
+    on_card: bool = False,
+    packs: bool = False,
+    cache: CacheFormat | None = None,
+) -> int:
     """Bytes for a model of these weights in a format, ready to work on CONTEXT tokens.
 
     packs: the operations lay weights out anew; of those in bfloat16 only the table is then there twice. cache: the
@@ -91,9 +95,12 @@ def _largest_layer(shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def kv_bytes(
-    config: ModelConfig, tokens: int, number: int, form: CacheFormat | None = None,
+    config: ModelConfig,
+    tokens: int,
+    number: int,
+    form: CacheFormat | None = None,
     layers: Sequence[LayerConfig] | None = None,
-) -> int:  # fmt: skip
+) -> int:
     """Bytes of the KV cache of one text of so many tokens, in all layers or in some. Sliding ones keep their window.
 
     number: bytes of a number of the model's dtype; form: of a cache in eight bits."""

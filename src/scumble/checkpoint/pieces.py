@@ -78,9 +78,15 @@ def _pieces(name: str, entry: Entry, how: Packing, kept: Sequence[str], left: li
 
 
 def _piece(
-    module: str, rows: int, columns: int, entry: Entry, part: tuple[int, int, int] | None, how: Packing,
-    kept: Sequence[str], left: list[str],
-) -> Piece:  # fmt: skip
+    module: str,
+    rows: int,
+    columns: int,
+    entry: Entry,
+    part: tuple[int, int, int] | None,
+    how: Packing,
+    kept: Sequence[str],
+    left: list[str],
+) -> Piece:
     whole = columns % how.group == 0
     if whole and not any(word in module for word in kept):
         return Piece(how.slots(module, rows, columns), entry, module, part)

@@ -34,10 +34,14 @@ def edit(
     instruction: Annotated[str | None, typer.Option(help="What to do, in words.")] = None,
     strength: Annotated[float, typer.Option(help="Share of the region that starts as noise.", min=0, max=1)] = 0.5,
     write: Annotated[bool, typer.Option("--write", help="Write the file; a diff is printed either way.")] = False,
-    model: o.Model = None, dtype: o.Dtype = "auto", device: o.Device = "auto", cache_dtype: o.CacheDtype = None,
+    model: o.Model = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    cache_dtype: o.CacheDtype = None,
     as_json: Json = False,
-    *, settings: Mapping[str, Any],
-) -> None:  # fmt: skip
+    *,
+    settings: Mapping[str, Any],
+) -> None:
     """Write a region of a text anew, starting from what stands there. Prints what changed."""
     text = text_of(file)
     if write and file == "-":

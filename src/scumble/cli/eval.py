@@ -137,9 +137,13 @@ def eval(
 
 
 def _check_sweep(
-    plan: Plan, sweep: Path | None, plot: Path | None, grid: list[str] | None, metric: str | None,
+    plan: Plan,
+    sweep: Path | None,
+    plot: Path | None,
+    grid: list[str] | None,
+    metric: str | None,
     decoder: list[str] | None,
-) -> None:  # fmt: skip
+) -> None:
     if plot is not None and sweep is None:
         raise InvalidRequest("--plot draws a sweep; give --sweep FILE too")
     if grid and sweep is None:
@@ -193,9 +197,16 @@ def _evaluate(llm: LLM, plan: Plan, answers: Path | None, as_json: bool, console
 
 
 def _sweep(
-    llm: LLM, plan: Plan, grid: Grid, metric: str | None, target: Path, plot: Path | None, answers: Path | None,
-    as_json: bool, console: Console,
-) -> None:  # fmt: skip
+    llm: LLM,
+    plan: Plan,
+    grid: Grid,
+    metric: str | None,
+    target: Path,
+    plot: Path | None,
+    answers: Path | None,
+    as_json: bool,
+    console: Console,
+) -> None:
     from scumble.evaluate.sweep import print_sweep, sweep
 
     with _Watching(console, answers) as watching:

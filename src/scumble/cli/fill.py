@@ -31,11 +31,15 @@ A hole is {{hole}} or {{hole:name max=12 regex=â€¦ | choices="a|b" | schema="{â€
 
 @o.setting_options("max_new_tokens", "seed", "temperature", "max_denoising_steps", "best_of", "decoder", "logprobs")
 def fill(
-    file: File = "-", model: o.Model = None,
-    dtype: o.Dtype = "auto", device: o.Device = "auto", cache_dtype: o.CacheDtype = None,
+    file: File = "-",
+    model: o.Model = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    cache_dtype: o.CacheDtype = None,
     as_json: Json = False,
-    *, settings: Mapping[str, Any],
-) -> None:  # fmt: skip
+    *,
+    settings: Mapping[str, Any],
+) -> None:
     """Fill the holes of a text; all else stays byte for byte."""
     if "logprobs" in settings and not as_json and not stdout_is_terminal():
         raise InvalidRequest("--logprobs is printed with --json, or as colours on a terminal; add --json")

@@ -95,9 +95,16 @@ def generate(
 
 
 def _run(
-    llm: LLM, prompt: str, request: Request, console: Console,
-    *, live: bool, as_json: bool, delay: float, around: tuple[str, str] | None,
-) -> None:  # fmt: skip
+    llm: LLM,
+    prompt: str,
+    request: Request,
+    console: Console,
+    *,
+    live: bool,
+    as_json: bool,
+    delay: float,
+    around: tuple[str, str] | None,
+) -> None:
     """around: what to print in front of the answer and behind it; None: the answer alone."""
     from scumble.cli.follow import INTERRUPTED, follow, print_summary
     from scumble.cli.screen import EchoScreen

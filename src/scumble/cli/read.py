@@ -34,10 +34,18 @@ def read(
     draws: Annotated[int, typer.Option(help="Draws of noise to average over.", min=1, max=1024)] = 1,
     seed: Annotated[int, typer.Option(help="Of the noise.", min=0)] = 0,
     temperature: Annotated[float, typer.Option(help="Divides log-probabilities, for calibration.")] = 1.0,
-    truth: Annotated[str | None, typer.Option(help="The field of a line that holds its right label; then accuracy, "
-                                                   "calibration error and the temperature that fits are told.")] = None,
-    model: o.Model = None, dtype: o.Dtype = "auto", device: o.Device = "auto", cache_dtype: o.CacheDtype = None,
-) -> None:  # fmt: skip
+    truth: Annotated[
+        str | None,
+        typer.Option(
+            help="The field of a line that holds its right label; then accuracy, "
+            "calibration error and the temperature that fits are told."
+        ),
+    ] = None,
+    model: o.Model = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    cache_dtype: o.CacheDtype = None,
+) -> None:
     """How probable each label is as the answer to a question about each text. In: JSON lines with "text"; out: the same
     lines with "probabilities" and "stderr"."""
     if not question:

@@ -24,10 +24,13 @@ Examples:
 
 
 def score(
-    file: File = "-", model: o.Model = None,
-    dtype: o.Dtype = "auto", device: o.Device = "auto", cache_dtype: o.CacheDtype = None,
+    file: File = "-",
+    model: o.Model = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    cache_dtype: o.CacheDtype = None,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """How probable a text is to the causal model, token by token: surprising tokens are red on a terminal."""
     text = text_of(file)
     console = error_console()

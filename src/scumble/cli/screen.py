@@ -98,9 +98,14 @@ class LiveScreen:
     """
 
     def __init__(
-        self, console: Console, view: CanvasView, prompt: str, passes_at_most: int, room: int,
+        self,
+        console: Console,
+        view: CanvasView,
+        prompt: str,
+        passes_at_most: int,
+        room: int,
         candidates: int = 1,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._console = console
         self._region = Region(console)
         self._view = view

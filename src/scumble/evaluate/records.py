@@ -44,9 +44,13 @@ class Record:
 
 
 def collect(
-    llm: LLM, task: Task, cases: Sequence[Case], variants: Sequence[Variant], seed: int,
+    llm: LLM,
+    task: Task,
+    cases: Sequence[Case],
+    variants: Sequence[Variant],
+    seed: int,
     said: Callable[[Record, int], None] = lambda record, place: None,
-) -> list[Record]:  # fmt: skip
+) -> list[Record]:
     """Answer and score the cases. Variants take turns at each case, and take turns to be first, so that a machine that
     is slow for a while slows all of them. The first case is answered once more than it counts, to warm up."""
     records = []

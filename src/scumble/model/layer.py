@@ -39,9 +39,14 @@ class Layer(nn.Module):
         self.register_buffer("encode_layer_scalar", torch.ones(1))
 
     def forward(
-        self, x: Tensor, index: int, rope: tuple[Tensor, Tensor], attend: Attend, denoise: Tensor,
+        self,
+        x: Tensor,
+        index: int,
+        rope: tuple[Tensor, Tensor],
+        attend: Attend,
+        denoise: Tensor,
         heard: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """x [N, D] -> [N, D]; with `heard` [N] bool, the result has only those tokens (the caches get all)."""
         ops, eps = self.ops, self.eps
         normed = ops.norm_for_products(x, self.input_layernorm.weight, eps)

@@ -96,9 +96,15 @@ class Ops(Protocol):
         ...
 
     def heads(
-        self, x: Tensor, projections: tuple[Product, Product, Product | None], norms: tuple[Tensor, Tensor],
-        rope: tuple[Tensor, Tensor], eps: float, to: Destination | None = None, heard: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        self,
+        x: Tensor,
+        projections: tuple[Product, Product, Product | None],
+        norms: tuple[Tensor, Tensor],
+        rope: tuple[Tensor, Tensor],
+        eps: float,
+        to: Destination | None = None,
+        heard: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """What attention is made of: queries [N, H, K], keys and values [N, G, K] of x [N, D].
 
         projections: of queries, keys, values (None: the raw keys are the values too). Queries and keys have `norm_rope`
@@ -114,9 +120,14 @@ class Ops(Protocol):
         ...
 
     def layer_tail(
-        self, h: Tensor, branches: tuple[Tensor, Tensor], weights: tuple[Tensor, Tensor, Tensor], denoise: Tensor,
-        scalars: tuple[Tensor, Tensor], eps: float,
-    ) -> Tensor:  # fmt: skip
+        self,
+        h: Tensor,
+        branches: tuple[Tensor, Tensor],
+        weights: tuple[Tensor, Tensor, Tensor],
+        denoise: Tensor,
+        scalars: tuple[Tensor, Tensor],
+        eps: float,
+    ) -> Tensor:
         """(h + norm(norm(dense)·w₁ + norm(mixed)·w₂)·w₃) · scalar; branches: dense and mixed [N, D].
 
         scalars: of denoised and of encoded tokens, [1] each; denoise [N, 1] bool says which.
@@ -190,9 +201,15 @@ class Ops(Protocol):
         ...
 
     def layer_step(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], rows: Sequence[StepRow], vectors: Sequence[Tensor],
-        matrices: Sequence[int | None], sizes: Sequence[int], eps: float,
-    ) -> Tensor:  # fmt: skip
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        rows: Sequence[StepRow],
+        vectors: Sequence[Tensor],
+        matrices: Sequence[int | None],
+        sizes: Sequence[int],
+        eps: float,
+    ) -> Tensor:
         """A whole layer on x [N, D], N ≤ few_tokens, encoded: the tokens of `rows`, which have caches of their own.
 
         The caches' keys and values take them up. vectors, matrices and sizes in the order of the native structures

@@ -50,9 +50,15 @@ class ReferenceOps:
         return self.geglu(gate(x), up(x))
 
     def heads(
-        self, x: Tensor, projections: tuple[Product, Product, Product | None], norms: tuple[Tensor, Tensor],
-        rope: tuple[Tensor, Tensor], eps: float, to: Destination | None = None, heard: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        self,
+        x: Tensor,
+        projections: tuple[Product, Product, Product | None],
+        norms: tuple[Tensor, Tensor],
+        rope: tuple[Tensor, Tensor],
+        eps: float,
+        to: Destination | None = None,
+        heard: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         def split(product: Product) -> Tensor:
             return product(x).unflatten(-1, (-1, norms[0].shape[0]))
 
@@ -79,9 +85,14 @@ class ReferenceOps:
         return h, self.norm_for_products(h, first, eps), self.norm_for_products(h, second, eps)
 
     def layer_tail(
-        self, h: Tensor, branches: tuple[Tensor, Tensor], weights: tuple[Tensor, Tensor, Tensor], denoise: Tensor,
-        scalars: tuple[Tensor, Tensor], eps: float,
-    ) -> Tensor:  # fmt: skip
+        self,
+        h: Tensor,
+        branches: tuple[Tensor, Tensor],
+        weights: tuple[Tensor, Tensor, Tensor],
+        denoise: Tensor,
+        scalars: tuple[Tensor, Tensor],
+        eps: float,
+    ) -> Tensor:
         both = self.rms_norm(branches[0], weights[0], eps) + self.rms_norm(branches[1], weights[1], eps)
         return self.add_norm(h, both, weights[2], eps, torch.where(denoise, *scalars))
 
@@ -104,9 +115,15 @@ class ReferenceOps:
         raise NotImplementedError("weights are read as they lie")
 
     def layer_step(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], rows: Sequence[StepRow], vectors: Sequence[Tensor],
-        matrices: Sequence[int | None], sizes: Sequence[int], eps: float,
-    ) -> Tensor:  # fmt: skip
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        rows: Sequence[StepRow],
+        vectors: Sequence[Tensor],
+        matrices: Sequence[int | None],
+        sizes: Sequence[int],
+        eps: float,
+    ) -> Tensor:
         raise NotImplementedError("layers run module by module")
 
     def pack_experts(self, gate_up: Tensor, down: Tensor, form: str | None = None) -> Any:

@@ -31,9 +31,15 @@ class TrainingOps(ReferenceOps):
         return out.transpose(1, 2)
 
     def head_loss(
-        self, rows: Tensor, matrix: Tensor, wanted: Tensor, weights: Tensor, cap: float, to_rows: Tensor,
+        self,
+        rows: Tensor,
+        matrix: Tensor,
+        wanted: Tensor,
+        weights: Tensor,
+        cap: float,
+        to_rows: Tensor,
         to_matrix: Tensor,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Σ weights · cross entropy(softcap(rows · matrixᵀ), wanted), a float64 scalar in nats, and its gradients.
 
         rows [n, D] and matrix [V, D] in one dtype, wanted [n, 1] int64, weights [n] float32. to_rows [n, D] is

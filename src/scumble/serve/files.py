@@ -74,9 +74,12 @@ async def upload(request: Request) -> dict[str, Any]:
 @router.get("/v1/files", summary="List files, the latest first")
 @scope("generate")
 async def list_files(
-    request: Request, limit: int = 10_000, after: str | None = None, order: Literal["asc", "desc"] = "desc",
+    request: Request,
+    limit: int = 10_000,
+    after: str | None = None,
+    order: Literal["asc", "desc"] = "desc",
     purpose: str | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     found = await asyncio.to_thread(files_of(service_of(request)).all, call_of(request).key_name)
     shown = [one.public() for one in found if purpose in (None, one.purpose)]
     return page(shown if order == "desc" else shown[::-1], limit, after)

@@ -72,10 +72,20 @@ class Batches:
     """
 
     def __init__(
-        self, documents: Documents, lengths: NDArray[np.int64], specials: Specials, *,
-        tokens: int, length: int, canvas: int, shortest_canvas: int = 0, prompt_share: float, seed: int,
-        infill: InfillTokens | None = None, docstring_end: Callable[[NDArray], int] = lambda ids: 0,
-    ):  # fmt: skip
+        self,
+        documents: Documents,
+        lengths: NDArray[np.int64],
+        specials: Specials,
+        *,
+        tokens: int,
+        length: int,
+        canvas: int,
+        shortest_canvas: int = 0,
+        prompt_share: float,
+        seed: int,
+        infill: InfillTokens | None = None,
+        docstring_end: Callable[[NDArray], int] = lambda ids: 0,
+    ):
         self.length, self.infill, self.docstring_end = length, infill, docstring_end
         self.documents, self.specials = documents, specials
         self.prompt_share, self.seed = prompt_share, seed

@@ -22,9 +22,17 @@ class Noised:
 
 
 def corrupt(
-    ids: Tensor, prompt: int, length: int, vocab: int, generator: torch.Generator, objective: Objective = PLAIN,
-    *, copies: int = 1, lengths: Tensor | None = None, drafts: Tensor | None = None,
-) -> Noised:  # fmt: skip
+    ids: Tensor,
+    prompt: int,
+    length: int,
+    vocab: int,
+    generator: torch.Generator,
+    objective: Objective = PLAIN,
+    *,
+    copies: int = 1,
+    lengths: Tensor | None = None,
+    drafts: Tensor | None = None,
+) -> Noised:
     """Cut rows [B, prompt + C·L] into canvases behind the prompt and replace tokens at random.
 
     objective.canvases: keep that many of the C canvases, chosen uniformly (the same for all rows of the batch).

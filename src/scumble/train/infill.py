@@ -89,9 +89,15 @@ def hole(body: NDArray, newline: NDArray[np.bool_], kind: Kind, rng: np.random.G
 
 
 def infill_rows(
-    bodies: list[NDArray], tokens: InfillTokens, bos: int, eos: int, length: int, kind: Kind, repair: bool,
+    bodies: list[NDArray],
+    tokens: InfillTokens,
+    bos: int,
+    eos: int,
+    length: int,
+    kind: Kind,
+    repair: bool,
     rng: np.random.Generator,
-) -> tuple[list[NDArray], int, list[NDArray]]:  # fmt: skip
+) -> tuple[list[NDArray], int, list[NDArray]]:
     """Rows of ids, each at most `length` long; the length of the prompt, which all share; and by row the damaged
     middle, of which there is nothing without `repair`.
 

@@ -102,9 +102,13 @@ def _device() -> torch.device:
 
 
 def _step(
-    model: Transformer, optimizer: torch.optim.Optimizer, batches: Batches, config: TrainConfig, progress: Progress,
+    model: Transformer,
+    optimizer: torch.optim.Optimizer,
+    batches: Batches,
+    config: TrainConfig,
+    progress: Progress,
     ranks: Ranks,
-) -> Report:  # fmt: skip
+) -> Report:
     started = time.perf_counter()
     turn = progress.step * ranks.world + ranks.rank
     own = config.objective
@@ -151,9 +155,13 @@ def task_mix(config: TrainConfig) -> Mix:
 
 
 def _losses(
-    model: Transformer, batch: Batch, config: TrainConfig, seed: int, causal_only: bool = False,
+    model: Transformer,
+    batch: Batch,
+    config: TrainConfig,
+    seed: int,
+    causal_only: bool = False,
     ops: TrainingOps | None = None,
-) -> Losses:  # fmt: skip
+) -> Losses:
     device = model.device
     generator = torch.Generator().manual_seed(seed)
     ids, sizes = torch.from_numpy(batch.ids).to(device), torch.from_numpy(batch.lengths).to(device)

@@ -30,9 +30,16 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, matrices: Iterable[Parameter], others: Iterable[dict[str, Any]], *,
-        lr: float, weight_decay: float, betas: tuple[float, float], eps: float = 1e-8, ranks: Ranks = ALONE,
-    ):  # fmt: skip
+        self,
+        matrices: Iterable[Parameter],
+        others: Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        weight_decay: float,
+        betas: tuple[float, float],
+        eps: float = 1e-8,
+        ranks: Ranks = ALONE,
+    ):
         self.ranks = ranks
         groups = [{"params": list(matrices), "orthogonal": True}, *others]
         defaults = {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps, "orthogonal": False}

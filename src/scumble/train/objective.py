@@ -44,9 +44,17 @@ class Losses:
 
 
 def losses(
-    model: Transformer, ids: Tensor, lengths: Tensor, prompt: int, canvas: int, objective: Objective,
-    generator: torch.Generator, causal_only: bool = False, copies: int = 1, drafts: Tensor | None = None,
-) -> Losses:  # fmt: skip
+    model: Transformer,
+    ids: Tensor,
+    lengths: Tensor,
+    prompt: int,
+    canvas: int,
+    objective: Objective,
+    generator: torch.Generator,
+    causal_only: bool = False,
+    copies: int = 1,
+    drafts: Tensor | None = None,
+) -> Losses:
     """Losses of a batch: ids [B, prompt + C·canvas], lengths [B] (real tokens, the end id included).
 
     copies: how often each canvas is noised; all copies share the encoding. drafts [B, C·canvas]: what canvases may hold
@@ -79,9 +87,16 @@ def _causal_loss(model: Transformer, hidden: Tensor, ids: Tensor, lengths: Tenso
 
 
 def _canvas_loss(
-    model: Transformer, ids: Tensor, lengths: Tensor, noised: Noised, length: int, encoded: EncodeRows,
-    objective: Objective, generator: torch.Generator, balance: _Balance,
-) -> Tensor:  # fmt: skip
+    model: Transformer,
+    ids: Tensor,
+    lengths: Tensor,
+    noised: Noised,
+    length: int,
+    encoded: EncodeRows,
+    objective: Objective,
+    generator: torch.Generator,
+    balance: _Balance,
+) -> Tensor:
     """Mean loss over every canvas position, pads too: behind the end id the answer is "pad", and must be sure."""
     reader = DenoiseCanvases(model.config, encoded, noised.first, length)
     soft = None

@@ -65,9 +65,12 @@ def identity(config: TrainConfig) -> dict[str, Any]:
 
 
 def export(
-    model: Transformer, config: TrainConfig, progress: Progress, validation: tuple[float, float],
+    model: Transformer,
+    config: TrainConfig,
+    progress: Progress,
+    validation: tuple[float, float],
     generation_config: dict[str, Any],
-) -> Path:  # fmt: skip
+) -> Path:
     """Write `model/`: bfloat16 weights in the released format, the tokenizer, and what the run did."""
     folder = Path(config.run.out) / "model"
     save_checkpoint(in_bfloat16(model), folder, generation_config=generation_config)

@@ -80,9 +80,14 @@ class CpuOps(ReferenceOps):
         return h, one, two
 
     def layer_tail(
-        self, h: Tensor, branches: tuple[Tensor, Tensor], weights: tuple[Tensor, Tensor, Tensor], denoise: Tensor,
-        scalars: tuple[Tensor, Tensor], eps: float,
-    ) -> Tensor:  # fmt: skip
+        self,
+        h: Tensor,
+        branches: tuple[Tensor, Tensor],
+        weights: tuple[Tensor, Tensor, Tensor],
+        denoise: Tensor,
+        scalars: tuple[Tensor, Tensor],
+        eps: float,
+    ) -> Tensor:
         out = torch.empty_like(h)
         self.lib.scumble_layer_tail(
             address(h), *map(address, branches), *map(address, weights), denoise.data_ptr(), *map(address, scalars),
@@ -137,9 +142,15 @@ class CpuOps(ReferenceOps):
         return weights, chosen, None
 
     def layer_step(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], rows: Sequence[StepRow], vectors: Sequence[Tensor],
-        matrices: Sequence[int | None], sizes: Sequence[int], eps: float,
-    ) -> Tensor:  # fmt: skip
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        rows: Sequence[StepRow],
+        vectors: Sequence[Tensor],
+        matrices: Sequence[int | None],
+        sizes: Sequence[int],
+        eps: float,
+    ) -> Tensor:
         out, numbers = torch.empty_like(x), LayerSizes(len(rows), *sizes)
         weights = LayerWeights(*map(address, vectors), *matrices)
         share = numbers.heads // numbers.groups

@@ -54,9 +54,15 @@ class CpuTraining(TrainingOps):
         return chains.attention(self.lib, queries, keys, values, window)
 
     def head_loss(
-        self, rows: Tensor, matrix: Tensor, wanted: Tensor, weights: Tensor, cap: float, to_rows: Tensor,
+        self,
+        rows: Tensor,
+        matrix: Tensor,
+        wanted: Tensor,
+        weights: Tensor,
+        cap: float,
+        to_rows: Tensor,
         to_matrix: Tensor,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         if not 0 < cap <= chains.LARGEST_CAP:
             return super().head_loss(rows, matrix, wanted, weights, cap, to_rows, to_matrix)
         grad = rows.new_empty(rows.shape[0], matrix.shape[0])

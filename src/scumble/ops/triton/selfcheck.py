@@ -159,6 +159,14 @@ def _cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "scumble" / "triton"
 
 
+def _driver() -> str:
+    """What the kernel says of NVIDIA's driver, which torch does not tell; empty where it says nothing."""
+    try:
+        return Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+
+
 def _fingerprint(device: torch.device, dtype: torch.dtype, config: ModelConfig) -> str:
     """Of all that a verdict depends on."""
     digest = hashlib.sha256()
@@ -166,6 +174,5 @@ def _fingerprint(device: torch.device, dtype: torch.dtype, config: ModelConfig) 
         if path.suffix in (".py", ".toml"):
             digest.update(path.read_bytes())
     card = torch.cuda.get_device_properties(device) if device.type == "cuda" else "none"
-    driver = torch._C._cuda_getDriverVersion() if device.type == "cuda" else 0  # type: ignore[attr-defined]
-    digest.update(f"{card} {driver} {torch.__version__} {triton.__version__} {dtype} {config}".encode())
+    digest.update(f"{card} {_driver()} {torch.__version__} {triton.__version__} {dtype} {config}".encode())
     return digest.hexdigest()[:32]

@@ -9,20 +9,19 @@ In this order, so that what matters most comes first if time runs out:
   bandwidth    of reading and of copying
   engine       generations by the package itself, release's shape, random weights, fp8 and int4: passes replayed as CUDA
                graphs and operation by operation (the same tokens?), first draft, tokens a second, steps, memory
-  passes       the kernels alone, without the engine (gpu_pass.py): bfloat16, fp8, int4; 1, 4 and 8 rows; context 1k and
+  passes       the kernels alone, without the engine (gpu_pass.py): fp8, int4, bfloat16; 1, 4 and 8 rows; context 1k and
                32k; single steps; each eager and as one graph (the same bits?)
+  stages       parts of such a pass, and the bandwidth that each reaches
   tiles        every product over a few tile sizes
 
 Figures of other engines stand beside ours as published; they were not measured here. What has been found is written
-after every row, so a run that is cut off leaves a file; and every part runs in a process of its own, so that one that
-fails, in whichever way, costs the others nothing.
+after every row, so a run that is cut off leaves a file, and Ctrl-C shows the table of what there is. Every part runs in
+a process of its own, so that one that fails, in whichever way, costs the others nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
-import json
 import subprocess
 import sys
 import time
@@ -42,21 +41,23 @@ from gpu_tiles import Day, described, tiles, write_table
 
 from scumble import LLM
 from scumble.bench import workloads
-from scumble.bench.shapes import RELEASE, random_model, random_prompt
+from scumble.bench.shapes import random_model, random_prompt
 from scumble.bench.timing import clock, figure
 from scumble.engine import replay
 from scumble.formats import Format
 from scumble.ops.triton import selfcheck
 from scumble.ops.triton.launch import architecture, made_for, tile_table
-from scumble.ops.triton.ops import TritonOps
+from scumble.ops.triton.ops import OPERATIONS, TritonOps
 
 PUBLISHED = {  # ms a pass of 256 tokens, one stream
     "vLLM, H100, fp8, 16 fixed passes": "14.9 ms a pass, 1,008 tok/s",
     "vLLM, H100, Gemma 4 26B-A4B, one token at a time": "197 tok/s",
 }
-FORMATS = {"bf16": ("plain", "plain"), "fp8": ("fp8", "fp8"), "int4": ("int4", "fp8")}  # of experts, of the rest
+FORMATS = {"fp8": ("fp8", "fp8"), "int4": ("int4", "fp8"), "bf16": ("plain", "plain")}  # of experts, of the rest
 PASSES = 16
+CONTEXTS = (1024, 32_768)
 SHARE = 0.6  # of the time that is left, for one part
+BUSY = 1.0  # seconds of work before the card is asked for its watts: it answers with a mean of about so long
 
 
 def card(day: Day) -> dict[str, Any]:
@@ -76,11 +77,12 @@ def card(day: Day) -> dict[str, Any]:
 
 
 def bandwidth(day: Day) -> dict[str, float]:
-    """GB/s of reading (a maximum over int32) and of copying (both ways counted)."""
-    numbers = 2**16 if day.toy else 2**30
-    block = torch.zeros(numbers, dtype=torch.int32, device=day.device)
+    """GB/s of reading (the quicker of two reductions) and of copying (both ways counted). Just below 2 GiB: beyond that
+    torch splits its kernels."""
+    numbers = 2**16 if day.toy else 2**29 - 2**10
+    block = torch.randint(1000, (numbers,), dtype=torch.int32, device=day.device)
     other = torch.empty_like(block)
-    read = day.milliseconds(lambda: block.max())
+    read = min(day.milliseconds(block.max), day.milliseconds(block.view(torch.float32).sum))
     copy = day.milliseconds(lambda: other.copy_(block))
     return {"read": block.nbytes / read / 1e6, "copy": 2 * block.nbytes / copy / 1e6}
 
@@ -99,14 +101,15 @@ def engine(day: Day) -> Iterator[dict[str, Any]]:
                 yield {"format": form, **generations(day, form)}
             except Exception as error:  # one format that fails must not end the day
                 yield {"format": form, "error": described(error)}
-            if not day.toy:
-                torch.cuda.empty_cache()
+            day.free()
 
 
 def generations(day: Day, form: Format) -> dict[str, Any]:
     """A fixed number of passes a canvas, one stream, replayed and eager in turns; then single steps."""
     now, passes = clock(day.device), 3 if day.toy else PASSES
     begin = now()
+    if not day.toy:
+        torch.cuda.reset_peak_memory_stats(day.device)
     if day.toy:
         model = random_model(day.config, day.dtype, 0, day.device).use(TritonOps()).convert(form)
     else:
@@ -129,120 +132,236 @@ def generations(day: Day, form: Format) -> dict[str, Any]:
     row["first draft ms, short prompt"] = 1e3 * (run(short).first_draft or 0.0)
     steps = workloads.run_steps(llm, short, 4 if day.toy else 48, 1, now)
     row["ms a step"] = 1e3 * figure(steps.steps).median
+    row["x steps"] = row["replayed tok/s"] * row["ms a step"] / 1e3
     if not day.toy:
         row["peak GB"] = torch.cuda.max_memory_allocated(day.device) / 1e9
-        torch.cuda.reset_peak_memory_stats(day.device)
     return row
 
 
 def passes(day: Day) -> Iterator[dict[str, Any]]:
     """Whole passes and steps, by format, rows and context."""
     arch = architecture(day.device)
-    contexts = (16,) if day.toy else (1024, 32_768)
+    contexts = (16,) if day.toy else CONTEXTS
     for name, (format, dense) in FORMATS.items():
         if f"up {format}" not in tile_table()[arch] or f"linear {dense}" not in tile_table()[arch]:
             yield {"format": name, "skipped": f"no tiles for sm_{arch}"}
             continue
-        if not day.left(60 if not day.toy else 0):
+        if not day.left(25 if not day.toy else 0):
             yield {"format": name, "skipped": "no time left"}
             continue
-        model = Pass(day.config, format, dense, day.dtype, day.device)
-        cases = [(rows, day.config.canvas_length, context) for context in contexts for rows in (1, 4, 8)]
+        cases = [(rows, day.config.canvas_length, contexts[0]) for rows in (1, 4, 8)]
         cases += [(rows, 1, contexts[0]) for rows in (1, 8)]
-        for rows, tokens, context in cases[:1] + cases[-1:] if day.toy else cases:
+        cases += [(rows, day.config.canvas_length, context) for context in contexts[1:] for rows in (1, 4, 8)]
+        try:
+            model = Pass(day.config, format, dense, day.dtype, day.device)
+        except Exception as error:  # no memory, for instance
+            yield {"format": name, "error": described(error)}
+            continue
+        for rows, tokens, context in (cases[0], cases[4]) if day.toy else cases:
             if not day.left(10):
-                break
-            yield {"format": name, "GB": model.nbytes / 1e9, **one_pass(day, model, rows, tokens, context)}
+                yield {"format": name, "rows": rows, "tokens": tokens, "context": context, "skipped": "no time left"}
+                continue
+            yield {"format": name, **one_pass(day, model, rows, tokens, context)}
         del model
-        if not day.toy:
-            torch.cuda.empty_cache()
+        day.free()
 
 
 def one_pass(day: Day, model: Pass, rows: int, tokens: int, context: int) -> dict[str, Any]:
-    """ms of a pass, eager and replayed, and whether both give the same bits."""
+    """ms of a pass, eager and replayed, whether both give the same bits; of canvases how fast weights are read."""
     row: dict[str, Any] = {"rows": rows, "tokens": tokens, "context": context}
     try:
         model.prepare(rows, tokens, context)
+        row["GB"] = model.nbytes / 1e9
+        if not day.toy:
+            torch.cuda.reset_peak_memory_stats(day.device)
         eager = model()
         row["eager ms"] = day.milliseconds(model, 5)
         row["finite"] = bool(torch.isfinite(eager[1]).all())
-        if day.toy:
-            return row
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = model()
-        row["graph ms"] = day.milliseconds(graph.replay)
+        replay, captured = day.graph(model)
+        row["graph ms"] = day.milliseconds(replay)
         row["graph = eager"] = all(torch.equal(a, b) for a, b in zip(eager, captured, strict=True))
-        row["watts"] = power()
         per_pass = 1 if tokens == 1 else PASSES
         row["tok/s"] = 1e3 * rows * tokens / (row["graph ms"] * per_pass)
+        if tokens > 1:
+            row["GB/s"] = model.read / row["graph ms"] / 1e6
+        if day.toy:
+            return row
+        row["peak GB"] = torch.cuda.max_memory_allocated(day.device) / 1e9
+        if context == CONTEXTS[0] and tokens > 1 and rows != 4:
+            row["watts"] = power(day, replay, row["graph ms"])
     except Exception as error:  # one case that fails must not end the day
         row["error"] = described(error)
     return row
 
 
-def power() -> float | None:
-    """Watts, where torch can ask."""
+def power(day: Day, replay: Callable[[], Any], milliseconds: float) -> float | None:
+    """Watts of the card while it replays, by nvidia-smi; None where that cannot be asked."""
+    card = f"GPU-{torch.cuda.get_device_properties(day.device).uuid}"
+    command = ["nvidia-smi", "--query-gpu=power.draw", "--format=csv,noheader,nounits", "-i", card]
+    for _ in range(int(1.5e3 * BUSY / milliseconds)):
+        replay()
+    last = torch.cuda.Event()
+    last.record()
     try:
-        return torch.cuda.power_draw() / 1e3
-    except Exception:
+        time.sleep(BUSY)
+        said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+        return None if last.query() else float(said)  # it was idle again by then
+    except (OSError, ValueError, subprocess.SubprocessError):
         return None
+    finally:
+        torch.cuda.synchronize()
 
 
-def ratios(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Canvases against single steps on the same weights, both as graphs; four rows against one."""
+def stages(day: Day) -> Iterator[dict[str, Any]]:
+    """Parts of a pass of one row, each captured for itself, and the GB/s of weights and caches that it reads."""
+    arch = architecture(day.device)
+    for name, (format, dense) in FORMATS.items():
+        if f"up {format}" not in tile_table()[arch] or f"linear {dense}" not in tile_table()[arch]:
+            continue  # `passes` says so
+        if not day.left(15 if not day.toy else 0):
+            yield {"format": name, "skipped": "no time left"}
+            continue
+        try:
+            model = Pass(day.config, format, dense, day.dtype, day.device)
+            model.prepare(1, day.config.canvas_length, 16 if day.toy else CONTEXTS[0])
+            parts = model.stages()
+        except Exception as error:  # no memory, for instance
+            yield {"format": name, "error": described(error)}
+            continue
+        for part, (call, nbytes) in parts.items():
+            row: dict[str, Any] = {"format": name, "stage": part}
+            try:
+                call()
+                row["ms"] = day.milliseconds(day.graph(call)[0])
+                row |= {"GB": nbytes / 1e9, "GB/s": nbytes / row["ms"] / 1e6}
+            except Exception as error:
+                row["error"] = described(error)
+            yield row
+        del model, parts
+        call = None  # it refers to the weights
+        day.free()
+
+
+def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Passes with what follows from several: how many times faster tokens come than by single steps on the same
+    weights, both as graphs (x steps), and how many times the time of one row several take (x one row)."""
     timed = {
         (row["format"], row["rows"], row["tokens"] == 1, row["context"]): row["graph ms"]
         for row in rows
         if "graph ms" in row
     }
-    for (form, count, is_step, context), milliseconds in timed.items():
-        if count == 1 and not is_step and (step := timed.get((form, 1, True, context))):
-            tokens = RELEASE.canvas_length / PASSES
-            yield f"{form}: a canvas in {PASSES} passes is {tokens * step / milliseconds:.1f} x single steps"
-        if count == 1 and not is_step and (four := timed.get((form, 4, False, context))):
-            yield f"{form}, context {context}: four rows take {four / milliseconds:.2f} x the time of one"
+    out = []
+    for row in rows:
+        more: dict[str, Any] = {}
+        if "graph ms" in row:
+            form, count, context, is_step = row["format"], row["rows"], row["context"], row["tokens"] == 1
+            one, step = timed.get((form, 1, is_step, context)), timed.get((form, count, True, context))
+            if count > 1 and one:
+                more["x one row"] = row["graph ms"] / one
+            if not is_step and step:
+                more["x steps"] = row["tokens"] / PASSES * step / row["graph ms"]
+        out.append(row | more)
+    return out
+
+
+def with_share(rows: list[dict[str, Any]], read: float | None) -> list[dict[str, Any]]:
+    """Beside every GB/s the share of what the card reads at most."""
+    if not read:
+        return rows
+    return [row | ({"of read": f"{row['GB/s'] / read:.0%}"} if "GB/s" in row else {}) for row in rows]
+
+
+def table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Lines with one column a key, as wide as it must be; below them what failed or was left out."""
+    good = [row for row in rows if not {"error", "skipped"} & row.keys()]
+    keys = list(dict.fromkeys(key for row in good for key in row))
+    cells = [keys, *([shown(row.get(key, "")) for key in keys] for row in good)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(keys))]
+    for line in cells if good else ():
+        yield "  " + "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+    for row in rows:
+        if row not in good:
+            what = " ".join(shown(part) for key, part in row.items() if key in NAMES)
+            yield f"  {what}: {row.get('error') or 'left out: ' + row['skipped']}" if what else f"  {row['error']}"
+
+
+NAMES = ("format", "rows", "tokens", "context", "stage", "operation")  # of a row: what it is about
+
+
+def shown(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "NO", None: "?"}[value]
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def quickest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each product the two best tile sizes; what went wrong only where nothing else is known."""
+    by_operation: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_operation.setdefault(row.get("operation", ""), []).append(row)
+    return [row for found in by_operation.values() for row in found[:2] if "ms" in row or row is found[0]]
+
+
+TITLES = {
+    "engine": "generations by the package, one stream, 16 passes a canvas, prompt of 1,024 tokens",
+    "passes": "passes by the kernels alone; tok/s at 16 passes a canvas",
+    "stages": "parts of a pass of one row, context 1,024, each as a graph",
+    "tiles": "the two quickest tile sizes of each product; up and down: of both together",
+}
 
 
 def show(day: Day) -> None:
-    """One table of what there is."""
+    """What there is, as tables."""
+    bandwidth = day.found.get("bandwidth", {})
     for name in PARTS:
         part = day.found.get(name, {"error": "there was no time left for it, or it has not run"})
         if isinstance(part, dict) and "error" in part:
             print(f"{name}: {part['error']}")
         elif name in ("self-check", "formats"):
-            faults = {key: why for key, why in part.items() if why}
-            print(f"{name}: " + ("all pass" if not faults else "; ".join(f"{k}: {v}" for k, v in faults.items())))
+            faults = [row for row in part if row.get("fault") or "error" in row]
+            print(f"{name}: " + ("all pass" if not faults else f"{len(faults)} FAULTS"))
+            for row in faults:
+                print(f"  {row.get('operation') or row.get('format') or 'then'}: {row.get('fault') or row['error']}")
         elif name == "bandwidth":
             print("bandwidth, GB/s: " + ", ".join(f"{k} {v:,.0f}" for k, v in part.items()))
-        elif name == "tiles":
-            for operation, rows in part.items():
-                print(f"{operation}: " + "; ".join(json.dumps(row) for row in rows[:2]))
         elif isinstance(part, list):
-            for row in part:
-                print("  ".join(f"{k} {v:,.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
-            for line in ratios(part) if name == "passes" else ():
-                print(line)
+            rows = compared(part) if name == "passes" else quickest(part) if name == "tiles" else part
+            print(f"\n{name}: {TITLES[name]}", *table(with_share(rows, bandwidth.get("read"))), sep="\n")
         else:
-            print(json.dumps(part))
+            print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in part.items()))
+    print()
     for name, theirs in PUBLISHED.items():
         print(f"published, not measured here: {name}: {theirs}")
 
 
-def check_formats(day: Day) -> dict[str, str | None]:
+def check_operations(day: Day) -> Iterator[dict[str, Any]]:
+    """What is wrong with each operation, one by one: a fault that ends the process leaves those before it."""
+    for name in OPERATIONS:
+        begin = time.monotonic()
+        why = selfcheck.examine(day.device, day.dtype, day.config, [name]).get(name)
+        yield {"operation": name, "fault": why, "s": time.monotonic() - begin}
+
+
+def check_formats(day: Day) -> Iterator[dict[str, Any]]:
     """What is wrong with products in each format that this card has."""
     have = tile_table()[architecture(day.device)]
-    forms = [form for form in selfcheck.ROUNDING if f"up {form}" in have]
-    return {form: selfcheck.examine_format(day.device, day.dtype, day.config, form) for form in forms}
+    for form in selfcheck.ROUNDING:
+        if f"up {form}" in have:
+            begin = time.monotonic()
+            why = selfcheck.examine_format(day.device, day.dtype, day.config, form)
+            yield {"format": form, "fault": why, "s": time.monotonic() - begin}
 
 
 PARTS: dict[str, Callable[[Day], Any]] = {
     "card": card,
-    "self-check": lambda day: selfcheck.examine(day.device, day.dtype, day.config),
+    "self-check": check_operations,
     "formats": check_formats,
     "bandwidth": bandwidth,
     "engine": engine,
     "passes": passes,
+    "stages": stages,
     "tiles": tiles,
 }
 
@@ -263,9 +382,6 @@ def run(day: Day, name: str, folder: Path) -> None:
         rows = day.found.get(name)
         day.found[name] = [*rows, {"error": described(error)}] if rows else {"error": described(error)}
     day.save(folder)
-    gc.collect()
-    if day.device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def run_apart(day: Day, name: str, folder: Path) -> None:
@@ -304,10 +420,16 @@ def main(arguments: list[str] | None = None) -> int:
         run(day, options.part, options.out)
         return 0
     day.save(options.out)
-    for name in PARTS:
-        (run if options.toy and not options.apart else run_apart)(day, name, options.out)
+    try:
+        for name in PARTS:
+            begin = time.monotonic()
+            (run if options.toy and not options.apart else run_apart)(day, name, options.out)
+            print(f"{name}: {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:  # the process of a part has ended by then
+        day.load(options.out)
+        print("stopped; what there is:", file=sys.stderr)
     show(day)
-    if isinstance(day.found.get("tiles"), dict):
+    if isinstance(day.found.get("tiles"), list):
         print(f"wrote {write_table(day, options.out)}")
     print(f"wrote {options.out / 'gpu-day.json'}")
     return 0

@@ -6,7 +6,9 @@ that no checkpoint folder holds can be timed, and the whole can be captured as o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,7 +117,9 @@ class Pass:
 
     def __call__(self) -> tuple[Tensor, Tensor]:
         """Sampled ids and soft embeddings (of a step: ids only)."""
-        hidden = self.body()
+        return self.head(self.body())
+
+    def head(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         query = VocabQuery(0.6, uniforms=self.uniforms, want_soft=not self.step)
         found = vocab.vocab_head(hidden, self.embedding, query, cap=self.config.final_logit_softcapping)
         assert found.sample is not None
@@ -128,13 +132,56 @@ class Pass:
         _, normed = norms.norm_for(x, size, eps, forms[0])
         attended = self._attention(normed, number, layer)
         (h, *_), given = norms.attention_tail_for(x, attended, (size, size, size), eps, forms)
-        gate = linear.gated_linear(given[0], w.gate, w.up, step=self.step)
-        dense = linear.linear(for_format(gate, self.dense), w.down, step=self.step)
-        weights, chosen = router.router(h, self.scale, w.router, self.per_expert, c.top_k_experts, eps)
-        groups = grouping.group(chosen, c.num_experts, self.format)
-        mixed = experts.experts(given[1], weights, groups, w.experts_up, w.experts_down)
+        dense = self._mlp(given[0], w)
+        mixed = self._experts(given[1], *self._routes(h, w), w)
         scalars = self.per_expert[:1], self.per_expert[:1]
         return norms.layer_tail(h, (dense, mixed), (size, size, size), self.denoise, scalars, eps)
+
+    def _mlp(self, given: Activations, w: LayerWeights) -> Tensor:
+        gate = linear.gated_linear(given, w.gate, w.up, step=self.step)
+        return linear.linear(for_format(gate, self.dense), w.down, step=self.step)
+
+    def _routes(self, h: Tensor, w: LayerWeights) -> tuple[Tensor, Tensor]:
+        c = self.config
+        return router.router(h, self.scale, w.router, self.per_expert, c.top_k_experts, c.rms_norm_eps)
+
+    def _experts(self, given: Activations, weights: Tensor, chosen: Tensor, w: LayerWeights) -> Tensor:
+        groups = grouping.group(chosen, self.config.num_experts, self.format)
+        return experts.experts(given, weights, groups, w.experts_up, w.experts_down)
+
+    def stages(self) -> dict[str, tuple[Callable[[], Any], int]]:
+        """Parts of a pass, each over all layers and on the same activations; bytes that it reads, weights and caches.
+
+        A part alone reads all of its weights from memory: those of 30 layers are more than a card's cache holds."""
+        size, eps = self.one[self.x.shape[1]], self.config.rms_norm_eps
+        normed, dense, mixed = (
+            norms.norm_for(self.x, size, eps, left_by_norms(form))[1] for form in (self.dense, self.dense, self.format)
+        )
+        routes = [self._routes(self.x, w) for w in self.layers]
+
+        def each(part: Callable[[int, LayerWeights], Any]) -> Callable[[], Any]:
+            return lambda: [part(number, w) for number, w in enumerate(self.layers)][-1]
+
+        return {
+            "attention": (
+                each(lambda number, w: self._attention(normed, number, self.config.layers[number])),
+                self._bytes("q", "k", "v", "o") + sum(part.nbytes for pair in self.caches for part in pair),
+            ),
+            "dense": (each(lambda number, w: self._mlp(dense, w)), self._bytes("gate", "up", "down")),
+            "experts": (
+                each(lambda number, w: self._experts(mixed, *routes[number], w)),
+                self._bytes("experts_up", "experts_down"),
+            ),
+            "vocabulary": (lambda: self.head(self.x), self.embedding.nbytes * (1 if self.step else 2)),
+        }
+
+    def _bytes(self, *names: str) -> int:
+        return sum(part.nbytes for w in self.layers for name in names if (part := getattr(w, name)) is not None)
+
+    @property
+    def read(self) -> int:
+        """Bytes that a pass over canvases reads: all weights, the table again for the soft embedding, and caches."""
+        return self.nbytes + self.embedding.nbytes + sum(part.nbytes for pair in self.caches for part in pair)
 
     def _attention(self, given: Activations, number: int, layer: LayerConfig) -> Tensor:
         w, dim, eps = self.layers[number], layer.head_dim, self.config.rms_norm_eps

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from gpu_pass import random_weight
@@ -17,6 +18,8 @@ from scumble.bench.shapes import RELEASE, TINY
 from scumble.ops.triton import experts, grouping, linear
 from scumble.ops.triton.activations import for_format
 from scumble.ops.triton.launch import Tiles, architecture, tile_table, with_tiles
+
+T = TypeVar("T")
 
 
 class Day:
@@ -31,7 +34,10 @@ class Day:
         self.found: dict[str, Any] = {}
 
     def save(self, folder: Path) -> None:
-        (folder / "gpu-day.json").write_text(json.dumps(self.found, indent=1), encoding="utf-8")
+        """Whole or not at all: the process that writes may be ended at any moment."""
+        draft = folder / "gpu-day.json.new"
+        draft.write_text(json.dumps(self.found, indent=1), encoding="utf-8")
+        draft.replace(folder / "gpu-day.json")
 
     def load(self, folder: Path) -> None:
         """What other parts have found."""
@@ -58,6 +64,25 @@ class Day:
         torch.cuda.synchronize()
         return statistics.median(first.elapsed_time(last) for first, last in marks)
 
+    def graph(self, call: Callable[[], T]) -> tuple[Callable[[], Any], T]:
+        """A call that has run before, captured: how to replay it, and what it writes to. At toy size itself."""
+        if self.toy:
+            return call, call()
+        torch.cuda.synchronize()
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph):
+                result = call()
+        finally:
+            torch.cuda.set_stream(before)  # a capture that fails leaves its own stream behind
+        return graph.replay, result
+
+    def free(self) -> None:
+        """Memory of what is not needed any more, also of what refers to itself."""
+        gc.collect()
+        if not self.toy:
+            torch.cuda.empty_cache()
+
 
 def described(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''}"
@@ -70,64 +95,74 @@ CANDIDATES = {
 }
 
 
-def tiles(day: Day) -> dict[str, list[dict[str, Any]]]:
-    """Every product over a few tile sizes, quickest first. up and down share BM: one grouping serves both."""
-    results: dict[str, list[dict[str, Any]]] = {}
+def tiles(day: Day) -> Iterator[dict[str, Any]]:
+    """Every product over a few tile sizes, quickest first. up and down share BM: one grouping serves both; their time
+    is that of both, with the grouping."""
     arch = architecture(day.device)
-    for format in ("plain", "fp8", "int4"):
+    for format in ("fp8", "int4", "plain"):
         for kind, sizes in CANDIDATES.items():
             name = f"{kind} {format}"
-            if name not in tile_table()[arch] or not day.left(20):
+            if name not in tile_table()[arch]:
+                yield {"operation": name, "skipped": f"no tiles for sm_{arch}"}
+                continue
+            if not day.left(20):
+                yield {"operation": name, "skipped": "no time left"}
                 continue
             try:
-                call = product(day, kind, format)
+                call, nbytes = product(day, kind, format)
             except Exception as error:  # no memory, for instance
-                results[name] = [{"error": described(error)}]
+                yield {"operation": name, "error": described(error)}
                 continue
             rows = []
             for bm, bn, bk, warps, stages in sizes[:1] if day.toy else sizes:
                 chosen = Tiles(warps, stages, {"BM": bm, "BN": bn, "BK": 128 if format == "int4" else bk})
                 paired = f"{'down' if kind == 'up' else 'up'} {format}"
                 other = {} if kind == "linear" else {paired: with_rows(tile_table()[arch][paired], bm)}
-                row: dict[str, Any] = {**chosen.sizes, "warps": warps, "stages": stages}
+                row: dict[str, Any] = {"operation": name, **chosen.sizes, "warps": warps, "stages": stages}
                 try:
                     with with_tiles({name: chosen, **other}):
                         row["ms"] = day.milliseconds(call)
+                        row["GB/s"] = nbytes / row["ms"] / 1e6
                 except Exception as error:  # too much shared memory, for instance
                     row["error"] = described(error)
                 rows.append(row)
-            results[name] = sorted(rows, key=lambda row: row.get("ms", 1e9))
-
-    return results
+            yield from sorted(rows, key=lambda row: row.get("ms", float("inf")))
 
 
 def with_rows(old: Tiles, bm: int) -> Tiles:
     return replace(old, sizes={**old.sizes, "BM": bm})
 
 
-def product(day: Day, kind: str, format: str) -> Callable[[], Any]:
-    """A call of one product at the shape: both halves of the experts, or the widest dense one."""
+def product(day: Day, kind: str, format: str) -> tuple[Callable[[], Any], int]:
+    """A call of one product at the shape, both halves of the experts or the widest dense one; bytes of its weights."""
     c, tokens = day.config, day.config.canvas_length
     x = for_format(torch.randn(tokens, c.hidden_size, device=day.device).to(day.dtype), format)
     if kind == "linear":
         weight = random_weight(format, day.dtype, day.device, c.num_attention_heads * 32, c.hidden_size)
-        return lambda: linear.linear(x, weight)
+        return lambda: linear.linear(x, weight), weight.nbytes
     up = random_weight(format, day.dtype, day.device, c.num_experts, 2 * c.moe_intermediate_size, c.hidden_size)
     down = random_weight(format, day.dtype, day.device, c.num_experts, c.hidden_size, c.moe_intermediate_size)
     chosen = torch.rand(tokens, c.num_experts, device=day.device).topk(c.top_k_experts).indices.int()
     weights = torch.rand(tokens, c.top_k_experts, device=day.device)
-    return lambda: experts.experts(x, weights, grouping.group(chosen, c.num_experts, format), up, down)
+
+    def both() -> Any:
+        return experts.experts(x, weights, grouping.group(chosen, c.num_experts, format), up, down)
+
+    return both, up.nbytes + down.nbytes
 
 
 def write_table(day: Day, folder: Path) -> Path:
     """The quickest tiles of each operation, in the words of tiles.toml, to be looked at and copied there."""
     arch = architecture(day.device)
+    best: dict[str, dict[str, Any]] = {}
+    for row in day.found["tiles"]:  # the quickest of each comes first
+        if "ms" in row:
+            best.setdefault(row["operation"], row)
     lines = [f"# {day.found['card']}; from benchmarks/gpu_day.py"]
-    for name, rows in day.found["tiles"].items() if "error" not in day.found["tiles"] else ():
-        if rows and "ms" in rows[0]:
-            best = {key: value for key, value in rows[0].items() if key != "ms"}
-            lines.append(f'[operations."{name}"]')
-            lines.append(f"{arch} = {{ {', '.join(f'{key} = {value}' for key, value in best.items())} }}")
+    for name, row in best.items():
+        sizes = {key: value for key, value in row.items() if key not in ("operation", "ms", "GB/s")}
+        lines.append(f'[operations."{name}"]')
+        lines.append(f"{arch} = {{ {', '.join(f'{key} = {value}' for key, value in sizes.items())} }}")
     path = folder / f"tiles-sm{arch}.toml"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path

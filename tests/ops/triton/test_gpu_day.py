@@ -39,11 +39,15 @@ def test_a_toy_day(
     assert script.main(["--toy", "--out", str(tmp_path)]) == 0
     assert "self-check: all pass" in capsys.readouterr().out
     found = json.loads((tmp_path / "gpu-day.json").read_text())
-    assert [row for row in found["passes"] + found["engine"] if "error" in row or "skipped" in row] == []
+    assert [
+        row for row in found["passes"] + found["engine"] + found["stages"] if "error" in row or "skipped" in row
+    ] == []
     assert all(row["same tokens"] for row in found["engine"])
     assert {row["format"] for row in found["passes"]} == {"bf16", "fp8", "int4"}
     assert all(row["finite"] for row in found["passes"])
-    assert set(tomllib.loads((tmp_path / "tiles-sm0.toml").read_text())["operations"]) == set(found["tiles"])
+    assert {row["stage"] for row in found["stages"]} == {"attention", "dense", "experts", "vocabulary"}
+    tiles = tomllib.loads((tmp_path / "tiles-sm0.toml").read_text())["operations"]
+    assert set(tiles) == {row["operation"] for row in found["tiles"]}
 
 
 def test_a_part_that_fails_costs_no_other(script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,7 +68,7 @@ def test_a_part_that_fails_costs_no_other(script: Any, tmp_path: Path, capsys: p
     assert found["bandwidth"]["read"] > 0
     printed = capsys.readouterr().out
     assert "formats: RuntimeError: no driver" in printed
-    assert "format fp8  ms 1.50\nerror OutOfMemoryError: no memory" in printed
+    assert "  format    ms\n     fp8  1.50\n  OutOfMemoryError: no memory" in printed
 
 
 def test_a_part_whose_process_dies_costs_no_other(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +87,48 @@ def test_a_part_whose_process_dies_costs_no_other(script: Any, tmp_path: Path, m
     found = json.loads((tmp_path / "gpu-day.json").read_text())
     assert found["card"] == {"error": "its process ended with -6"}
     assert found["bandwidth"]["read"] > 0
+
+
+def test_a_process_that_is_killed_while_it_writes_leaves_what_was_there(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = script.Day(True, 1.0)
+    day.found["card"] = {"card": "one"}
+    day.save(tmp_path)
+
+    def half(path: Path, text: str, **options: Any) -> None:
+        with path.open("w") as file:
+            file.write(text[: len(text) // 2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", half)
+    day.found["bandwidth"] = {"read": 1.0}
+    with pytest.raises(KeyboardInterrupt):
+        day.save(tmp_path)
+    day.load(tmp_path)
+    assert day.found == {"card": {"card": "one"}}
+
+
+def test_who_stops_it_sees_what_was_found(script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def stopped(day: Any) -> Any:
+        raise KeyboardInterrupt
+
+    script.PARTS = {"card": script.card, "bandwidth": script.bandwidth, "passes": stopped}
+    assert script.main(["--toy", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "bandwidth, GB/s: read" in printed
+    assert "passes: there was no time left for it, or it has not run" in printed
+
+
+def test_ratios_stand_beside_the_passes_they_follow_from(script: Any) -> None:
+    def timed(rows: int, tokens: int, milliseconds: float) -> dict[str, Any]:
+        return {"format": "fp8", "rows": rows, "tokens": tokens, "context": 1024, "graph ms": milliseconds}
+
+    one, four, step = script.compared([timed(1, 256, 10.0), timed(4, 256, 25.0), timed(1, 1, 5.0)])
+    assert one["x steps"] == 256 / 16 * 5.0 / 10.0
+    assert four["x one row"] == 2.5
+    assert "x steps" not in four  # steps of four rows were not timed
+    assert "x steps" not in step
 
 
 @pytest.mark.skipif(HAS_CARD, reason="there is one")

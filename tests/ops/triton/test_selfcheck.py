@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from scumble.errors import InvalidRequest
+from scumble.errors import InvalidRequest, ScumbleError
 from scumble.ops import choose
 from scumble.ops.reference import REFERENCE
 from scumble.ops.triton import cases, linear, selfcheck
@@ -83,6 +83,64 @@ def test_the_verdict_is_kept_for_this_card_and_these_sizes(device, monkeypatch) 
         assert selfcheck.refused(device, torch.float32, tiny_config()) == {"router": "because"}
     selfcheck.refused(device, torch.float32, tiny_config(hidden_size=64))
     assert len(calls) == 2
+
+
+def test_a_reason_that_may_go_away_is_not_kept(device, monkeypatch, tmp_path) -> None:
+    only(monkeypatch, "geglu")
+    right = TritonOps.geglu
+
+    def no_memory(self, gate, up):
+        raise torch.OutOfMemoryError("another process has it")
+
+    monkeypatch.setattr(TritonOps, "geglu", no_memory)
+    assert "another process has it" in selfcheck.refused(device, torch.float32, tiny_config())["geglu"]
+    monkeypatch.setattr(TritonOps, "geglu", right)
+    assert selfcheck.refused(device, torch.float32, tiny_config()) == {}
+
+
+def test_what_is_refused_is_said_at_every_load(device, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(selfcheck, "examine", lambda *arguments: {"router": "because"})
+    for _ in range(2):
+        selfcheck.refused(device, torch.float32, tiny_config())
+    assert caplog.text.count("operation router is served by torch on this card: because") == 2
+
+
+def test_a_kernel_that_makes_the_card_unusable_ends_loading_with_what_to_do(device, monkeypatch) -> None:
+    """CUDA answers every later call with the same error: no reference could serve in this process."""
+    only(monkeypatch, "geglu")
+
+    def faulty(self, gate, up):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with …")
+
+    monkeypatch.setattr(TritonOps, "geglu", faulty)
+    monkeypatch.setattr(selfcheck, "_is_usable", lambda device: False)
+    with pytest.raises(ScumbleError, match=r"operation geglu made the card fault .* illegal memory .*SCUMBLE_OPS=ref"):
+        selfcheck.refused(device, torch.float32, tiny_config())
+
+
+def test_a_kernel_of_single_steps_that_is_wrong_is_refused(device, monkeypatch) -> None:
+    only(monkeypatch, "attend_all")
+    right = TritonOps.attend_all
+    monkeypatch.setattr(
+        TritonOps, "attend_all", lambda self, q, *rest: right(self, q, *rest) * (2 if len(q) == 1 else 1)
+    )
+    assert "of one token: its results are off" in selfcheck.examine(device, torch.float32, tiny_config())["attend_all"]
+
+
+@pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "HOME"])
+def test_a_cache_that_cannot_be_written_stops_nothing(variable: str, device, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(selfcheck, "examine", lambda *arguments: {})
+    (tmp_path / "file").touch()
+    if variable == "HOME":  # a user without one, as in some containers
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(selfcheck.Path, "home", lambda: _raise(RuntimeError("Could not determine home directory.")))
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert selfcheck.refused(device, torch.float32, tiny_config()) == {}
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{", "\x00"])

@@ -1,5 +1,6 @@
 """What every operation is tried on before it serves on a card (selfcheck.py): seeded inputs with the model's own sizes,
-few tokens, experts, keys and ids."""
+few tokens, experts, keys and ids. Numbers are drawn on the host: after a capture that failed, torch may refuse to draw
+on the card, and one operation's fault would be every later one's."""
 
 from __future__ import annotations
 
@@ -51,7 +52,7 @@ def of_operation(
     size, eps = config.hidden_size, config.rms_norm_eps
 
     def numbers(*shape: int) -> Tensor:
-        return torch.randn(*shape, device=device).to(dtype)
+        return torch.randn(*shape).to(device, dtype)
 
     def tokens(width: int) -> Tensor:
         return numbers(TOKENS, width)
@@ -126,7 +127,7 @@ def of_format(
     k = min(2, count)
 
     def matrix(*shape: int) -> Tensor:
-        return torch.randn(*shape, device=device).to(dtype) / shape[-1] ** 0.5
+        return torch.randn(*shape).to(device, dtype) / shape[-1] ** 0.5
 
     ups, downs = _specimens(matrix(count, 2 * width, size), form), _specimens(matrix(count, size, width), form)
     for up, down in zip(ups, downs, strict=True):
@@ -137,7 +138,7 @@ def of_format(
                 return (PackedExperts(up, down, Rounded())(x, weights, chosen),)
             return (ops.experts(x, weights, chosen, up.dequantized().float(), down.dequantized().float()),)
 
-        yield torch.randn(TOKENS, size, device=device).to(dtype), mixed
+        yield torch.randn(TOKENS, size).to(device, dtype), mixed
     if form == "nvfp4":  # of experts alone
         return
     for outputs, inputs in ((size, inner), (inner, size)):
@@ -158,7 +159,7 @@ def of_format(
                 )
                 return ops.linear(normed, numbers[0]), ops.gated(normed, Matrix(numbers[0]), Matrix(numbers[1]))
 
-            yield torch.randn(TOKENS, inputs, device=device).to(dtype), products
+            yield torch.randn(TOKENS, inputs).to(device, dtype), products
 
 
 def _specimens(weight: Tensor, form: str) -> list[Layout]:
@@ -167,7 +168,7 @@ def _specimens(weight: Tensor, form: str) -> list[Layout]:
     if form != "int4":
         return [plain]
     assert isinstance(plain, Int4)
-    zero = torch.randint(5, 11, plain.scale.shape, device=weight.device).float()
+    zero = torch.randint(5, 11, plain.scale.shape).float().to(weight.device)
     packed, scale, factor = nvfp4_rows(F.pad(weight.float(), (0, -weight.shape[-1] % FP4_GROUP)))
     e2m1 = from_nibbles(packed, scale, weight.shape[-1], FP4_GROUP, factor=factor, e2m1=True)
     return [plain, replace(plain, scale=plain.scale.float(), zero=zero), e2m1]
@@ -205,7 +206,7 @@ def _heads(name: str, device: torch.device, dtype: torch.dtype, config: ModelCon
         heads, groups, dim = config.num_attention_heads, layer.num_key_value_heads, layer.head_dim
 
         def numbers(*shape: int) -> Tensor:
-            return torch.randn(*shape, device=device).to(dtype)
+            return torch.randn(*shape).to(device, dtype)
 
         q, weight = numbers(TOKENS, heads, dim), numbers(dim)
         if name == "norm_rope":
@@ -272,8 +273,8 @@ def _paged(keys: Tensor, values: Tensor, ops: ReferenceOps, x: Tensor, cast: Cas
 def _vocabulary(device: torch.device, dtype: torch.dtype, config: ModelConfig) -> tuple[Tensor, Case]:
     """Small whole numbers: all products are exact, so ids agree. Ids go out as numbers of their own size."""
     ids, size = min(IDS, config.vocab_size), config.hidden_size
-    embedding = torch.randint(-1, 2, (ids, size), device=device).to(dtype)
-    x = torch.randint(-1, 2, (TOKENS, size), device=device).to(dtype)
+    embedding = torch.randint(-1, 2, (ids, size)).to(device, dtype)
+    x = torch.randint(-1, 2, (TOKENS, size)).to(device, dtype)
 
     def head(ops: ReferenceOps, x: Tensor, cast: Cast) -> tuple[Tensor, ...]:
         uniforms = torch.arange(x.shape[0], 0, -1, device=device).double() / (TOKENS + 1)
@@ -290,8 +291,8 @@ def _vocabulary(device: torch.device, dtype: torch.dtype, config: ModelConfig) -
 def _classified(device: torch.device, dtype: torch.dtype, config: ModelConfig) -> tuple[Tensor, Case]:
     """Classes of one id, of many, and of none; draws of all of them."""
     ids, size, count = min(IDS, config.vocab_size), config.hidden_size, 7
-    embedding = torch.randint(-1, 2, (ids, size), device=device).to(dtype)
-    x = torch.randint(-1, 2, (TOKENS, size), device=device).to(dtype)
+    embedding = torch.randint(-1, 2, (ids, size)).to(device, dtype)
+    x = torch.randint(-1, 2, (TOKENS, size)).to(device, dtype)
     of_token = np.arange(ids) % 5
     of_token[0] = 5
     classes = TokenClasses(of_token, count)

@@ -4,9 +4,12 @@ For every operation, on seeded inputs with the model's own sizes (few tokens, ex
   - its result is the plain torch one's, in float32, within the roundings of the model's dtype;
   - no number is missing: all new memory is filled with NaN first;
   - once more gives the same bits, and so do a few of the tokens alone;
-  - on a card, a captured CUDA graph gives the same bits when it is replayed.
+  - on a card, a captured CUDA graph gives the same bits when it is replayed;
+  - all of this, but for the tokens alone, holds of one token too: steps have kernels of their own.
 What fails is served by the reference, with one line in the log. The verdict is kept in the user's cache folder, under
-the card, its driver, torch, Triton, the kernels' source and the model's sizes.
+the card, its driver, torch, Triton, the kernels' source and the model's sizes; not where something raised, which may
+have had a reason that goes away (no memory, no C compiler). After some faults, an address out of range for instance,
+CUDA lets a process use the card no more: then loading ends, with what to do.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +28,7 @@ import triton
 from torch import Tensor
 
 from scumble.config import ModelConfig
+from scumble.errors import ScumbleError
 from scumble.ops.reference import REFERENCE
 from scumble.ops.triton import cases
 from scumble.ops.triton.cases import Case, of_format, of_operation
@@ -38,16 +42,17 @@ TOLERANCE = {torch.bfloat16: 8e-3, torch.float32: 1e-4}  # ‖difference‖ / �
 ROUNDING = {"fp8": 6e-2, "int8": 3e-2, "int4": 1e-2, "nvfp4": 0.2}
 
 
+class Raised(str):
+    """A reason that is an exception's: it may not be there the next time."""
+
+
 def refused(device: torch.device, dtype: torch.dtype, config: ModelConfig) -> dict[str, str]:
     """Operations that may not serve, and why not each. From the cache where this was asked before."""
 
-    def look() -> dict[str, str]:
-        verdict = examine(device, dtype, config)
-        for name, why in verdict.items():
-            log.warning("operation %s is served by torch on this card: %s", name, why)
-        return verdict
-
-    return _kept(f"{_fingerprint(device, dtype, config)}.json", look)
+    verdict = _kept(f"{_fingerprint(device, dtype, config)}.json", lambda: examine(device, dtype, config))
+    for name, why in verdict.items():
+        log.warning("operation %s is served by torch on this card: %s", name, why)
+    return verdict
 
 
 def format_fault(device: torch.device, dtype: torch.dtype, config: ModelConfig, form: str) -> str | None:
@@ -62,12 +67,17 @@ def format_fault(device: torch.device, dtype: torch.dtype, config: ModelConfig, 
 
 def _kept(name: str, look: Callable[[], dict[str, str]]) -> dict[str, str]:
     """A verdict from the cache, or what `look` finds, for the next time."""
-    path = _cache_folder() / name
+    try:
+        path = _cache_folder() / name
+    except RuntimeError:  # a user without a home
+        return look()
     with contextlib.suppress(OSError, ValueError):
         kept = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(kept, dict):
             return {name: str(why) for name, why in kept.items()}
     verdict = look()
+    if any(isinstance(why, Raised) for why in verdict.values()):
+        return verdict
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(f".{os.getpid()}")
@@ -76,11 +86,18 @@ def _kept(name: str, look: Callable[[], dict[str, str]]) -> dict[str, str]:
     return verdict
 
 
-def examine(device: torch.device, dtype: torch.dtype, config: ModelConfig) -> dict[str, str]:
-    """The checks themselves. Any exception of a kernel is a reason too: a compiler's, or too little shared memory."""
+def examine(
+    device: torch.device, dtype: torch.dtype, config: ModelConfig, names: Sequence[str] | None = None
+) -> dict[str, str]:
+    """The checks themselves, of all operations or of some. Any exception of a kernel is a reason too: a compiler's, or
+    too little shared memory. Raises ScumbleError where the card cannot be used any more."""
     verdict = {}
-    for name in OPERATIONS:
-        why = _tried(device, lambda name=name: _fault(of_operation(name, device, dtype, config), TOLERANCE[dtype]))
+    for name in OPERATIONS if names is None else names:
+        why = _tried(
+            f"operation {name}",
+            device,
+            lambda name=name: _fault(of_operation(name, device, dtype, config), TOLERANCE[dtype]),
+        )
         if why is not None:
             verdict[name] = why
     return verdict
@@ -88,39 +105,67 @@ def examine(device: torch.device, dtype: torch.dtype, config: ModelConfig) -> di
 
 def examine_format(device: torch.device, dtype: torch.dtype, config: ModelConfig, form: str) -> str | None:
     """The checks of a format's products, dense and of experts, with weights in every way in which it stores them."""
-    return _tried(device, lambda: _fault(of_format(device, dtype, config, form), ROUNDING[form]))
+    check = partial(_fault, of_format(device, dtype, config, form), ROUNDING[form])
+    return _tried(f"products in {form}", device, check)
 
 
-def _tried(device: torch.device, check: Callable[[], str | None]) -> str | None:
+def _tried(what: str, device: torch.device, check: Callable[[], str | None]) -> str | None:
     """What a check finds, on seeded numbers and in memory full of NaN; any exception is a reason too."""
-    cards = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cards), _poisoned(), torch.no_grad():
-        torch.manual_seed(0)
+    with torch.random.fork_rng(devices=[]), _poisoned(), torch.no_grad():
+        torch.default_generator.manual_seed(0)
         try:
             return check()
         except Exception as error:  # whatever it is, the reference serves
-            return f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:200] if str(error) else ''}"
+            lines = str(error).strip().splitlines()
+            if not _is_usable(device):
+                raise ScumbleError(
+                    f"{what} made the card fault in its check ({lines[0][:200] if lines else type(error).__name__}), "
+                    "and this process cannot use the card any more; start again with the environment variable "
+                    "SCUMBLE_OPS=reference: then torch serves, slower, and none of these kernels runs"
+                ) from error
+            return Raised(f"{type(error).__name__}: {lines[-1][:200] if lines else ''}")
+
+
+def _is_usable(device: torch.device) -> bool:
+    """Whether this process can still use a device."""
+    try:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    except RuntimeError:  # CUDA says the same of every later call
+        return False
+    return True
 
 
 def _fault(tried: Iterator[tuple[Tensor, Case]], tolerance: float) -> str | None:
     """What is wrong with an operation, or None."""
-    ops = TritonOps()
     for x, case in tried:
-        ours = case(ops, x, _same)
-        wanted = case(REFERENCE, x.float(), torch.Tensor.float)
-        for one, two in zip(ours, wanted, strict=True):
-            if one.is_floating_point() and not bool(torch.isfinite(one).all()):
-                return "results are missing or not finite"
-            error = float((one.double() - two.double()).norm() / two.double().norm().clamp_min(1e-30))
-            if not error <= tolerance:
-                return f"its results are off by {error:.1e} of their size, allowed are {tolerance:.0e}"
-        if not _equal(ours, case(ops, x, _same)):
-            return "the same inputs give other bits the second time"
+        ours = case(ops := TritonOps(), x, _same)
+        why = _fault_of_one(ops, x, case, ours, tolerance)
+        if why is not None:
+            return why
         alone = case(ops, x[-cases.ALONE :].contiguous(), _same)
         if not _equal(tuple(one[-cases.ALONE :] for one in ours), alone):
             return "a token's bits depend on the tokens beside it"
-        if ours[0].device.type == "cuda" and not _equal(ours, _replayed(partial(case, ops, x, _same))):
-            return "a captured graph gives other bits"
+        last = x[-1:].contiguous()
+        why = _fault_of_one(ops, last, case, case(ops, last, _same), tolerance)
+        if why is not None:
+            return f"of one token: {why}"
+    return None
+
+
+def _fault_of_one(ops: TritonOps, x: Tensor, case: Case, ours: tuple[Tensor, ...], tolerance: float) -> str | None:
+    """What is wrong with results for these tokens."""
+    wanted = case(REFERENCE, x.float(), torch.Tensor.float)
+    for one, two in zip(ours, wanted, strict=True):
+        if one.is_floating_point() and not bool(torch.isfinite(one).all()):
+            return "results are missing or not finite"
+        error = float((one.double() - two.double()).norm() / two.double().norm().clamp_min(1e-30))
+        if not error <= tolerance:
+            return f"its results are off by {error:.1e} of their size, allowed are {tolerance:.0e}"
+    if not _equal(ours, case(ops, x, _same)):
+        return "the same inputs give other bits the second time"
+    if ours[0].device.type == "cuda" and not _equal(ours, _replayed(partial(case, ops, x, _same))):
+        return "a captured graph gives other bits"
     return None
 
 
@@ -133,9 +178,12 @@ def _equal(one: tuple[Tensor, ...], two: tuple[Tensor, ...]) -> bool:
 
 
 def _replayed(call: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = call()
+    graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the card meanwhile
+            out = call()
+    finally:
+        torch.cuda.set_stream(before)  # a capture that fails leaves its own stream behind
     for one in out:
         one.zero_()
     graph.replay()

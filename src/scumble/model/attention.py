@@ -58,7 +58,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, index: int, rope: tuple[Tensor, Tensor], attend: Attend, heard: Tensor | None = None
     ) -> Tensor:
-        """x [N, D] -> [N, D]; with `heard` [N] bool, only those tokens ask, and only theirs are returned."""
+        """x [N, D] -> [N, D]; with `heard` [M] int64, only those tokens ask, and only theirs are returned."""
         projections, norms = (self.q_proj, self.k_proj, self.v_proj), (self.q_norm.weight, self.k_norm.weight)
         queries, keys, values = self.ops.heads(x, projections, norms, rope, self.eps, attend.destination(index), heard)
         mixed = attend(index, queries, keys, values)  # where nobody asks, it fills the caches

@@ -47,7 +47,7 @@ class Layer(nn.Module):
         denoise: Tensor,
         heard: Tensor | None = None,
     ) -> Tensor:
-        """x [N, D] -> [N, D]; with `heard` [N] bool, the result has only those tokens (the caches get all)."""
+        """x [N, D] -> [N, D]; with `heard` [M] int64, the result has only those tokens (the caches get all)."""
         ops, eps = self.ops, self.eps
         normed = ops.norm_for_products(x, self.input_layernorm.weight, eps)
         attended = self.self_attn(normed, index, rope, attend, heard)

@@ -186,7 +186,7 @@ class Transformer(nn.Module):
 
         After an error the caches hold what they held before.
         """
-        positions, denoise, heard = [], [], []
+        begin, positions, denoise, heard = 0, [], [], []
         ahead: dict[Cache, int] = {}  # tokens that earlier segments of this batch append
         needed: dict[Cache, int] = {}  # tokens that a cache must have room for
         for segment in segments:
@@ -198,14 +198,16 @@ class Transformer(nn.Module):
                 ahead[segment.cache] = before + n
             positions.append(torch.arange(first, first + n, device=self.device))
             denoise.append((segment.mode == "denoise", n))
-            heard.append((not segment.quiet, n))
+            if not segment.quiet:
+                heard.append(torch.arange(begin, begin + n, device=self.device))
+            begin += n
         try:
             for cache, tokens in needed.items():
                 cache.reserve(tokens)
             hidden = self.body(
                 self._inputs(segments), self.ropes(torch.cat(positions)), self._flags(denoise)[:, None],
                 SegmentAttention(segments, self.config, self.ops),
-                self._flags(heard) if any(segment.quiet for segment in segments) else None,
+                torch.cat(heard or [positions[0][:0]]) if len(heard) < len(segments) else None,
             )  # fmt: skip
         except BaseException:
             for cache in needed:
@@ -265,7 +267,7 @@ class Transformer(nn.Module):
     def body(self, x: Tensor, ropes: Ropes, denoise: Tensor, attend: Attend, heard: Tensor | None = None) -> Tensor:
         """All layers and the final norm: x [N, D], ropes of its positions, denoise [N, 1] bool (which layer scalar).
 
-        heard [N] bool: only these tokens' hidden states are made; the others fill the caches.
+        heard [M] int64: only these tokens' hidden states are made; the others fill the caches.
         """
         step = stepper(x, attend, self.config, self.ops)
         for index, (config, layer) in enumerate(zip(self.config.layers, self.layers, strict=True)):

@@ -109,7 +109,7 @@ class Ops(Protocol):
 
         projections: of queries, keys, values (None: the raw keys are the values too). Queries and keys have `norm_rope`
         with their own weight [K], values a norm without. to: keys and values go there, and its pools are returned.
-        heard [N] bool: only these tokens have queries.
+        heard [M] int64: only these tokens have queries.
         """
         ...
 

@@ -113,7 +113,8 @@ def _heads() -> None:
             number = empty(tokens, dtype=torch.int32)
             alone = attention.one_row(number, number, 16 // groups, attention.name_of(dim, step))
             cache = empty(groups, 1024, dim).transpose(0, 1)
-            attention.attend(q, cache, cache, alone, 1024, step=step)
+            for seen in (1024, 100):  # in several runs of keys, and in one
+                attention.attend(q, cache, cache, alone, seen, step=step)
             pages = empty(rows, keys // 128, dtype=torch.int32)
             attention.attend(q, pool, pool, alone, keys, pages, 128, step=step)
 
@@ -133,6 +134,7 @@ def _vocabulary() -> None:
     vocab.vocab_head(hidden, embedding, VocabQuery(heat, uniforms=uniforms, want_soft=True), cap=30.0)
     vocab.vocab_head(hidden, embedding, VocabQuery(heat, uniforms=uniforms), cap=30.0)  # the last pass of a canvas
     linear.linear(activations.for_format(hidden, "plain"), weight("plain", VOCABULARY, HIDDEN))  # all logits of steps
+    vocab.vocab_head(hidden, embedding, VocabQuery(top=5, targets=targets), cap=30.0)  # log-probabilities of texts
     allowed = empty(n, VOCABULARY, dtype=torch.bool)
     vocab.vocab_head(hidden, embedding, VocabQuery(heat, allowed, uniforms, want_soft=True), cap=30.0)
     for mask in (None, allowed):

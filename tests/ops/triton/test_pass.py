@@ -142,21 +142,54 @@ def test_so_does_a_replayed_step(ways: dict[str, float]) -> None:
     assert len(found.launches) == 17 * LAYERS + 2  # and the last norm, and the head
 
 
+def operations(config: ModelConfig, form: Format | None) -> Ran:
+    """What is not replayed: chunks of prompts, texts to read, commits that ride along, single steps, and heads."""
+
+    def ids(n: int) -> Tensor:
+        return torch.empty(n, dtype=torch.int64, device=CARD)
+
+    def prepare(model: Transformer) -> Callable[[], list[Tensor]]:
+        one, two = model.new_cache(), model.new_cache()
+        soft = torch.empty(256, config.hidden_size, device=CARD)
+        masks = torch.empty(2, config.vocab_size, dtype=torch.bool, device=CARD)
+        uniforms = torch.empty(2, dtype=torch.float64, device=CARD)
+
+        def compute() -> list[Tensor]:
+            model([Segment(ids(512), one, "encode", quiet=True)])
+            denoise = Segment(ids(256), one, "denoise", soft), Segment(ids(64), two, "denoise")
+            model(
+                [
+                    Segment(ids(37), one, "encode"),
+                    Segment(ids(1), two, "encode"),
+                    Segment(ids(9), one, "read"),
+                    *denoise,
+                ]
+            )
+            model([Segment(ids(30), one, "encode", quiet=True), denoise[0]])
+            hidden = model([Segment(ids(1), cache, "encode") for cache in (one, two)])
+            model.vocab_head(hidden, VocabQuery(top=3, targets=ids(2)))
+            model.vocab_head(hidden, VocabQuery(uniforms, masks, uniforms, want_soft=True, mask=ids(2)))
+            return [model.logits(hidden)]
+
+        return compute
+
+    return ran(config, form, prepare)
+
+
 FORMATS: tuple[Format | None, ...] = (None, "fp8", "int8", "int4")
 PASSES: dict[str, Callable[[Format | None], Ran]] = {
     "a replayed pass": lambda form: replayed(2, SHORT, form),
     "a replayed pass of one row": lambda form: replayed(1, SHORT, form),
     "a canvas's last": lambda form: replayed(2, SHORT, form, want_soft=False),
+    "operation by operation": lambda form: operations(SHORT, form),
     "a step": lambda form: step(2, {}, SHORT, form),
 }
 
 
 def form_of(launch: Launch) -> tuple[object, ...]:
-    """What Triton compiles a kernel anew for, less what follows from numbers' divisors. How many runs of keys there are
-    is a mere factor, where there are several."""
+    """What Triton compiles a kernel anew for, less what follows from numbers' divisors."""
     kinds = [one.dtype if isinstance(one, Tensor) else type(one) for one in launch.arguments]
-    constants = launch.constants | {"SPLITS": launch.constants.get("SPLITS", 1) > 1}
-    return launch.name, *kinds, *sorted((name, str(value)) for name, value in constants.items())
+    return launch.name, *kinds, *sorted((name, str(value)) for name, value in launch.constants.items())
 
 
 @cache

@@ -126,6 +126,14 @@ def test_random_weights_run_on_the_operations_of_their_device() -> None:
     assert random_model(TINY, torch.bfloat16, 0, cpu).ops.name == choose(cpu, torch.bfloat16, TINY).ops.name
 
 
+def test_on_a_card_a_rounded_shape_is_made_there_and_written_to_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("scumble.bench.subject.available_bytes", lambda: 8 * 10**9)  # the host has little memory
+    for device in ("auto", "cuda"):
+        spec = Subject(shape="release", dtype="fp8", device=device).memory_spec()
+        assert (spec["shape"], spec["path"], spec["dtype"]) == ("release", None, "fp8")
+
+
 def test_what_does_not_fit_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scumble.bench.subject.available_bytes", lambda: 8 * 10**9)
     with pytest.raises(InvalidRequest, match=r"50\.5 GB .* 8\.0 GB free; --layers"):

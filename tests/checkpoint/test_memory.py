@@ -208,3 +208,17 @@ def test_info_says_which_formats_fit(folder, monkeypatch, capfd):
     out = capfd.readouterr().out
     assert "does not fit here" in out
     assert "available here" in out
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, "int8"])
+def test_memory_that_runs_out_while_loading_is_said_in_sizes(dtype, tmp_path, monkeypatch):
+    """Somebody else took it after the check."""
+    save_folder(tmp_path, tiny_model())
+
+    def full(entry, dtype, device):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore for experts")
+
+    monkeypatch.setattr("scumble.checkpoint.load.read_entry", full)
+    with pytest.raises(CheckpointError, match=r"does not suffice: CUDA .* 2\.00 GiB\.; .* available .*dtype") as caught:
+        load_checkpoint(tmp_path, dtype)
+    assert "experts" not in str(caught.value)

@@ -128,6 +128,21 @@ def test_a_poisoned_row_ends_alone(model, alone, poison):
     assert [ids(events) for events in found[1:]] == [alone(number) for number in range(1, 10)]
 
 
+def test_a_pass_without_memory_says_what_it_was_for(model, monkeypatch):
+    def full(segments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore for experts")
+
+    engine, events = Engine(model), []
+    engine.add(request_of(model, 0), events.append)
+    monkeypatch.setattr(engine.runner.model, "forward", full)
+    engine.runner.replays.is_off = True
+    run(engine)
+    assert isinstance(events[-1], Failed)
+    assert isinstance(events[-1].error, ScumbleError)
+    said = str(events[-1].error)  # 3 tokens of the prompt, 8 of a canvas
+    assert "a pass of this request of 11 tokens: CUDA out of memory. Tried to allocate 2.00 GiB.; shorten" in said
+
+
 @pytest.mark.parametrize("wrong", ["rule", "mask"])
 def test_a_request_whose_own_rules_fail_ends_alone(model, alone, wrong):
     engine, found = Engine(model), [[] for _ in range(10)]

@@ -162,6 +162,8 @@ def _memory(memory: dict[str, Any], console: Console) -> None:
         ("peak while loading", f"{memory['loaded'] / 1e6:,.0f} MB"),
         ("peak", f"{memory['peak'] / 1e6:,.0f} MB; less libraries {memory['over_weights']:.2f} × the weights"),
     ]
+    if "gpu_peak" in memory:
+        rows.append(("peak on the card", f"{memory['gpu_peak'] / 1e6:,.0f} MB"))
     _grid(console, rows)
 
 

@@ -64,7 +64,9 @@ def measure(config: ModelConfig, canvas: int, device: torch.device, quick: bool 
         if found:
             by_size[dtype] = found
     best = {dtype: max(rates.values()) for dtype, rates in by_size.items()}
-    return Limits(best, by_size, bandwidth(device, 64 if quick else 512, tries), device.type == "cuda")
+    on_card = device.type == "cuda"  # its cache holds more, and a call there takes long beside a read of little
+    megabytes = 2000 if on_card else 64 if quick else 512
+    return Limits(best, by_size, bandwidth(device, megabytes, tries), on_card)
 
 
 def gemm_sizes(config: ModelConfig, canvas: int) -> dict[str, tuple[int, int, int]]:

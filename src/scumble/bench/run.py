@@ -6,6 +6,7 @@ instrumented run, and the peer's runs when a peer was asked for.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
@@ -67,7 +68,7 @@ def run_bench(subject: Subject, options: Options, said: Said = lambda _: None) -
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     said("looking at the machine")
-    machine = describe(torch.device(subject.device if subject.device.startswith("cuda") else "cpu"))
+    machine = describe(subject.where)
     said(f"preparing {subject.name}")
     with subject:
         report: dict[str, Any] = {
@@ -84,9 +85,12 @@ def run_bench(subject: Subject, options: Options, said: Said = lambda _: None) -
             from scumble.bench.curves import measure_curves
 
             report["curves"] = measure_curves(subject, options.quick, options.seed, said)
-        if options.memory:
-            said("peak memory, in a process of its own")
-            report["memory"] = memory(subject, options)
+        if options.memory and subject.where.type != "cuda":
+            report["memory"] = memory(subject, options, said)
+    if options.memory and subject.where.type == "cuda":  # there may be no room for the model twice
+        gc.collect()
+        torch.cuda.empty_cache()
+        report["memory"] = memory(subject, options, said)
     return report
 
 
@@ -294,8 +298,9 @@ def adaptive(subject: Subject, options: Options, said: Said) -> dict[str, Any]:
     }
 
 
-def memory(subject: Subject, options: Options) -> dict[str, Any]:
+def memory(subject: Subject, options: Options, said: Said) -> dict[str, Any]:
     """Peak resident memory of one fixed generation. over_weights: (peak - before) / weights."""
+    said("peak memory, in a process of its own")
     found = measure_memory(
         {
             "subject": subject.memory_spec(),

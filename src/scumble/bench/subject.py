@@ -71,6 +71,12 @@ class Subject:
         return self.shape is not None
 
     @property
+    def where(self) -> torch.device:
+        """The device; "auto": the card, where there is one."""
+        auto = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device(auto if self.device == "auto" else self.device)
+
+    @property
     def llm(self) -> LLM:
         assert self._llm is not None, "use as a context manager"
         return self._llm
@@ -85,17 +91,16 @@ class Subject:
         return weight_bytes(self.config, self.number_format, self.llm.model.device.type == "cuda")
 
     def __enter__(self) -> Subject:
-        device = "cpu" if self.device == "auto" and not torch.cuda.is_available() else self.device
-        where = torch.device("cuda" if device == "auto" else device)
+        where = self.where
         if self.shape is not None and self.dtype in PLAIN:
             self._llm = self._wrapped(random_model(self.config, getattr(torch, self.dtype), self.seed, where))
         elif self.shape is not None and where.type == "cuda":  # its host need not have room for bfloat16
             form = cast(Format, self.dtype)
             self._llm = self._wrapped(random_model(self.config, torch.bfloat16, self.seed, where, form))
         elif self.shape is not None:
-            self._llm = LLM.load(self.folder(), self.dtype, device, cache_dtype=self.cache_dtype)
+            self._llm = LLM.load(self.folder(), self.dtype, str(where), cache_dtype=self.cache_dtype)
         else:
-            self._llm = LLM.load(self.path, self.dtype, device, cache_dtype=self.cache_dtype)
+            self._llm = LLM.load(self.path, self.dtype, str(where), cache_dtype=self.cache_dtype)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -122,12 +127,13 @@ class Subject:
         return Path(self._temporary.name)
 
     def memory_spec(self) -> dict[str, Any]:
-        """What a child process needs to build the same subject. It loads a quantized one from a folder, as users do."""
+        """What a child process needs to build the same subject. It loads a quantized one from a folder, as users do; on
+        a card it is made anew, as here: the release in bfloat16 would be 52 GB of host memory and as much of disk."""
         spec = {
             "path": self.path, "shape": self.shape, "layers": self.layers, "dtype": self.dtype,
             "device": self.device, "seed": self.seed, "cache_dtype": self.cache_dtype,
         }  # fmt: skip
-        if self.shape is not None and self.dtype not in PLAIN:
+        if self.shape is not None and self.dtype not in PLAIN and self.where.type != "cuda":
             spec |= {"path": str(self.folder()), "shape": None, "layers": None}
         return spec
 
@@ -139,7 +145,7 @@ class Subject:
     def _check_room(self) -> None:
         """Refuse random weights that would not fit, before the machine begins to swap."""
         free = available_bytes()
-        if self.shape is None or free is None or self.device.startswith("cuda"):
+        if self.shape is None or free is None or self.where.type == "cuda":
             return
         needed = weight_bytes(self.config, self.dtype if self.dtype in PLAIN else "bfloat16")
         if needed * 1.15 > free:

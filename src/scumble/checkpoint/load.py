@@ -19,7 +19,7 @@ from scumble.checkpoint.gguf.blocks import BY_NAME
 from scumble.checkpoint.gguf.model import config_json, generation_json, is_gguf, weight_entries
 from scumble.checkpoint.gguf.reader import read_gguf
 from scumble.checkpoint.keep import CPU, Keeper, in_four_bits, is_in_few_bits
-from scumble.checkpoint.memory import check_memory
+from scumble.checkpoint.memory import check_memory, no_room_in_words
 from scumble.checkpoint.names import VISION, candidates
 from scumble.checkpoint.pages import give_back, let_go
 from scumble.checkpoint.quantized import declared_scheme, refuse_parts
@@ -194,13 +194,14 @@ def load_checkpoint(
     model.use(choice.ops)
     model.cache_format = cache
     runs_as: Counter[str] = Counter()
-    if form is not None or choice.ops.packs:
-        runs_as = _load_converted(model, plan, form, whole, device, as_stored)
-        kept_bytes = model.nbytes
-    else:
-        weights = _read(plan, whole, device)
-        kept_bytes = sum(tensor.nbytes for tensor in weights.values())
-        model.load_state_dict(weights, assign=True)
+    with no_room_in_words(folder, device):
+        if form is not None or choice.ops.packs:
+            runs_as = _load_converted(model, plan, form, whole, device, as_stored)
+            kept_bytes = model.nbytes
+        else:
+            weights = _read(plan, whole, device)
+            kept_bytes = sum(tensor.nbytes for tensor in weights.values())
+            model.load_state_dict(weights, assign=True)
     model.eval().requires_grad_(False)
     model.load_report = replace(found.report(kept_bytes), runs_as=tuple(f"{n} × {how}" for how, n in runs_as.items()))
     for line in model.load_report.lines():

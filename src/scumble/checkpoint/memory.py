@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,6 +147,21 @@ def check_memory(
         f"{folder}: needs {size(wanted)} of memory in {str(form).removeprefix('torch.')}, and {size(room.bytes)} are "
         f"available ({room.limit}); {advice}; to load it all the same set {SWITCH}=0"
     )
+
+
+@contextmanager
+def no_room_in_words(folder: Path, device: torch.device) -> Iterator[None]:
+    """Inside, a load for which the memory does not suffice after all ends with a CheckpointError that says so: others
+    may have taken it since the check, or the check was switched off."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        room = available(device)
+        left = "" if room is None else f"; {size(room.bytes)} are available ({room.limit})"
+        raise CheckpointError(
+            f"{folder}: the memory does not suffice: {str(error).splitlines()[0]}{left}; "
+            "end what else uses it, or load in fewer bits (dtype)"
+        ) from error
 
 
 def available(device: torch.device) -> Available | None:

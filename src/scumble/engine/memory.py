@@ -9,7 +9,7 @@ import torch
 
 from scumble.checkpoint.memory import available
 from scumble.config import ModelConfig
-from scumble.errors import InvalidRequest, size
+from scumble.errors import InvalidRequest, ScumbleError, size
 from scumble.model import Transformer
 from scumble.model.cache import capacity
 from scumble.model.rounding import CacheFormat, token_bytes
@@ -68,6 +68,16 @@ class CacheSize:
     def room(self, tokens: int) -> int:
         """Bytes in which a forward makes one layer of a row whole, where that is needed (model/rounding.py: Room)."""
         return tokens * self.whole
+
+
+def no_room(error: Exception, tokens: int) -> Exception:
+    """Instead of an error of torch's that the memory does not suffice: one that says for what. Others stay."""
+    if not isinstance(error, torch.OutOfMemoryError):
+        return error
+    return ScumbleError(
+        f"the memory does not suffice for a pass of this request of {tokens} tokens: {str(error).splitlines()[0]}; "
+        "shorten the prompt, ask for fewer candidates, or end what else uses the device"
+    )
 
 
 def too_little(tokens: int, needed: int, memory: int) -> InvalidRequest:

@@ -17,6 +17,7 @@ from torch import Tensor
 from scumble.decode.steps import Denoise, Prefill, Read, Reading, Step, Stepped
 from scumble.engine.choose import TokenChoice, choose, token_logprobs
 from scumble.engine.denoise import Denoiser
+from scumble.engine.memory import no_room
 from scumble.engine.replay import Replays
 from scumble.engine.row import Outcome, Row
 from scumble.engine.static_pass import Asked
@@ -198,5 +199,5 @@ def together(call: Callable[[Sequence[Work]], list[Outcome]], works: Sequence[Wo
         return call(works)
     except Exception as error:
         if len(works) == 1:
-            return [Outcome(works[0].row, error=error)]
+            return [Outcome(works[0].row, error=no_room(error, works[0].row.tokens))]
     return [outcome for work in works for outcome in together(call, [work])]

@@ -10,13 +10,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SOURCE = str(ROOT / "src")
 sys.path.insert(0, SOURCE)
+sys.path.append(str(ROOT / "tests"))  # whose helpers some use
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (SOURCE, os.environ.get("PYTHONPATH"))))
 
 
 def interpret() -> None:
     """Kernels run on the CPU, as in tests. To be called before triton is imported: its own functions change as well."""
     os.environ["TRITON_INTERPRET"] = "1"
-    sys.path.append(str(ROOT / "tests"))
     from ops.triton import interpreter
 
     interpreter.install()

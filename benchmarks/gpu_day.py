@@ -5,6 +5,7 @@
 
 In this order, so that what matters most comes first if time runs out:
 
+  compile      kernels of all that follows, on all cores
   self-check   every operation, and products in every number format, with the reason where one fails
   bandwidth    of reading and of copying
   engine       generations by the package itself, release's shape, random weights, fp8 and int4: passes replayed as CUDA
@@ -26,6 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +39,9 @@ if "--toy" in sys.argv:
 import torch
 import triton
 from gpu_pass import Pass
-from gpu_tiles import Day, described, tiles, write_table
+from gpu_tiles import Day, Nowhere, described, tiles, write_table
 
+from ops.triton import release
 from scumble import LLM
 from scumble.bench import workloads
 from scumble.bench.shapes import random_model, random_prompt
@@ -46,7 +49,8 @@ from scumble.bench.timing import clock, figure
 from scumble.engine import replay
 from scumble.formats import Format
 from scumble.ops.triton import selfcheck
-from scumble.ops.triton.launch import architecture, made_for, tile_table
+from scumble.ops.triton.ahead import compile_ahead
+from scumble.ops.triton.launch import TABLE, Launch, architecture, made_for, recorded, tile_table
 from scumble.ops.triton.ops import OPERATIONS, TritonOps
 
 PUBLISHED = {  # ms a pass of 256 tokens, one stream
@@ -354,8 +358,38 @@ def check_formats(day: Day) -> Iterator[dict[str, Any]]:
             yield {"format": form, "fault": why, "s": time.monotonic() - begin}
 
 
+def compiled(day: Day) -> dict[str, Any]:
+    """What the other parts launch, compiled by all cores: kernel by kernel, at its launch, it would take half of the
+    time. Recorded on tensors without memory, at the shapes that follow."""
+    if day.toy:
+        return {"skipped": "the interpreter compiles nothing"}
+    begin, major_minor = time.monotonic(), torch.cuda.get_device_capability(day.device)
+    made = planned(day, architecture(day.device))
+    count = compile_ahead(made, 10 * major_minor[0] + major_minor[1])
+    return {"kernels": count, "seconds": round(time.monotonic() - begin, 1)}
+
+
+def planned(day: Day, arch: int) -> list[Launch]:
+    """Launches of checks, of the engine's passes and steps, of passes by the kernels alone, of other tiles."""
+    have = tile_table()[arch]
+    forms = [form for form in selfcheck.ROUNDING if f"up {form}" in have]
+    made = selfcheck.launches([*OPERATIONS, *forms], arch, day.dtype, day.config)
+    made += release.launches(arch, TABLE, day.dtype)
+    nowhere = Nowhere(day)
+    with torch.no_grad(), recorded(arch) as rest:
+        for format, dense in FORMATS.values():
+            if f"up {format}" in have and f"linear {dense}" in have:
+                model = Pass(nowhere.config, format, dense, day.dtype, nowhere.device)
+                for rows, tokens, context in product((1, 8), (day.config.canvas_length, 1), CONTEXTS):
+                    model.prepare(rows, tokens, context)
+                    model()
+        list(tiles(nowhere))
+    return made + rest
+
+
 PARTS: dict[str, Callable[[Day], Any]] = {
     "card": card,
+    "compile": compiled,
     "self-check": check_operations,
     "formats": check_formats,
     "bandwidth": bandwidth,

@@ -84,6 +84,22 @@ class Day:
             torch.cuda.empty_cache()
 
 
+class Nowhere(Day):
+    """A day on tensors without memory, with a layer of each kind: its launches can be recorded."""
+
+    def __init__(self, day: Day):
+        super().__init__(day.toy, 0)
+        self.device = torch.device("meta")
+        self.config = replace(day.config, layers=tuple(dict.fromkeys(day.config.layers)))
+
+    def left(self, seconds: float) -> bool:
+        return True
+
+    def milliseconds(self, call: Callable[[], Any], repeats: int = 10) -> float:
+        call()
+        return 1.0
+
+
 def described(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''}"
 

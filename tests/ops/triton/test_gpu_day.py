@@ -14,6 +14,7 @@ import torch
 
 from ops.triton.conftest import HAS_CARD
 from scumble.ops.triton import cases
+from scumble.ops.triton.launch import tile_table
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
@@ -136,3 +137,12 @@ def test_without_a_card_it_says_so(script: Any, capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit):
         script.main([])
     assert "no CUDA device is here; --toy runs the same code on the CPU" in capsys.readouterr().err
+
+
+def test_what_the_day_launches_is_known_before(script: Any) -> None:
+    """So that it can be compiled on all cores. Every operation that has tiles for the card is among it, and so are the
+    other tiles that are tried."""
+    made = script.planned(script.Day(False, 8.0), 90)
+    assert {launch.name for launch in made} == set(tile_table()[90])
+    tried = {(launch.name, launch.tiles.sizes.get("BM"), launch.tiles.stages) for launch in made}
+    assert {("up fp8", 16, 4), ("down int4", 32, 3), ("linear plain", 64, 3)} <= tried

@@ -8,11 +8,13 @@ through, up to the launch, so a launch finds them there; and they need no card, 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from triton.runtime import driver
 
 from scumble.ops.triton.launch import Launch, Tiles
 
-SECONDS = 300  # a process that takes longer is given up: launches compile what they miss
+SECONDS = 120  # for all processes; what is left then is compiled at its launch
 
 
 class Card:
@@ -80,25 +82,27 @@ def _tensor(dtype: str, offset: int) -> torch.Tensor:
 
 
 def compile_ahead(launches: Iterable[Launch], capability: int, processes: int = 0) -> int:
-    """How many different kernels there were. processes: 0 takes one a core. Nothing that goes wrong here is an error:
-    a launch compiles what it does not find."""
+    """How many different kernels there were. processes: 0 takes one a core, up to 16, each with two kernels at least.
+    Nothing that goes wrong here is an error: a launch compiles what it does not find."""
     texts = sorted({described(launch) for launch in launches})
-    count = min(processes or os.cpu_count() or 1, len(texts))
+    count = processes or min(16, os.cpu_count() or 1, -(-len(texts) // 2))
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[3]), *sys.path])
     command = [sys.executable, "-m", __name__, str(capability)]
     running = []
-    for first in range(count):
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
-        )
-        assert process.stdin is not None
-        process.stdin.write("\n".join(texts[first::count]).encode())
-        process.stdin.close()
-        running.append(process)
+    with contextlib.suppress(OSError):  # no memory for another process, or one that has ended
+        for first in range(count):
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+            )
+            running.append(process)
+            assert process.stdin is not None
+            process.stdin.write("\n".join(texts[first::count]).encode())
+            process.stdin.close()
+    end = time.monotonic() + SECONDS
     for process in running:
         try:
-            process.wait(SECONDS)
+            process.wait(max(0.0, end - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
     return len(texts)

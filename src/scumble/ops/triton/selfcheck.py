@@ -19,7 +19,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -30,8 +30,9 @@ from torch import Tensor
 from scumble.config import ModelConfig
 from scumble.errors import ScumbleError
 from scumble.ops.reference import REFERENCE
-from scumble.ops.triton import cases
+from scumble.ops.triton import ahead, cases
 from scumble.ops.triton.cases import Case, of_format, of_operation
+from scumble.ops.triton.launch import Launch, column, recorded
 from scumble.ops.triton.ops import OPERATIONS, TritonOps
 
 log = logging.getLogger("scumble")
@@ -49,7 +50,11 @@ class Raised(str):
 def refused(device: torch.device, dtype: torch.dtype, config: ModelConfig) -> dict[str, str]:
     """Operations that may not serve, and why not each. From the cache where this was asked before."""
 
-    verdict = _kept(f"{_fingerprint(device, dtype, config)}.json", lambda: examine(device, dtype, config))
+    def look() -> dict[str, str]:
+        _compile_ahead(device, OPERATIONS, dtype, config)
+        return examine(device, dtype, config)
+
+    verdict = _kept(f"{_fingerprint(device, dtype, config)}.json", look)
     for name, why in verdict.items():
         log.warning("operation %s is served by torch on this card: %s", name, why)
     return verdict
@@ -59,6 +64,7 @@ def format_fault(device: torch.device, dtype: torch.dtype, config: ModelConfig, 
     """Why products with weights of a format may not serve; None: they may. From the cache, as `refused`."""
 
     def look() -> dict[str, str]:
+        _compile_ahead(device, [form], dtype, config)
         why = examine_format(device, dtype, config, form)
         return {} if why is None else {form: why}
 
@@ -107,6 +113,26 @@ def examine_format(device: torch.device, dtype: torch.dtype, config: ModelConfig
     """The checks of a format's products, dense and of experts, with weights in every way in which it stores them."""
     check = partial(_fault, of_format(device, dtype, config, form), ROUNDING[form], with_steps=False)
     return _tried(f"products in {form}", device, check)
+
+
+def launches(checked: Iterable[str], arch: int, dtype: torch.dtype, config: ModelConfig) -> list[Launch]:
+    """What the checks of some operations and formats launch, on tensors without memory."""
+    nowhere = torch.device("meta")
+    ops = TritonOps(device=nowhere)
+    with recorded(arch) as made, torch.no_grad():
+        for name in checked:
+            of = of_format(nowhere, dtype, config, name) if name in ROUNDING else None
+            with contextlib.suppress(Exception):  # where it reads a number, for one; what it is will show in the check
+                for x, case in of or of_operation(name, nowhere, dtype, config):
+                    for tokens in (x, x[-cases.ALONE :], x[-1:]):
+                        case(ops, tokens, _same)
+    return made
+
+
+def _compile_ahead(device: torch.device, checked: Iterable[str], dtype: torch.dtype, config: ModelConfig) -> None:
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        ahead.compile_ahead(launches(checked, column(capability), dtype, config), 10 * capability[0] + capability[1])
 
 
 def _tried(what: str, device: torch.device, check: Callable[[], str | None]) -> str | None:

@@ -54,7 +54,7 @@ def test_proposals_follow_the_law(pattern: str, length: int, room: int, asked: A
     embedding = torch.randn(len(TOKENS), 8, generator=generator) * 0.5
     embedding[:, 0], hidden[:, 0] = 4.0, 4.0
     logits = (softcap(hidden @ embedding.T, 30.0) / 0.7).double().numpy()
-    every, best = canvases(pattern, logits, room, asked)
+    every = canvases(pattern, logits, room, asked)
     total = sum(every.values())
 
     structure = Structured(compiled(Regex(pattern), Vocabulary(TOKENS), (END,), folder=tmp_path), filler=END)
@@ -80,7 +80,7 @@ def test_proposals_follow_the_law(pattern: str, length: int, room: int, asked: A
         )  # fmt: skip
         proposal = law.propose(look)
         counts[cut(proposal.sample[0].tolist())] += 1
-    assert cut(proposal.argmax[0].tolist()) == best
+    assert cut(proposal.argmax[0].tolist()) == max(every, key=lambda one: every[one])
     assert counts.keys() <= every.keys()
     frequent = [one for one in every if every[one] / total * draws >= 5]
     seen, expected = [counts[one] for one in frequent], [every[one] / total * draws for one in frequent]
@@ -90,12 +90,9 @@ def test_proposals_follow_the_law(pattern: str, length: int, room: int, asked: A
         assert chisquare(seen, np.array(expected) * sum(seen) / sum(expected)).pvalue > 1e-4
 
 
-def canvases(
-    pattern: str, logits: np.ndarray, room: int, asked: Asked
-) -> tuple[dict[tuple[int, ...], float], tuple[int, ...]]:
+def canvases(pattern: str, logits: np.ndarray, room: int, asked: Asked) -> dict[tuple[int, ...], float]:
     """Every canvas, cut behind its end id, that is a text or can become one within `room` more tokens, with its
-    probability; not normalised. Each position's own probabilities are of the ids that it may have. And the most
-    probable canvas, what stands behind its end id included, cut as well."""
+    probability; not normalised. Each position's own probabilities are of the ids that it may have."""
     machine, length = Regex(pattern).automaton(Budget()), len(logits)
     open_ = np.array([[asked.may(i, id) for id in range(len(TOKENS))] for i in range(length)])
     logs = np.where(open_, logits, -np.inf)
@@ -108,15 +105,13 @@ def canvases(
         here = [id for id in range(len(TOKENS)) if asked.may(at, id)]
         return any(machine.accepts(text) if id == END else ends(text + (TOKENS[id] or b""), at + 1) for id in here)
 
-    found, best, highest = {}, (), -np.inf
+    found = {}
     for ids in itertools.product(*(np.flatnonzero(row).tolist() for row in open_)):
         kept = cut(ids)
         text = b"".join(TOKENS[id] or b"" for id in kept)
         if machine.accepts(text) if END in kept else ends(text, length):
             found[kept] = float(np.exp(sum(logs[i, id] for i, id in enumerate(kept))))
-            if (whole := sum(logs[i, id] for i, id in enumerate(ids))) > highest:
-                best, highest = kept, whole
-    return found, best
+    return found
 
 
 def cut(ids) -> tuple[int, ...]:

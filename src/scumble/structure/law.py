@@ -13,9 +13,7 @@ lead to the same states: only class masses enter the sums. With w_i(c) = log p_i
     P_i(s → t, c) = exp(w_i(c) + b_{i+1}(t) - b_i(s))                    (the chain to draw from, forwards)
 
 With max in place of Σ, and the best token of each class in place of its mass, the same recursion gives the most
-probable canvas (Viterbi). A canvas has ids behind the end too: any ids, so the most probable ones, and b_i(END) is the
-sum of their logs. With 0 there, every token before the end would cost and none behind it, and short texts would win
-against the model's own argmax, even where the structure allows everything. Sums are in float64, in a fixed order.
+probable canvas (Viterbi). Sums are in float64, in a fixed order.
 """
 
 from __future__ import annotations
@@ -129,8 +127,7 @@ def chain(window: Window, masses: Masses) -> Chain:
 
 def most_probable(window: Window, masses: Masses) -> tuple[np.ndarray, float]:
     """Viterbi: the class at each position [n] (0 behind the end) of the most probable valid canvas, and the log of its
-    probability, the best ids behind the end included. Each class stands for its best id. Of equals the first pair wins,
-    in order of states.
+    probability. Each class stands for its best id. Of equals the first pair wins, in order of states.
     """
     graph = window.graph
     peaks = graph.peaks(masses.best)
@@ -142,7 +139,7 @@ def most_probable(window: Window, masses: Masses) -> tuple[np.ndarray, float]:
     ahead[n, window.ends] = 0.0
     for i in range(n - 1, -1, -1):
         ahead[i, live] = np.maximum.reduceat(peaks[i, graph.label] + ahead[i + 1, graph.target], heads)
-        ahead[i, FINISHED] = ahead[i + 1, FINISHED] + masses.best[i].max()
+        ahead[i, FINISHED] = 0.0
     classes, state = np.zeros(n, np.int64), window.start
     for i in range(n):
         if state == FINISHED:

@@ -164,12 +164,7 @@ struct Law {
     const int64_t n = window.n, *begins = window.begins;
     for (int64_t k = begins[n]; k < begins[n + 1]; k++)
       ahead[n * graph.states + window.live[k]] = window.ends[window.live[k]] ? finished : nothing;
-    // The end id has come: any ids follow, so their masses sum to 1 and the most probable ones are the best.
-    ahead[n * graph.states] = finished;
-    for (int64_t i = n - 1; i >= 0; i--) {
-      const double top = *std::max_element(best + i * graph.classes, best + (i + 1) * graph.classes);
-      ahead[i * graph.states] = {finished.sum, ahead[(i + 1) * graph.states].best + top};
-    }
+    for (int64_t i = 0; i <= n; i++) ahead[i * graph.states] = finished;  // the end id has come: what follows is free
 #pragma omp parallel num_threads(threads) if (begins[n + 1] > 16384)
     {
 #pragma omp for schedule(static)

@@ -312,7 +312,7 @@ TITLES = {
     "engine": "by the package, one stream, 16 passes a canvas, prompt of 1,024 tokens (first draft, steps: 128)",
     "passes": "passes by the kernels alone; tok/s at 16 passes a canvas",
     "stages": "parts of a pass of one row, context 1,024, each as a graph",
-    "tiles": "the two quickest tile sizes of each product; up and down: of both together",
+    "tiles": "the two quickest tile sizes of each product; up and down: of both together; linear: of 12",
 }
 
 

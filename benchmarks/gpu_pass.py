@@ -47,7 +47,8 @@ def random_weight(format: str, dtype: torch.dtype, device: torch.device, *shape:
     if format == "int4":
         width = -(-inputs // layouts.BLOCK) * layouts.BLOCK
         words = torch.randint(-(2**31), 2**31, (*front, outputs, width // 8), dtype=torch.int32, device=device)
-        steps = torch.full((*front, width // layouts.GROUP, outputs), scale / 5, dtype=torch.bfloat16, device=device)
+        sizes = *front, width // layouts.BLOCK, outputs, layouts.BLOCK // layouts.GROUP
+        steps = torch.full(sizes, scale / 5, dtype=torch.bfloat16, device=device)
         return layouts.Int4(words, steps, inputs)
     return layouts.Plain(torch.empty(shape, dtype=dtype, device=device).normal_(0, scale))
 

@@ -8,6 +8,7 @@ otherwise than torch. Here
     float32 depend on where in the tile a number lies and on the processor, which a tensor core's do not,
   - +, - and × of bfloat16 round once, as the hardware's instructions do,
   - `tl.dot_scaled` exists, for e2m1 numbers,
+  - inline assembly is run as it is written (assembly.py), where it makes 16 bits of words,
   - a loop's bound that was read from memory is a number with any numpy,
   - `tl.maximum` and `tl.minimum` pass over what is no number, as the hardware's do,
   - everything else on bfloat16 (division, comparison, maximum, sum, exponential) raises: kernels convert first.
@@ -19,6 +20,7 @@ Private names of Triton are replaced, so its versions are pinned (pyproject.toml
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,8 @@ import torch
 import triton.language as tl
 from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
+
+from ops.triton import assembly
 
 Handle = interpreter.TensorHandle
 _builder = interpreter.InterpreterBuilder
@@ -130,11 +134,16 @@ def install() -> None:
 
         return repaired
 
+    def inline_asm(self: Any, text: str, _: str, values: list[Any], kinds: list[Any], pure: bool, pack: int) -> Any:
+        made = assembly.run(text, [value.data for value in values], pack)
+        return SimpleNamespace(get_result=lambda number: Handle(made, tl.bfloat16))
+
     def bfloat16(self: Any, value: float) -> Any:
         return narrowed(np.array([value]), tl.bfloat16)
 
     _builder.create_dot, _builder.binary_op, _builder.unary_op = dot, binary, unary
     _builder.cast_impl, _builder.create_fp_to_fp = cast(plain_cast), cast(plain_fp_to_fp)
+    _builder.create_inline_asm = inline_asm
     _builder.create_maxnumf = lambda self, left, right: self.binary_op(left, right, np.fmax)
     _builder.create_minnumf = lambda self, left, right: self.binary_op(left, right, np.fmin)
     _builder.get_bf16, _builder.create_dot_scaled = bfloat16, dot_scaled

@@ -54,9 +54,10 @@ def weight(format: str, *shape: int) -> layouts.Layout:
         case "int4" | "zero" | "e2m1":
             width = -(-inputs // layouts.BLOCK) * layouts.BLOCK
             words = empty(*front, outputs, width // 8, dtype=torch.int32)
-            groups = width // (layouts.FP4_GROUP if format == "e2m1" else layouts.GROUP)
-            scale = empty(*front, groups, outputs, dtype=torch.float32 if format == "zero" else torch.bfloat16)
-            zero = empty(*front, groups, outputs, dtype=torch.float32) if format == "zero" else None
+            groups = layouts.BLOCK // (layouts.FP4_GROUP if format == "e2m1" else layouts.GROUP)
+            sizes = *front, width // layouts.BLOCK, outputs, groups
+            scale = empty(*sizes, dtype=torch.float32 if format == "zero" else torch.bfloat16)
+            zero = empty(*sizes, dtype=torch.float32) if format == "zero" else None
             factor = empty(*front, outputs, dtype=torch.float32) if format == "e2m1" else None
             return layouts.Int4(words, scale, inputs, zero, factor)
         case "nvfp4":

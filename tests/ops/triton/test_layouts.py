@@ -30,7 +30,7 @@ def test_repacking_four_bits_changes_no_number(size: int, group: int, kind: str)
     assert isinstance(layout, layouts.Int4)
     assert layout.kind == kind
     assert layout.width % layouts.BLOCK == 0
-    assert layout.scale.shape == (layout.width // 32, 5)
+    assert layout.scale.shape == (layout.width // 128, 5, 4)
     assert torch.equal(layout.dequantized(), Int4Matrix.of(state).numbers().bfloat16())
 
 

@@ -75,6 +75,17 @@ def test_products_of_several_matrices(kind: str, step: bool, dtype: torch.dtype,
         assert torch.equal(linear.linear(rounded, *weights[:count], step=step), torch.cat(apart[:count], dim=-1))
 
 
+@pytest.mark.parametrize("size", [256, 96, 40])
+@pytest.mark.parametrize("kind", ["int4", "zero", "e2m1"])
+def test_four_bits_become_the_very_numbers(kind: str, size: int, dtype: torch.dtype, device: torch.device) -> None:
+    """A token that is 1 at one place sees one column of the weight; sizes that do not fill their last block too."""
+    if kind == "e2m1" and size % 16:
+        pytest.skip("its groups are whole")
+    weight = made(torch.randn(34, size, device=device) * 5, kind, torch.bfloat16)
+    out = linear.linear(activations.for_format(torch.eye(size, device=device).to(dtype), "int4"), weight)
+    assert torch.equal(out, weight.dequantized().to(dtype).T)
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_experts(kind: str, dtype: torch.dtype, device: torch.device) -> None:
     tokens, choices, count, size, width = 24, 2, 5, 96, 80

@@ -104,14 +104,15 @@ class Int8(Scaled):
 
 @dataclass(frozen=True)
 class Int4(Layout):
-    """numbers [..., N, W/8] int32 words, scale [..., W/G, N], where W is K rounded up to 128.
+    """numbers [..., N, W/8] int32 words, scale [..., W/128, N, 128/G], where W is K rounded up to 128.
 
     Nibble i of word 16·b + j is number 128·b + 16·i + j of its row. So nibble i of the 16 words of a block is a run of
     16 neighbours: one shift and mask gives a tile that the tensor core takes, all under one scale a row, no shuffle.
-    Scales are turned, so that those of neighbouring outputs are neighbours. Those beyond K are 0. Kinds:
+    Scales lie by block, those of neighbouring outputs beside one another: a block's of an output are one load of 64
+    bits or two. Those beyond K are 0. Kinds:
 
       int4    (nibble - 8) · scale                G = 32; scale bfloat16
-      zero    (nibble - zero) · scale             G = 32; scale and zero float32, zero [..., W/G, N]
+      zero    (nibble - zero) · scale             G = 32; scale and zero float32, of one shape
       e2m1    E2M1[nibble] · scale · factor       G = 16; scale bfloat16, factor float32 [..., N]
     """
 
@@ -131,8 +132,9 @@ class Int4(Layout):
 
     @property
     def arguments(self) -> tuple[Tensor, Tensor, Tensor]:
-        third = self.zero if self.zero is not None else self.numbers if self.factor is None else self.factor
-        return self.numbers, self.scale, third
+        third = self.numbers if self.factor is None else self.factor
+        third = third if self.zero is None else self.zero.view(torch.int64)
+        return self.numbers, self.scale.view(torch.int64), third
 
     @property
     def inputs(self) -> int:
@@ -157,7 +159,8 @@ class Int4(Layout):
         return numbers[..., : self.size]
 
     def _spread(self, part: Tensor) -> Tensor:
-        return part.transpose(-1, -2).float().repeat_interleave(self.group, -1)
+        """One a group [..., W/128, N, 128/G] -> one a number [..., N, W]."""
+        return part.transpose(-3, -2).flatten(-2).float().repeat_interleave(self.group, -1)
 
 
 @dataclass(frozen=True)

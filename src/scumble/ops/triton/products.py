@@ -65,6 +65,35 @@ def _plain(
     return total.to(tl.float32)
 
 
+# Two words of a block hold nibble i of two neighbours, in their low halves (i < 4) or in their high ones. Side by side
+# in one register, both are unpacked by each instruction: 0x4300 | q is 128 + q in bfloat16.
+_PAIR: tl.constexpr = tl.constexpr("""{
+    .reg .b32 pair;
+    prmt.b32 pair, $1, $2, $3;
+    shr.b32 pair, pair, $5;
+    lop3.b32 $0, pair, 0x000F000F, 0x43004300, 0xEA;
+}""")
+# The same for e2m1: a sign and three bits of exponent and fraction go to their places; that is 2^-126 of the value.
+_PAIR_E2M1: tl.constexpr = tl.constexpr("""{
+    .reg .b32 pair, sign;
+    prmt.b32 pair, $1, $2, $3;
+    shr.b32 pair, pair, $5;
+    shl.b32 sign, pair, 12;
+    and.b32 sign, sign, 0x80008000;
+    shl.b32 pair, pair, 6;
+    lop3.b32 $0, pair, 0x01C001C0, sign, 0xEA;
+}""")
+
+
+@triton.jit
+def _run(packed, i: tl.constexpr, ASSEMBLY: tl.constexpr):
+    """Nibble i of words int32 [BN, 16], as the assembly makes it a bfloat16."""
+    return tl.inline_asm_elementwise(
+        ASSEMBLY, "=r,r,r,r,r,r,r", [packed, 0x5410 if i < 4 else 0x7632, 4 * (i % 4)],  # pyright: ignore[reportArgumentType]
+        dtype=tl.bfloat16, is_pure=True, pack=2,
+    )  # fmt: skip
+
+
 @triton.jit
 def _words(
     x, tokens, live, words, groups, zeros, matrix, n, rows, rows_ok, N,
@@ -72,35 +101,53 @@ def _words(
 ):  # fmt: skip
     """Blocks of 128 numbers are 16 words a row; nibble i of them is the run of numbers 16·i … 16·i + 15.
 
-    KIND: how a nibble becomes a number (`Int4` in layouts.py). Numbers are rounded once, to bfloat16.
+    KIND: how a nibble becomes a number (`Int4` in layouts.py). Numbers are rounded once, to bfloat16. groups, and zeros
+    of "zero": a block's scales of a row side by side, in words of 64 bits.
     """
     blocks: tl.constexpr = (K + 127) // 128
+    BITS: tl.constexpr = 32 if KIND == "zero" else 16  # pyright: ignore[reportAssignmentType] # of a scale
+    GROUP: tl.constexpr = 16 if KIND == "e2m1" else 32  # pyright: ignore[reportAssignmentType]
+    WORDS: tl.constexpr = 128 // GROUP * BITS // 64  # words of scales a row and block
     total = tl.zeros((BN, BM), tl.float32)
     j = tl.arange(0, 16)
     w_at = (words + rows * (blocks * 16))[:, None] + j[None, :]
     x_at = x + tokens[None, :] * K + j[:, None]
-    GROUP: tl.constexpr = 16 if KIND == "e2m1" else 32
-    s_at = matrix * (blocks * 128 // GROUP) * N + n  # scales [·, blocks · 128 / GROUP, N]
+    s_at = (matrix * blocks * N + n) * WORDS
     for block in range(0, blocks):
         packed = tl.load(w_at + block * 16, mask=rows_ok[:, None], other=0)
         for i in tl.static_range(8):  # pyright: ignore[reportGeneralTypeIssues]
             k = block * 128 + i * 16
-            t = tl.load(x_at + k, mask=live[None, :] & (j < K - k)[:, None], other=0.0)
-            at = s_at + (k // GROUP) * N
-            step = tl.load(groups + at, mask=rows_ok, other=0.0)[:, None]
-            q = (packed >> (4 * i)) & 15
-            if KIND == "int4":
-                # 0x4300 | q is 128 + q in bfloat16. The difference is exact, the product rounds once.
-                w = ((q | 0x4300).to(tl.int16).to(tl.bfloat16, bitcast=True) - 136.0) * step
-            elif KIND == "zero":
-                zero = tl.load(zeros + at, mask=rows_ok, other=0.0)[:, None]
-                w = ((q.to(tl.float32) - zero) * step.to(tl.float32)).to(tl.bfloat16)
+            inside = live[None, :]
+            if K % 16 != 0:
+                inside = inside & (j < K - k)[:, None]
+            elif K % 128 != 0:
+                inside = inside & (k < K)
+            t = tl.load(x_at + k, mask=inside, other=0.0)
+            group = i * 16 // GROUP
+            at = s_at + block * N * WORDS + group * BITS // 64
+            if i * 16 % (GROUP * 64 // BITS) == 0:
+                steps = tl.load(groups + at, mask=rows_ok, other=0)
+                zero_points = tl.load(zeros + at, mask=rows_ok, other=0) if KIND == "zero" else steps
+            step = _field(steps, group * BITS % 64, BITS)[:, None]
+            if KIND == "int4":  # the difference is exact, the product rounds once
+                w = (_run(packed, i, _PAIR) - 136.0) * step
+            elif KIND == "e2m1":  # likewise
+                w = (_run(packed, i, _PAIR_E2M1) * 8.507059173023462e37) * step
             else:
-                # Twice the value is a whole number: nibbles of 0xC8643210 (a negative int32), by the three lower bits.
-                size = ((-932957680 >> (4 * (q & 7))) & 15).to(tl.float32)
-                w = tl.where(q > 7, -size, size) * (step.to(tl.float32) * 0.5)
+                q = ((packed >> (4 * i)) & 15).to(tl.float32)
+                w = ((q - _field(zero_points, group * BITS % 64, BITS)[:, None]) * step).to(tl.bfloat16)
             total = tl.dot(w.to(t.dtype), t, total, input_precision="ieee")
     return total
+
+
+@triton.jit
+def _field(words, first: tl.constexpr, BITS: tl.constexpr):
+    """Bits from `first` on of words int64, as bfloat16 (16 of them) or float32."""
+    if BITS == 16:
+        part = (words >> first).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    else:
+        part = (words >> first).to(tl.int32).to(tl.float32, bitcast=True)
+    return part
 
 
 @triton.jit

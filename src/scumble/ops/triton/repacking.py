@@ -31,10 +31,11 @@ def from_nibbles(
     width = -(-size // BLOCK) * BLOCK
 
     def turned(part: Tensor) -> Tensor:
-        """[..., N, groups] -> [..., width / own, N], zeros beyond the last group."""
+        """[..., N, groups] -> [..., width / 128, N, 128 / own], zeros beyond the last group."""
         each = max(1, -(-group // own))
         part = part.repeat_interleave(each, -1)[..., : width // own]
-        return F.pad(part, (0, width // own - part.shape[-1])).transpose(-1, -2).contiguous()
+        part = F.pad(part, (0, width // own - part.shape[-1]))
+        return part.unflatten(-1, (-1, BLOCK // own)).transpose(-3, -2).contiguous()
 
     rows = packed.shape[:-1]
     scale = scale.float()

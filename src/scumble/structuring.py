@@ -101,8 +101,7 @@ class Structuring:
         if not shape.eos_token_ids:
             raise InvalidRequest("structured output needs a model with an end id, and this one has none")
         found = compiled(language, self.vocabulary, tuple(shape.eos_token_ids))
-        filler = found.end_ids[0] if shape.pad_token_id is None else shape.pad_token_id
-        return Structured(found, filler, self._model.ops.canvas_law)
+        return Structured(found, self._model.ops.canvas_law)
 
     def _calls(self, tools: ToolChoice) -> ToolCalls:
         known = {} if self._tokenizer is None else self._tokenizer.special_tokens

@@ -57,7 +57,7 @@ def test_proposals_follow_the_law(pattern: str, length: int, room: int, asked: A
     every = canvases(pattern, logits, room, asked)
     total = sum(every.values())
 
-    structure = Structured(compiled(Regex(pattern), Vocabulary(TOKENS), (END,), folder=tmp_path), filler=END)
+    structure = Structured(compiled(Regex(pattern), Vocabulary(TOKENS), (END,), folder=tmp_path))
     constraint = together([structure, *asked.others])
     constraint.check(length + room, len(TOKENS))
     restriction = constraint.restrict(length, length + room, len(TOKENS))
@@ -118,6 +118,28 @@ def cut(ids) -> tuple[int, ...]:
     return tuple(ids[: list(ids).index(END) + 1] if END in ids else ids)
 
 
+def test_behind_the_end_positions_are_independent(tmp_path) -> None:
+    """They have the ids that they would have without a structure, and are as uncertain: pads of ours would tell the
+    model in the next pass that the text ends where it does by now."""
+    rng = np.random.default_rng(8)
+    hidden, embedding = (torch.from_numpy(rng.normal(size=(n, 4))).float() for n in (5, len(TOKENS)))
+    law = Structured(compiled(Regex("a"), Vocabulary(TOKENS), (END,), folder=tmp_path)).restrict(5, 5, 9).law
+    assert law is not None
+    assert law.classes is not None
+    uniforms = torch.from_numpy(rng.random(5))
+    query = VocabQuery(1.0, uniforms=uniforms, classes=[Classified(law.classes, 0, 5)])
+    result = vocab_head(hidden, embedding, query, cap=30.0)
+    assert result.sample is not None
+    independent = Proposal(*(values[None] for values in (result.argmax, result.sample, result.entropy)))
+    nothing = Canvas(torch.zeros(1, 5, dtype=torch.int64), torch.zeros(1, 5, dtype=torch.bool))
+    found = law.propose(Look(nothing, independent, 1.0, uniforms, result.logsumexp, result.classes[0]))
+    for ours, theirs in ((found.argmax, independent.argmax), (found.sample, independent.sample)):
+        assert ours[0, 1] == END
+        assert torch.equal(ours[0, 2:], theirs[0, 2:])
+    torch.testing.assert_close(found.entropy[0, 2:], independent.entropy[0, 2:])
+    assert not found.entropy[0, :2].any()
+
+
 @pytest.mark.parametrize(
     ("pattern", "others"),
     [
@@ -128,7 +150,7 @@ def cut(ids) -> tuple[int, ...]:
     ],
 )
 def test_what_leaves_no_text_is_refused_before_anything_runs(pattern: str, others: list, tmp_path) -> None:
-    structure = Structured(compiled(Regex(pattern), Vocabulary(TOKENS), (END,), folder=tmp_path), filler=END)
+    structure = Structured(compiled(Regex(pattern), Vocabulary(TOKENS), (END,), folder=tmp_path))
     structure.check(8, len(TOKENS))
     with pytest.raises(StructureError, match=r"leave no text .* max_new_tokens=8; pin fewer"):
         together([structure, *others]).check(8, len(TOKENS))

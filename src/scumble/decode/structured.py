@@ -32,11 +32,9 @@ class Structured(Joint):
     Whatever the model says, every canvas can be completed within `max_new_tokens`, with what others ask of the ids that
     follow: see structure/law.py. Pins behind the end have no effect.
     state: of the automaton, where the answer stands; FINISHED behind the end id. solve: Ops.canvas_law.
-    filler: the id that stands behind the end id on a canvas.
     """
 
     compiled: Compiled
-    filler: int
     solve: Solver = solve
     state: int = START
 
@@ -123,7 +121,8 @@ class Structured(Joint):
 class StructureLaw:
     """The law of one canvas, of which the window covers the first positions.
 
-    Positions beyond, and those behind the end id, hold a filler; nothing of them is committed.
+    Positions beyond, and those behind the end id, are as free as without a structure; nothing of them is committed. Ids
+    that settle there for no reason of the model's would tell it in the next pass that the text ends where it does.
     """
 
     def __init__(self, structure: Structured, window: Window) -> None:
@@ -136,28 +135,31 @@ class StructureLaw:
         pinned, ids = (values[0].cpu().numpy() for values in (look.canvas.pinned, look.canvas.ids))
         n = self.window.length
         uniforms = None if look.uniforms is None else look.uniforms[:n].cpu().numpy()
-        law = self.structure.solve(self.window, self.masses(look.logsumexp, found, pinned, ids), uniforms)
+        law = self.structure.solve(self.window, self.masses(look, found, pinned, ids), uniforms)
         if not np.isfinite(law.log_probability):
             raise StructureError(
                 "the ids that are pinned or forbidden leave no canvas that the structure allows; pin or forbid fewer"
             )
-        entropy = np.zeros(len(ids), np.float32)
+        independent = look.proposal
+        entropy = independent.entropy[0].float().cpu().numpy().copy()
         entropy[:n] = law.entropies
-        argmax = self.filled(found.best_ids(np.arange(n), law.likely), ids, pinned)
+        argmax = filled(found.best_ids(np.arange(n), law.likely), independent.argmax)
         sample = argmax
         if uniforms is not None:
-            sample = self.filled(found.draw(np.arange(n), law.drawn, law.rest), ids, pinned)
+            sample = filled(found.draw(np.arange(n), law.drawn, law.rest), independent.sample)
+        argmax, sample = (np.where(pinned, ids, values) for values in (argmax, sample))
         rows = (torch.from_numpy(values)[None].to(look.canvas.ids.device) for values in (argmax, sample, entropy))
         return Proposal(*rows)
 
-    def masses(self, logsumexp: Tensor, by_class: ClassStatistics, pinned: np.ndarray, ids: np.ndarray) -> Masses:
+    def masses(self, look: Look, by_class: ClassStatistics, pinned: np.ndarray, ids: np.ndarray) -> Masses:
         """Of the canvas's first positions; a pinned one has its own id and nothing else.
 
         Log-probabilities, not sums of exp z: behind the end id a position weighs 1, so others must weigh 1 in all too.
         """
         n = self.window.length
-        whole = logsumexp[:n, None].double().cpu().numpy()
+        whole = look.logsumexp[:n, None].double().cpu().numpy()
         found = Masses(by_class.mass[:n] - whole, by_class.entropy[:n].copy(), by_class.best[:n] - whole)
+        add_the_rest(found, look.proposal.entropy[0, :n].double().cpu().numpy())
         of_token = self.structure.compiled.tokens.of_token
         for i in np.flatnonzero(pinned[:n]):
             for table, value in ((found.mass, -np.inf), (found.best, -np.inf), (found.entropy, 0.0)):
@@ -165,11 +167,25 @@ class StructureLaw:
             found.mass[i, of_token[ids[i]]] = found.best[i, of_token[ids[i]]] = 0.0
         return found
 
-    def filled(self, found: np.ndarray, ids: np.ndarray, pinned: np.ndarray) -> np.ndarray:
-        """Ids [L]: those that are pinned, those that were found, the filler elsewhere."""
-        out = np.full(len(ids), self.structure.filler)
-        out[: len(found)] = np.where(found < 0, self.structure.filler, found)
-        return np.where(pinned, ids, out)
+
+def add_the_rest(masses: Masses, entropy: np.ndarray) -> None:
+    """Class 0, which the vocabulary operator leaves out: what is missing from a sum of 1, and from the entropy [n] of
+    all ids."""
+    logs, shares = masses.mass[:, 1:], np.exp(masses.mass[:, 1:])
+    known = (shares * (masses.entropy[:, 1:] - np.where(shares > 0, logs, 0.0))).sum(1)
+    missing = np.clip(1.0 - shares.sum(1), 0.0, 1.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        masses.mass[:, 0] = np.log(missing)
+        inside = (entropy - known) / missing + masses.mass[:, 0]
+    masses.entropy[:, 0] = np.where(missing > 1e-6, np.maximum(inside, 0.0), 0.0)  # below, float32 has no digits left
+
+
+def filled(found: np.ndarray, independent: Tensor) -> np.ndarray:
+    """Ids [L]: those that were found at the first positions; where nothing was (-1), and beyond, those of independent
+    positions [1, L]."""
+    out = independent[0].cpu().numpy().copy()
+    out[: len(found)] = np.where(found < 0, out[: len(found)], found)
+    return out
 
 
 @lru_cache(maxsize=64)

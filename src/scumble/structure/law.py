@@ -32,7 +32,7 @@ class Masses:
     """What the vocabulary operator says of n positions and C classes of ids, each [n, C] float64.
 
     mass: log of a class's probability, -inf for none. entropy: nats, of the ids inside a class. best: log-probability
-    of the most probable id.
+    of the most probable id. Class 0, to which no text leads, counts where any id may stand: behind the end.
     """
 
     mass: np.ndarray
@@ -80,7 +80,7 @@ class Chain:
         return classes, rest
 
     def entropies(self) -> np.ndarray:
-        """Of each position's id under the law [n], nats; a position behind the end counts as one known id."""
+        """Of each position's id under the law [n], nats; behind the end it has its own distribution."""
         graph, masses = self.graph, self.masses
         at = np.zeros(graph.states)
         at[self.start] = 1.0
@@ -96,8 +96,9 @@ class Chain:
             behind = at[FINISHED]
             at = np.bincount(graph.target, weights=flow, minlength=graph.states)
             at[FINISHED] += behind
+            by_class += behind * np.exp(masses.mass[i])
             inside = np.where(by_class > 0, by_class * masses.entropy[i], 0.0).sum()
-            found[i] = _plogp(by_class) + _plogp(np.array([behind])) + inside
+            found[i] = _plogp(by_class) + inside
         return np.maximum(found, 0.0)
 
 

@@ -243,7 +243,12 @@ struct Law {
           share[graph.members[m]] += part * own.mantissa * power_of_two(own.exponent - set.exponent);
         }
       }
-      double total = plogp(at[0]);
+      if (at[0] >= TINY)  // behind the end any id may stand
+        for (int64_t c = 0; c < graph.classes; c++) {
+          Scaled own = one[i * graph.classes + c];
+          share[c] += at[0] * own.mantissa * power_of_two(own.exponent);
+        }
+      double total = 0.0;
       for (int64_t c = 0; c < graph.classes; c++)
         if (share[c] > TINY) total += plogp(share[c]) + share[c] * entropy[i * graph.classes + c];
       out[i] = std::max(total, 0.0);

@@ -147,7 +147,7 @@ def main() -> None:
     ends = tuple(model.config.eos_token_ids) or (0,)
     for name in args.schema:
         language = compiled(JsonSchema.of(SCHEMAS[name]), vocabulary, ends)
-        constraint = Structured(language, ends[0], model.ops.canvas_law)
+        constraint = Structured(language, model.ops.canvas_law)
         with_law, without = measure(model, constraint, args.passes, args.canvases)
         ratios = [one / two for one, two in zip(with_law, without, strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)

@@ -119,8 +119,8 @@ def cut(ids) -> tuple[int, ...]:
 
 
 def test_behind_the_end_positions_are_independent(tmp_path) -> None:
-    """They have the ids that they would have without a structure, and are as uncertain: pads of ours would tell the
-    model in the next pass that the text ends where it does by now."""
+    """They have the ids that they would have without a structure, and are as uncertain. With pads there, the model
+    would read in the next pass that the text is over, and keep the end where it is."""
     rng = np.random.default_rng(8)
     hidden, embedding = (torch.from_numpy(rng.normal(size=(n, 4))).float() for n in (5, len(TOKENS)))
     law = Structured(compiled(Regex("a"), Vocabulary(TOKENS), (END,), folder=tmp_path)).restrict(5, 5, 9).law

@@ -121,8 +121,8 @@ class Structured(Joint):
 class StructureLaw:
     """The law of one canvas, of which the window covers the first positions.
 
-    Positions beyond, and those behind the end id, are as free as without a structure; nothing of them is committed. Ids
-    that settle there for no reason of the model's would tell it in the next pass that the text ends where it does.
+    Positions beyond, and those behind the end id, are as free as without a structure; nothing of them is committed.
+    With pads there, the model would read in the next pass that the text is over, and keep the end where it is.
     """
 
     def __init__(self, structure: Structured, window: Window) -> None:

@@ -121,11 +121,14 @@ def test_who_stops_it_sees_what_was_found(script: Any, tmp_path: Path, capsys: p
     assert "passes: there was no time left for it, or it has not run" in printed
 
 
-def test_ratios_stand_beside_the_passes_they_follow_from(script: Any) -> None:
+def test_ratios_stand_beside_the_passes_they_follow_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    tables = importlib.import_module("gpu_tables")
+
     def timed(rows: int, tokens: int, milliseconds: float) -> dict[str, Any]:
         return {"format": "fp8", "rows": rows, "tokens": tokens, "context": 1024, "graph ms": milliseconds}
 
-    one, four, step = script.compared([timed(1, 256, 10.0), timed(4, 256, 25.0), timed(1, 1, 5.0)])
+    one, four, step = tables.compared([timed(1, 256, 10.0), timed(4, 256, 25.0), timed(1, 1, 5.0)])
     assert one["x steps"] == 256 / 16 * 5.0 / 10.0
     assert four["x one row"] == 2.5
     assert "x steps" not in four  # steps of four rows were not timed
